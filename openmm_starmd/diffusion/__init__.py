@@ -1,0 +1,1 @@
+"""Forward noising, training objective and reverse sampling."""

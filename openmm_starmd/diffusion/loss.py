@@ -1,0 +1,134 @@
+"""Training objective: denoising score matching over a window, block-causally (STAR-MD paper, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_starmd.diffusion.process import Process
+from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.displacement import Displacement, centred
+from openmm_starmd.protein.tokens import ResidueFeatures
+
+NEAR = 0.6  # nm: pairs of backbone atoms in the distance-map term
+DISTANCE_FLOOR = 0.002  # nm: errors below this are thermal bond vibrations
+FAPE_CLAMP = 1.0  # nm
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms; the paper's are 1, 0.5, 0.5 for the scores, 0.5 for FAPE and 0.25 for the distance map."""
+
+    translation: float = 1.0
+    rotation: float = 1.0
+    torsion: float = 1.0
+    angle: float = 0.3
+    distance_map: float = 0.3
+    fape: float = 0.0
+
+    @classmethod
+    def paper(cls) -> LossWeights:
+        """Weights of STAR-MD, table 10."""
+        return cls(translation=1.0, rotation=0.5, torsion=0.5, angle=0.5, distance_map=0.25, fape=0.5)
+
+
+def context_inputs(copies: Conformation, strides: Tensor, process: Process, first_index: int = 0) -> FrameInputs:
+    """Context copies (B, L, N) as network inputs; the first has itself as predecessor."""
+    previous = Conformation.cat([copies[:, :1], copies[:, :-1]], 1)
+    ones = torch.ones_like(strides)
+    sigma = process.context_sigma(strides).expand(*strides.shape, 4)
+    index = first_index + torch.arange(strides.shape[1], device=strides.device)
+    return FrameInputs(copies, previous, -ones, ones, sigma, strides, index)
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    process: Process,
+    features: ResidueFeatures,
+    window: Conformation,
+    strides: Tensor,
+    generator: torch.Generator,
+    weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of frames 1 .. L - 1 of a window, each given the context copies before it.
+
+    Parameters
+    ----------
+    features : ResidueFeatures, shape (B, N)
+    window : Conformation, shape (B, L, N)
+        Clean frames, centred, each superposed on its predecessor.
+    strides : Tensor, shape (B, L)
+        Time since the predecessor, ps.
+
+    Returns
+    -------
+    loss : Tensor
+    terms : dict of Tensor
+        Each term, unweighted and detached.
+    """
+    copies = process.context_copy(window, features, generator)
+    clean = window[:, 1:]
+    span = 1 - process.min_time
+    time = process.min_time + span * torch.rand(
+        strides[:, 1:].shape, generator=generator, dtype=strides.dtype, device=strides.device
+    )
+    alpha, sigma = process.alpha(time), process.sigma(time)
+    noisy = process.perturb(clean, alpha, sigma, features, generator)
+    index = torch.arange(1, window.shape[1], device=strides.device)
+    inputs = FrameInputs(noisy, copies[:, :-1], time, alpha, sigma, strides[:, 1:], index)
+    statics = denoiser.statics(features, reference=window[:, 0])
+    estimate, unit = denoiser(statics, context_inputs(copies, strides, process), inputs)
+    target = process.score_displacement(noisy, clean, alpha, sigma, features)
+    terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
+    terms |= structure_terms(estimate, noisy, clean, alpha, unit)
+    loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
+    return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def score_terms(
+    estimate: Displacement, target: Displacement, unit: Displacement, features: ResidueFeatures, regression: bool
+) -> dict[str, Tensor]:
+    """Mean squared errors of the four parts of the score, each in its unit; torsions as 1 - cos under regression."""
+    mask = features.per_frame("torsion_mask", target.angle).to(target.torsion.dtype).expand_as(target.torsion)
+    if regression:
+        torsion, angle = 1 - (estimate.torsion - target.torsion).cos(), ((estimate.angle - target.angle) / 0.1).square()
+    else:
+        torsion = ((estimate.torsion - target.torsion) / unit.torsion).square()
+        angle = ((estimate.angle - target.angle) / unit.angle).square()
+    return {
+        "translation": ((estimate.translation - target.translation) / unit.translation).square().mean(),
+        "rotation": ((estimate.rotation - target.rotation) / unit.rotation).square().mean(),
+        "torsion": (torsion * mask).sum() / mask.sum().clamp_min(1),
+        "angle": angle.mean(),
+    }
+
+
+def structure_terms(
+    estimate: Displacement, noisy: Conformation, clean: Conformation, alpha: Tensor, unit: Displacement
+) -> dict[str, Tensor]:
+    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28)."""
+    moved = estimate.apply(noisy)
+    translations = centred(moved.frames.translations) / alpha[..., None, None]
+    denoised = Conformation(type(moved.frames)(moved.frames.rotations, translations), moved.torsions, moved.angles)
+    a, b = denoised.backbone().flatten(-3, -2), clean.backbone().flatten(-3, -2)
+    da, db = _distances(a), _distances(b)
+    near = (db < NEAR).to(db.dtype)
+    level = (unit.translation[..., 0, 0] ** 2 + DISTANCE_FLOOR**2)[..., None, None]
+    errors = ((da - db).square() / level).clamp(max=50)
+    apart = _seen_from(denoised, a) - _seen_from(clean, b)
+    fape = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
+    return {"distance_map": (errors * near).sum() / near.sum(), "fape": fape.mean()}
+
+
+def _distances(x: Tensor) -> Tensor:
+    return ((x[..., :, None, :] - x[..., None, :, :]).square().sum(-1) + 1e-10).sqrt()
+
+
+def _seen_from(conformation: Conformation, points: Tensor) -> Tensor:
+    """Points (*, P, 3) in every residue frame, (*, N, P, 3)."""
+    frames = conformation.frames
+    return (points[..., None, :, :] - frames.translations[..., :, None, :]) @ frames.rotations

@@ -1,0 +1,1 @@
+"""SE(3), SO(3) and the circle: pure functions on tensors."""

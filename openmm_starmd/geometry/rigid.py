@@ -1,0 +1,100 @@
+"""Rigid transformations as a small typed value.
+
+Rotations are kept as matrices: composing and applying them is what the network and the backmapping do all the time,
+and matrices have no sign ambiguity. Rotation vectors appear only at the tangent space (noise, scores, updates).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import roma
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rigid:
+    """Element of SE(3), or an array of them.
+
+    Parameters
+    ----------
+    rotations : Tensor, shape (*, 3, 3)
+        Local to global; the columns are the local axes in global coordinates.
+    translations : Tensor, shape (*, 3)
+        Origin of the local frame, nm.
+    """
+
+    rotations: Tensor
+    translations: Tensor
+
+    @classmethod
+    def identity(cls, shape: tuple[int, ...], dtype=torch.float32, device=None) -> Rigid:
+        """Identity transformations of batch shape ``shape``."""
+        rotations = torch.eye(3, dtype=dtype, device=device).expand(*shape, 3, 3)
+        return cls(rotations, torch.zeros(*shape, 3, dtype=dtype, device=device))
+
+    @classmethod
+    def from_three_points(cls, n: Tensor, ca: Tensor, c: Tensor) -> Rigid:
+        """Residue frame by Gram-Schmidt: origin CA, x axis towards C, N in the xy plane with y > 0.
+
+        The convention of AlphaFold 2, supplementary algorithm 21. All arguments have shape (*, 3), nm.
+        """
+        x = torch.nn.functional.normalize(c - ca, dim=-1)
+        to_n = n - ca
+        y = torch.nn.functional.normalize(to_n - (to_n * x).sum(-1, keepdim=True) * x, dim=-1)
+        return cls(torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), ca)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Batch shape."""
+        return self.translations.shape[:-1]
+
+    def __matmul__(self, other: Rigid) -> Rigid:
+        """``(a @ b).apply(x) == a.apply(b.apply(x))``."""
+        return Rigid(self.rotations @ other.rotations, self.apply(other.translations))
+
+    def __getitem__(self, index) -> Rigid:
+        if not isinstance(index, tuple):
+            index = (index,)
+        if Ellipsis not in index:
+            index = (*index, Ellipsis)
+        return Rigid(self.rotations[(*index, slice(None), slice(None))], self.translations[(*index, slice(None))])
+
+    def inverse(self) -> Rigid:
+        """Inverse transformation."""
+        transposed = self.rotations.transpose(-1, -2)
+        return Rigid(transposed, -(transposed @ self.translations[..., None])[..., 0])
+
+    def apply(self, points: Tensor) -> Tensor:
+        """Local to global coordinates; ``points`` has shape (*, 3)."""
+        return (self.rotations @ points[..., None])[..., 0] + self.translations
+
+    def to(self, *args, **kwargs) -> Rigid:
+        """Convert dtype or device, as ``Tensor.to``."""
+        return Rigid(self.rotations.to(*args, **kwargs), self.translations.to(*args, **kwargs))
+
+
+def exponential(rotvec: Tensor) -> Tensor:
+    """Rotation matrix (*, 3, 3) of a rotation vector (*, 3) in radian."""
+    return roma.rotvec_to_rotmat(rotvec)
+
+
+def logarithm(rotation: Tensor) -> Tensor:
+    """Rotation vector (*, 3), of norm at most pi, of a rotation matrix (*, 3, 3)."""
+    return roma.rotmat_to_rotvec(rotation)
+
+
+def superpose(moving: Tensor, target: Tensor) -> Rigid:
+    """Rigid motion that brings ``moving`` onto ``target`` with the least RMSD (Kabsch, Acta Cryst. A32, 922, 1976).
+
+    Parameters
+    ----------
+    moving, target : Tensor, shape (*, M, 3)
+
+    Returns
+    -------
+    Rigid, shape (*)
+    """
+    rotation, translation = roma.rigid_points_registration(moving, target)
+    return Rigid(rotation, translation)

@@ -1,0 +1,176 @@
+"""Frozen, self-validating settings of the network, the diffusion process and the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size and switches of the denoiser.
+
+    Parameters
+    ----------
+    blocks, attention_layers : int
+        Diffusion blocks, and joint space-time attention layers in each.
+    width, pair_width, heads : int
+        Channels of residue and of pair features; attention heads.
+    query_points, value_points : int
+        Points a head of invariant point attention.
+    max_relative_position : int
+        Sequence separations beyond this saturate.
+    single_features, pair_features : int
+        Channels of optional precomputed features (OpenFold: 384 and 128); 0 for none.
+    reference_structure : bool
+        Whether pair features include those of the starting conformation.
+    joint_attention : bool
+        Attend jointly over space and time; otherwise layers alternate between the two (ablation).
+    torsions : {"diffusion", "regression"}
+        Diffuse the torsions, or predict them from the denoised frames as the STAR-MD paper does.
+    parameterization : {"previous", "plain"}
+        Around the previous frame, preconditioned by the size of a step, or directly as in the paper.
+    """
+
+    blocks: int = 4
+    width: int = 128
+    pair_width: int = 48
+    heads: int = 8
+    attention_layers: int = 1
+    query_points: int = 4
+    value_points: int = 4
+    max_relative_position: int = 4
+    single_features: int = 0
+    pair_features: int = 0
+    reference_structure: bool = False
+    joint_attention: bool = True
+    torsions: str = "diffusion"
+    parameterization: str = "previous"
+
+    def __post_init__(self):
+        for name in ("blocks", "width", "pair_width", "heads", "attention_layers", "query_points", "value_points"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
+        _require(
+            self.width % (4 * self.heads) == 0,
+            f"width must be a multiple of 4 * heads = {4 * self.heads} (2-D rotary embedding), not {self.width}.",
+        )
+        _require(self.torsions in ("diffusion", "regression"), f"torsions: diffusion or regression, not {self.torsions!r}.")
+        _require(
+            self.parameterization in ("previous", "plain"),
+            f"parameterization: previous or plain, not {self.parameterization!r}.",
+        )
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Forward noising.
+
+    Parameters
+    ----------
+    schedule : {"geometric", "paper"}
+        Variance exploding with geometric noise levels, or the STAR-MD paper's: variance preserving on translations
+        (linear schedule, beta 0.1 to 20), logarithmic on rotations (0.1 to 1.5), t in [0.01, 1].
+    translation, rotation, torsion, angle : (float, float)
+        Least and greatest noise level (nm, rad, rad, rad); the paper schedule uses the last two only.
+    context_noise : (float, float, float, float)
+        Greatest noise of a context copy (nm, rad, rad, rad), geometric schedule.
+    context_time : float
+        Greatest diffusion time of a context copy, paper schedule.
+    context_probability : float
+        Probability that a context copy is noised at all.
+    """
+
+    schedule: str = "geometric"
+    translation: tuple[float, float] = (0.008, 0.3)
+    rotation: tuple[float, float] = (0.05, 1.5)
+    torsion: tuple[float, float] = (0.10, 2.2)
+    angle: tuple[float, float] = (0.012, 0.12)
+    context_noise: tuple[float, float, float, float] = (0.005, 0.04, 0.08, 0.02)
+    context_time: float = 0.1
+    context_probability: float = 0.75
+
+    def __post_init__(self):
+        _require(self.schedule in ("geometric", "paper"), f"schedule: geometric or paper, not {self.schedule!r}.")
+        for name in ("translation", "rotation", "torsion", "angle"):
+            low, high = getattr(self, name)
+            _require(0 < low < high, f"{name} noise must satisfy 0 < least < greatest, not ({low}, {high}).")
+            object.__setattr__(self, name, (low, high))
+        object.__setattr__(self, "context_noise", tuple(self.context_noise))
+        _require(len(self.context_noise) == 4, "context_noise needs four numbers.")
+        _require(0 <= self.context_probability <= 1, "context_probability must lie in [0, 1].")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that must be known to build and run a model.
+
+    Parameters
+    ----------
+    network : NetworkConfig
+    process : ProcessConfig
+    context_frames : int
+        Context frames that the model was trained with.
+    denoising_steps : int
+        Default number of denoising steps.
+    sampler : {"ancestral", "euler-maruyama"}
+        Default sampler.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    context_frames: int = 3
+    denoising_steps: int = 20
+    sampler: str = "ancestral"
+
+    def __post_init__(self):
+        _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
+        _require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
+        _require(
+            self.sampler in ("ancestral", "euler-maruyama"),
+            f"sampler: ancestral or euler-maruyama, not {self.sampler!r}.",
+        )
+        _require(
+            self.network.parameterization == "plain" or self.process.schedule == "geometric",
+            "The parameterization around the previous frame needs the geometric schedule.",
+        )
+
+    def to_dict(self) -> dict:
+        """Plain nested dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> ModelConfig:
+        """Inverse of `to_dict`."""
+        data = dict(data)
+        network = NetworkConfig(**data.pop("network"))
+        process = ProcessConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.pop("process").items()})
+        return cls(network, process, **data)
+
+
+def peptide() -> ModelConfig:
+    """Small model of short peptides on a CPU."""
+    return ModelConfig()
+
+
+def paper() -> ModelConfig:
+    """The STAR-MD paper's model (arXiv:2602.02128, tables 7 to 9); torsions are diffused unless switched."""
+    network = NetworkConfig(
+        blocks=4,
+        width=256,
+        pair_width=128,
+        heads=8,
+        attention_layers=2,
+        query_points=8,
+        value_points=12,
+        max_relative_position=32,
+        single_features=384,
+        pair_features=128,
+        reference_structure=True,
+        parameterization="plain",
+    )
+    process = ProcessConfig(schedule="paper", torsion=(0.05, 3.0), angle=(0.005, 0.2))
+    return ModelConfig(network, process, context_frames=64, denoising_steps=200, sampler="euler-maruyama")

@@ -1,0 +1,1 @@
+"""From a Topology to residue tokens, from atoms to conformations and back."""

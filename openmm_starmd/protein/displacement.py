@@ -1,0 +1,117 @@
+"""Displacements of conformations: the tangent space in which noise, scores and updates live.
+
+A displacement has four parts: translation (global axes, nm), rotation vector (local axes, rad, composed on the right),
+torsions (rad) and N-CA-C angle (rad). Arrays of noise levels carry the same four in their last axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
+from openmm_starmd.geometry.torsions import wrap
+from openmm_starmd.protein.conformation import Conformation
+
+TRANSLATION, ROTATION, TORSION, ANGLE = range(4)
+
+
+def centred(translations: Tensor) -> Tensor:
+    """Translations (*, N, 3) with the mean over residues removed."""
+    return translations - translations.mean(-2, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Displacement of each residue.
+
+    Parameters
+    ----------
+    translation : Tensor, shape (*, N, 3)
+    rotation : Tensor, shape (*, N, 3)
+    torsion : Tensor, shape (*, N, 6)
+    angle : Tensor, shape (*, N)
+    """
+
+    translation: Tensor
+    rotation: Tensor
+    torsion: Tensor
+    angle: Tensor
+
+    @classmethod
+    def between(cls, start: Conformation, end: Conformation, period: Tensor) -> Displacement:
+        """Displacement that carries ``start`` to ``end``; torsions take the short way round ``period`` (*, N, 6)."""
+        return cls(
+            end.frames.translations - start.frames.translations,
+            logarithm(start.frames.rotations.transpose(-1, -2) @ end.frames.rotations),
+            wrap(end.torsions - start.torsions, period),
+            end.angles - start.angles,
+        )
+
+    def apply(self, conformation: Conformation) -> Conformation:
+        """Displaced conformation; torsions are wrapped to (-pi, pi]."""
+        frames = Rigid(
+            conformation.frames.rotations @ exponential(self.rotation),
+            conformation.frames.translations + self.translation,
+        )
+        return Conformation(frames, wrap(conformation.torsions + self.torsion), conformation.angles + self.angle)
+
+    def scaled(self, factors: Tensor) -> Displacement:
+        """Each part times its factor; ``factors`` has shape (*, 4)."""
+        f = factors[..., None, :]
+        return Displacement(
+            self.translation * f[..., TRANSLATION, None],
+            self.rotation * f[..., ROTATION, None],
+            self.torsion * f[..., TORSION, None],
+            self.angle * f[..., ANGLE],
+        )
+
+    def __add__(self, other: Displacement) -> Displacement:
+        return Displacement(
+            self.translation + other.translation,
+            self.rotation + other.rotation,
+            self.torsion + other.torsion,
+            self.angle + other.angle,
+        )
+
+
+def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:
+    """Standard normal displacement: centred translations, torsions only where ``mask``.
+
+    Parameters
+    ----------
+    template : Tensor, shape (B, *, N)
+        Gives shape, dtype and device.
+    mask : Tensor of bool, broadcastable to (B, *, N, 6)
+    generator : torch.Generator or sequence of them
+        See `per_replica`.
+    """
+
+    def normal(*channels: int) -> Tensor:
+        def draw(rows: Tensor, g: torch.Generator) -> Tensor:
+            return torch.randn(*rows.shape, *channels, generator=g, dtype=rows.dtype, device=rows.device)
+
+        return per_replica(draw, template, generator)
+
+    return Displacement(centred(normal(3)), normal(3), normal(6) * mask, normal())
+
+
+def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor, generator) -> Tensor:
+    """Random numbers of B replicas from one generator, or from one each.
+
+    Parameters
+    ----------
+    draw : callable
+        ``draw(rows, generator)`` gives a tensor with as many rows.
+    rows : Tensor, shape (B, ...)
+    generator : torch.Generator or sequence of B of them
+        With one for each replica its numbers do not depend on the company it is in.
+    """
+    if isinstance(generator, torch.Generator):
+        return draw(rows, generator)
+    if len(generator) != len(rows):
+        raise ValueError(f"{len(rows)} replicas need as many generators, but {len(generator)} were given.")
+    return torch.cat([draw(row[None], g) for row, g in zip(rows, generator, strict=True)])

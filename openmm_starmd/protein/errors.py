@@ -1,0 +1,21 @@
+"""Errors of the package; each message says what was expected, what was found and what to do."""
+
+
+class StarMDError(Exception):
+    """Base class of every error that openmm_starmd raises on purpose."""
+
+
+class ModelDomainError(StarMDError):
+    """The system, stride or temperature lies outside what the model was trained on."""
+
+
+class UnsupportedTopologyError(StarMDError):
+    """The Topology holds something that cannot be described by residue tokens."""
+
+
+class JumpRejectedError(StarMDError):
+    """No acceptable conformation was sampled within ``maxRetries``; the Context is in its last good state."""
+
+
+class HistoryError(StarMDError):
+    """Restart data are corrupt, or belong to another system, model or version."""

@@ -1,0 +1,109 @@
+"""With the exact score of a known target both samplers reproduce it (6 sigma, 4,096 samples)."""
+
+import math
+
+import pytest
+import torch
+
+from openmm_starmd.diffusion.process import Process
+from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama
+from openmm_starmd.geometry import igso3
+from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
+from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
+from openmm_starmd.network.config import paper, peptide
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.displacement import Displacement
+from openmm_starmd.protein.tokens import ResidueFeatures
+
+SAMPLES, RESIDUES = 2048, 2
+SPREAD = {"translation": 0.3, "rotation": 0.5, "torsion": 0.6, "angle": 0.1}
+SETTINGS = [
+    (EulerMaruyama, paper(), 200),
+    (EulerMaruyama, peptide(), 200),
+    (Ancestral, peptide(), 200),
+]
+
+
+def two_residues(batch):
+    zero = torch.zeros(batch, RESIDUES, dtype=torch.long)
+    mask = torch.ones(batch, RESIDUES, 6, dtype=torch.bool)
+    return ResidueFeatures(zero, zero, zero, zero, zero, mask, torch.full((batch, RESIDUES, 6), 2 * math.pi))
+
+
+class Target:
+    """Independent normal translations (of two centred residues), IGSO(3) rotations and wrapped normal torsions."""
+
+    def __init__(self, process):
+        self.process = process
+        generator = torch.Generator().manual_seed(5)
+        half = torch.tensor([0.2, -0.1, 0.05], dtype=torch.float64)
+        self.translation = torch.stack([half, -half])
+        self.rotation = exponential(torch.randn(RESIDUES, 3, generator=generator, dtype=torch.float64))
+        self.torsion, self.angle = torch.tensor([3.0, -2.0, 1.0, 0.0, 2.5, -1.0]).double(), 1.95
+
+    def denoise(self, noisy, t):
+        p, (st, sr, sx, sa) = self.process, self.process.sigma(t)
+        alpha = p.alpha(t)
+        vt, vr, vx, va = (SPREAD[k] ** 2 for k in ("translation", "rotation", "torsion", "angle"))
+        rotvec = logarithm(self.rotation.transpose(-1, -2) @ noisy.frames.rotations)
+        level = (sr**2 + vr).sqrt().expand(noisy.shape)
+        spread = (sx**2 + vx).sqrt()
+        return Displacement(
+            (alpha * self.translation - noisy.frames.translations) * st**2 / (st**2 + alpha**2 * vt),
+            sr**2 * igso3.score(rotvec, level),
+            sx**2 * wrapped_normal_score(noisy.torsions - self.torsion, spread),
+            (self.angle - noisy.angles) * sa**2 / (sa**2 + va),
+        )
+
+
+@pytest.mark.parametrize(("sampler", "config", "steps"), SETTINGS, ids=lambda x: getattr(x, "__name__", None))
+def test_exact_score_gives_the_target(sampler, config, steps):
+    process = Process(config.process)
+    target, features = Target(process), two_residues(SAMPLES)
+    generator = torch.Generator().manual_seed(3)
+    frames = Rigid.identity((SAMPLES, RESIDUES), dtype=torch.float64)
+    start = Conformation(
+        Rigid(target.rotation.expand(SAMPLES, -1, -1, -1), target.translation.expand(SAMPLES, -1, -1)),
+        target.torsion.expand(SAMPLES, RESIDUES, 6),
+        frames.translations[..., 0] + target.angle,
+    )
+    one = torch.ones(SAMPLES, dtype=torch.float64)
+    if config.process.schedule == "paper":
+        noise = process.prior(start, features, generator)
+        noise = Conformation(
+            Rigid(target.rotation @ noise.frames.rotations, noise.frames.translations), noise.torsions, noise.angles
+        )
+    else:
+        spread = torch.tensor([SPREAD[k] for k in ("translation", "rotation", "torsion", "angle")]).double()
+        noise = process.perturb(start, one, (process.sigma(one) ** 2 + spread**2).sqrt(), features, generator)
+    x = sampler(process, steps).sample(noise, target.denoise, features, generator)
+
+    # of two centred residues only the difference is free
+    n = SAMPLES
+    apart = (x.frames.translations[:, 0] - x.frames.translations[:, 1]) / math.sqrt(2)
+    expected = (target.translation[0] - target.translation[1]) / math.sqrt(2)
+    variance = SPREAD["translation"] ** 2
+    assert ((apart.mean(0) - expected).abs() < 6 * math.sqrt(variance / n)).all()
+    assert ((apart.var(0) / variance - 1).abs() < 6 * math.sqrt(2 / n)).all()
+
+    rotvec = logarithm(target.rotation.transpose(-1, -2) @ x.frames.rotations).flatten(0, 1)
+    exact = igso3.sample(torch.full((50_000,), SPREAD["rotation"], dtype=torch.float64), generator)
+    assert (rotvec.mean(0).abs() < 6 * exact.std() / math.sqrt(2 * n)).all()
+    second, reference = rotvec.square().sum(-1), exact.square().sum(-1)
+    assert (second.mean() - reference.mean()).abs() < 6 * reference.std() / math.sqrt(2 * n)
+
+    z = wrap(x.torsions - target.torsion).flatten(0, 1)
+    resultant = math.exp(-SPREAD["torsion"] ** 2 / 2)
+    error = math.sqrt((1 + resultant**4 - 2 * resultant**2) / 2 / (2 * n))
+    assert ((z.cos().mean(0) - resultant).abs() < 6 * error).all()
+    assert (z.sin().mean(0).abs() < 6 * math.sqrt((1 - resultant**4) / 2 / (2 * n))).all()
+
+    angles = x.angles.flatten()
+    assert (angles.mean() - target.angle).abs() < 6 * SPREAD["angle"] / math.sqrt(2 * n)
+    assert (angles.var() / SPREAD["angle"] ** 2 - 1).abs() < 6 * math.sqrt(1 / n)
+
+
+def test_calls_of_the_reference_sampler():
+    process = Process(paper().process)
+    times = EulerMaruyama(process, 200).times()
+    assert len(times) == 199 and times[0] == 1 and times[-1] > 0.01

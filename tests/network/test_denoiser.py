@@ -1,0 +1,239 @@
+"""Laws of the denoiser: cached = block-causal, equivariance, causality, memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from openmm_starmd.diffusion.loss import context_inputs
+from openmm_starmd.diffusion.process import Process
+from openmm_starmd.geometry.rigid import Rigid, exponential
+from openmm_starmd.network.attention import KVCache
+from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper, peptide
+from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.tokens import ResidueFeatures
+
+SMALL = dict(blocks=2, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
+CONFIGS = {
+    "previous": NetworkConfig(**SMALL),
+    "plain": NetworkConfig(**SMALL, parameterization="plain", reference_structure=True, attention_layers=2),
+    "separable": NetworkConfig(**SMALL, joint_attention=False, attention_layers=2),
+    "regression": NetworkConfig(**SMALL, parameterization="plain", torsions="regression"),
+}
+
+
+def features(batch, n, generator):
+    mask = torch.rand(batch, n, 6, generator=generator) < 0.7
+    mask[..., 0] = False
+    end = torch.zeros(batch, n, dtype=torch.long)
+    n_end, c_end = end.clone(), end.clone()
+    n_end[:, 0], c_end[:, -1] = 1, 1
+    period = torch.full((batch, n, 6), 2 * torch.pi)
+    types = torch.randint(20, (batch, n), generator=generator)
+    return ResidueFeatures(types, torch.arange(n).expand(batch, n), end, n_end, c_end, mask, period)
+
+
+def conformation(shape, generator, dtype=torch.float32):
+    """Chains whose residues lie 0.38 nm apart, with random orientations."""
+    rotations = exponential(torch.randn(*shape, 3, generator=generator, dtype=dtype))
+    steps = 0.38 * torch.nn.functional.normalize(torch.randn(*shape, 3, generator=generator, dtype=dtype), dim=-1)
+    translations = steps.cumsum(-2)
+    translations = translations - translations.mean(-2, keepdim=True)
+    torsions = torch.pi * (2 * torch.rand(*shape, 6, generator=generator, dtype=dtype) - 1)
+    angles = 1.96 + 0.05 * torch.randn(*shape, generator=generator, dtype=dtype)
+    return Conformation(Rigid(rotations, translations), torsions, angles)
+
+
+def denoiser_of(name, seed=0, dtype=torch.float32):
+    """Random weights everywhere, also where training starts from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    denoiser = Denoiser(CONFIGS[name]).to(dtype)
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        denoiser.step_scales.copy_(0.05 + torch.rand(8, 9, generator=generator))
+    return denoiser.eval()
+
+
+def process_of(name):
+    return Process((paper() if CONFIGS[name].parameterization == "plain" else peptide()).process)
+
+
+def noisy_inputs(process, copies, strides, features, generator, frames):
+    time = torch.rand(strides[:, frames].shape, generator=generator).to(strides) * 0.9 + 0.05
+    alpha, sigma = process.alpha(time), process.sigma(time)
+    noisy = process.perturb(copies[:, frames], alpha, sigma, features, generator)
+    previous = copies[:, [f - 1 for f in frames]]
+    return FrameInputs(noisy, previous, time, alpha, sigma, strides[:, frames], torch.tensor(frames))
+
+
+def setting(name, dtype=torch.float32, batch=2, length=4, n=5):
+    generator = torch.Generator().manual_seed(1)
+    process, feats = process_of(name), features(batch, n, generator)
+    copies = conformation((batch, length, n), generator, dtype)
+    copies = replace(copies, torsions=copies.torsions * feats.torsion_mask[:, None])
+    strides = torch.tensor([[50.0, 10.0, 100.0, 400.0]], dtype=dtype).expand(batch, length)
+    noisy = noisy_inputs(process, copies, strides, feats, generator, [1, 2, 3])
+    return process, feats, copies, strides, noisy
+
+
+def difference(a, b):
+    return max((getattr(a, k) - getattr(b, k)).abs().max() for k in ("translation", "rotation", "torsion", "angle"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cached_rollout_equals_block_causal_pass(name):
+    process, feats, copies, strides, noisy = setting(name)
+    denoiser = denoiser_of(name)
+    statics = denoiser.statics(feats, copies[:, 0])
+    context = context_inputs(copies, strides, process)
+    whole, _ = denoiser(statics, context, noisy)
+    cache = KVCache()
+    for k in range(3):
+        cache = denoiser.encode(statics, context.frame(k), cache)
+        single = denoiser.denoise(statics, noisy.frame(k), cache)
+        for part in ("translation", "rotation", "torsion", "angle"):
+            expected, found = getattr(whole, part)[:, k], getattr(single, part)[:, 0]
+            scale = expected.abs().max().clamp_min(1)
+            assert (expected - found).abs().max() < 1e-5 * scale
+    at_once = denoiser.encode(statics, context_inputs(copies[:, :3], strides[:, :3], process))
+    for a, b in zip((*at_once.keys, *at_once.values), (*cache.keys, *cache.values), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-11)])
+def test_equivariance(name, dtype, tolerance):
+    process, feats, copies, strides, noisy = setting(name, dtype)
+    denoiser = denoiser_of(name, dtype=dtype)
+    turn = exponential(torch.tensor([0.7, -1.1, 0.4], dtype=dtype))
+
+    def turned(c):
+        return replace(c, frames=Rigid(turn @ c.frames.rotations, c.frames.translations @ turn.T))
+
+    def run(copies, noisy):
+        statics = denoiser.statics(feats, copies[:, 0])
+        return denoiser(statics, context_inputs(copies, strides, process), noisy)[0]
+
+    plain = run(copies, noisy)
+    moved = replace(noisy, conformation=turned(noisy.conformation), previous=turned(noisy.previous))
+    other = run(turned(copies), moved)
+    expected = replace(plain, translation=plain.translation @ turn.T)
+    size = max(1.0, float(plain.rotation.detach().abs().max()), float(plain.translation.detach().abs().max()))
+    assert difference(expected, other) < tolerance * size
+
+
+def test_translation_of_all_frames_changes_nothing():
+    """The process and the propagator centre every frame; what the network itself sees is relative too."""
+    process, feats, copies, strides, noisy = setting("previous", torch.float64)
+    denoiser = denoiser_of("previous", dtype=torch.float64)
+    shift = torch.tensor([3.0, -1.0, 2.0], dtype=torch.float64)
+
+    def shifted(c):
+        return replace(c, frames=Rigid(c.frames.rotations, c.frames.translations + shift))
+
+    def run(copies, noisy):
+        return denoiser(denoiser.statics(feats), context_inputs(copies, strides, process), noisy)[0]
+
+    moved = replace(noisy, conformation=shifted(noisy.conformation), previous=shifted(noisy.previous))
+    assert difference(run(copies, noisy), run(shifted(copies), moved)) < 1e-10
+
+
+def test_no_frame_sees_the_future():
+    process, feats, copies, strides, noisy = setting("previous")
+    denoiser = denoiser_of("previous")
+    statics = denoiser.statics(feats)
+    before, _ = denoiser(statics, context_inputs(copies, strides, process), noisy)
+    changed = copies.map(lambda x: torch.cat([x[:, :2], x[:, 2:].flip(1)], 1))
+    after, _ = denoiser(statics, context_inputs(changed, strides, process), noisy)
+    assert difference_at(before, after, 0) == difference_at(before, after, 1) == 0
+    assert difference_at(before, after, 2) > 1e-3
+
+
+def difference_at(a, b, k):
+    return float((a.torsion[:, k] - b.torsion[:, k]).abs().max())
+
+
+def test_stride_and_noise_level_matter():
+    process, feats, copies, strides, noisy = setting("previous")
+    denoiser = denoiser_of("previous")
+    statics, context = denoiser.statics(feats), context_inputs(copies, strides, process)
+    base, _ = denoiser(statics, context, noisy)
+    other, _ = denoiser(statics, context, replace(noisy, stride=2 * noisy.stride))
+    assert difference(base, other) > 1e-3
+
+
+def test_untrained_previous_denoiser_returns_its_baseline():
+    """With zero heads the estimate is the posterior mean between noisy and previous frame."""
+    process, feats, copies, strides, noisy = setting("previous")
+    denoiser = Denoiser(CONFIGS["previous"])
+    denoiser.step_scales.fill_(1e-6)
+    way, _ = denoiser(denoiser.statics(feats), context_inputs(copies, strides, process), noisy)
+    expected = noisy.previous.frames.translations - noisy.conformation.frames.translations
+    torch.testing.assert_close(way.translation, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_cache_memory():
+    config = NetworkConfig(**SMALL, attention_layers=2)
+    denoiser, generator = Denoiser(config), torch.Generator().manual_seed(0)
+    feats, copies = features(3, 7, generator), conformation((3, 6, 7), generator)
+    cache = denoiser.encode(denoiser.statics(feats), context_inputs(copies, torch.full((3, 6), 100.0), Process(peptide().process)))
+    layers = config.blocks * config.attention_layers
+    assert cache.nbytes == 2 * layers * 3 * 7 * 6 * config.width * 4
+
+
+def test_configurations_validate_themselves():
+    with pytest.raises(ValueError, match="multiple of 4"):
+        NetworkConfig(width=100, heads=8)
+    with pytest.raises(ValueError, match="geometric schedule"):
+        ModelConfig(process=paper().process)
+    for config in (peptide(), paper()):
+        assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_paper_size_runs_within_four_gib():
+    """N = 300, L = 64 on a CPU: the context is encoded frame by frame, one frame is denoised; peak memory is measured."""
+    resource = pytest.importorskip("resource")
+    import subprocess
+    import sys
+
+    code = """
+import sys, resource, torch
+sys.path[:0] = sys.argv[1].split(":")
+from test_denoiser import features, conformation
+from openmm_starmd.diffusion.loss import context_inputs
+from openmm_starmd.diffusion.process import Process
+from openmm_starmd.network.attention import KVCache
+from openmm_starmd.network.config import paper
+from openmm_starmd.network.denoiser import Denoiser
+config = paper()
+denoiser, process = Denoiser(config.network), Process(config.process)
+g = torch.Generator().manual_seed(0)
+n, length = 300, 64
+feats = features(1, n, g)
+with torch.inference_mode():
+    one = conformation((1, 1, n), g)
+    statics = denoiser.statics(feats, one[:, 0])
+    cache = denoiser.encode(statics, context_inputs(one, torch.full((1, 1), 100.0), process))
+    shape = cache.keys[0].shape
+    grow = lambda x: torch.randn(*shape[:2], n * (length - 1), shape[3], generator=g)
+    cache = KVCache(tuple(grow(k) for k in cache.keys), tuple(grow(k) for k in cache.values), length - 1)
+    inputs = context_inputs(one, torch.full((1, 1), 100.0), process, first_index=length - 1)
+    cache = denoiser.encode(statics, inputs, cache)
+    way = denoiser.denoise(statics, inputs, cache)
+layers = config.network.blocks * config.network.attention_layers
+assert cache.nbytes == 2 * layers * n * length * config.network.width * 4
+assert torch.isfinite(way.rotation).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    del resource
+    import os
+    from pathlib import Path
+
+    path = ":".join([str(Path(__file__).parent), *filter(None, sys.path)])
+    env = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 < 4 * 2**30
