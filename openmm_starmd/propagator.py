@@ -91,7 +91,13 @@ class Propagator:
         def denoise(noisy: Conformation, t: torch.Tensor) -> Displacement:
             time = t.expand_as(strides)
             inputs = FrameInputs(
-                noisy.map(lambda x: x[:, None]), previous, time, process.alpha(time), process.sigma(time), strides, index
+                noisy.map(lambda x: x[:, None]),
+                previous,
+                time,
+                process.alpha(time),
+                process.sigma(time),
+                strides,
+                index,
             )
             way = denoiser.denoise(statics, inputs, cache)
             return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])

@@ -101,7 +101,9 @@ class Process:
         """
         c = self.config
         levels = per_replica(
-            lambda rows, g: torch.rand(2, *rows.shape, generator=g, dtype=rows.dtype, device=rows.device).movedim(0, -1),
+            lambda rows, g: torch.rand(2, *rows.shape, generator=g, dtype=rows.dtype, device=rows.device).movedim(
+                0, -1
+            ),
             clean.angles[..., 0],
             generator,
         )

@@ -58,7 +58,9 @@ class NetworkConfig:
             self.width % (4 * self.heads) == 0,
             f"width must be a multiple of 4 * heads = {4 * self.heads} (2-D rotary embedding), not {self.width}.",
         )
-        _require(self.torsions in ("diffusion", "regression"), f"torsions: diffusion or regression, not {self.torsions!r}.")
+        _require(
+            self.torsions in ("diffusion", "regression"), f"torsions: diffusion or regression, not {self.torsions!r}."
+        )
         _require(
             self.parameterization in ("previous", "plain"),
             f"parameterization: previous or plain, not {self.parameterization!r}.",

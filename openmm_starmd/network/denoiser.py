@@ -21,7 +21,7 @@ from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.embedding import ConditionEmbedding, FrameInputs, PairEmbedding, ResidueEmbedding
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import ROTATION, TORSION, TRANSLATION, Displacement, centred
+from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 STEP_STRIDES = 8  # step sizes are tabulated at 10 * 2**k ps
@@ -56,7 +56,9 @@ class EdgeTransition(nn.Module):
 
     def forward(self, s: Tensor, z: Tensor) -> Tensor:
         a, b = self.ends(s).chunk(2, -1)
-        return z + self.layers(self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b[..., None, :, :])
+        return z + self.layers(
+            self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b[..., None, :, :]
+        )
 
 
 class DiffusionBlock(nn.Module):
@@ -68,7 +70,9 @@ class DiffusionBlock(nn.Module):
         self.ipa = InvariantPointAttention(
             width, config.pair_width, config.heads, config.query_points, config.value_points
         )
-        self.transition = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.transition = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.attention = nn.ModuleList(SpaceTimeAttention(width, config.heads) for _ in range(config.attention_layers))
         self.edge = None if last else EdgeTransition(width, config.pair_width)
         self.update = nn.Linear(width, 6)
@@ -88,9 +92,7 @@ class Denoiser(nn.Module):
         self.condition = ConditionEmbedding(config.width)
         self.residues = ResidueEmbedding(config)
         self.pairs = PairEmbedding(config)
-        self.blocks = nn.ModuleList(
-            DiffusionBlock(config, last=k == config.blocks - 1) for k in range(config.blocks)
-        )
+        self.blocks = nn.ModuleList(DiffusionBlock(config, last=k == config.blocks - 1) for k in range(config.blocks))
         self.modulation = nn.Linear(config.width, 2 * config.width)
         regression = config.torsions == "regression"
         self.torsions = nn.Linear(config.width, 14 if regression else 7)

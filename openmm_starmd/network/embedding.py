@@ -151,8 +151,14 @@ def local_pairs(a: Conformation, b: Conformation) -> Tensor:
     radial = torch.exp(-(((d[..., None] - centres) * (n / (high - low))) ** 2))
     c_n, ca_ca, c_ca, ca_n = PEPTIDE_GEOMETRY
     strain = torch.stack(
-        [distances(c_a, n_b) - c_n, distances(n_a, c_b) - c_n, d - ca_ca, distances(c_a, ca_b) - c_ca,
-         distances(ca_a, n_b) - ca_n], -1
+        [
+            distances(c_a, n_b) - c_n,
+            distances(n_a, c_b) - c_n,
+            d - ca_ca,
+            distances(c_a, ca_b) - c_ca,
+            distances(ca_a, n_b) - ca_n,
+        ],
+        -1,
     )
     return torch.cat([position, orientation.flatten(-2), radial, (strain / 0.02).tanh(), (strain / 0.2).tanh()], -1)
 
@@ -235,7 +241,9 @@ class PairEmbedding(nn.Module):
         if config.reference_structure:
             self.reference = nn.Linear(LOCAL_PAIR_WIDTH + BIN_EDGES[2], config.pair_width)
         if config.pair_features:
-            self.pair = nn.Sequential(nn.LayerNorm(config.pair_features), nn.Linear(config.pair_features, config.pair_width))
+            self.pair = nn.Sequential(
+                nn.LayerNorm(config.pair_features), nn.Linear(config.pair_features, config.pair_width)
+            )
 
     def static(self, features: ResidueFeatures, reference: Conformation | None, pair: Tensor | None) -> Tensor:
         """The part that does not depend on time, (B, N, N, C); computed once a rollout."""

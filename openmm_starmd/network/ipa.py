@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from openmm_starmd.geometry.rigid import Rigid
 
-NM_TO_ANGSTROM = 10.0  # points live in Angstrom, as in the algorithm, so that the initial attention is a few residues wide
+NM_TO_ANGSTROM = (
+    10.0  # points live in Angstrom, as in the algorithm, so that the initial attention is a few residues wide
+)
 
 
 class InvariantPointAttention(nn.Module):

@@ -93,7 +93,7 @@ def test_exact_score_gives_the_target(sampler, config, steps):
     assert (second.mean() - reference.mean()).abs() < 6 * reference.std() / math.sqrt(2 * n)
 
     z = wrap(x.torsions - target.torsion).flatten(0, 1)
-    resultant = math.exp(-SPREAD["torsion"] ** 2 / 2)
+    resultant = math.exp(-(SPREAD["torsion"] ** 2) / 2)
     error = math.sqrt((1 + resultant**4 - 2 * resultant**2) / 2 / (2 * n))
     assert ((z.cos().mean(0) - resultant).abs() < 6 * error).all()
     assert (z.sin().mean(0).abs() < 6 * math.sqrt((1 - resultant**4) / 2 / (2 * n))).all()

@@ -1,6 +1,10 @@
 """Laws of the denoiser: cached = block-causal, equivariance, causality, memory."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,7 +183,9 @@ def test_cache_memory():
     config = NetworkConfig(**SMALL, attention_layers=2)
     denoiser, generator = Denoiser(config), torch.Generator().manual_seed(0)
     feats, copies = features(3, 7, generator), conformation((3, 6, 7), generator)
-    cache = denoiser.encode(denoiser.statics(feats), context_inputs(copies, torch.full((3, 6), 100.0), Process(peptide().process)))
+    cache = denoiser.encode(
+        denoiser.statics(feats), context_inputs(copies, torch.full((3, 6), 100.0), Process(peptide().process))
+    )
     layers = config.blocks * config.attention_layers
     assert cache.nbytes == 2 * layers * 3 * 7 * 6 * config.width * 4
 
@@ -194,11 +200,8 @@ def test_configurations_validate_themselves():
 
 
 def test_paper_size_runs_within_four_gib():
-    """N = 300, L = 64 on a CPU: the context is encoded frame by frame, one frame is denoised; peak memory is measured."""
-    resource = pytest.importorskip("resource")
-    import subprocess
-    import sys
-
+    """N = 300, L = 64 on a CPU: one context frame is encoded and one denoised behind 63 cached; peak memory."""
+    pytest.importorskip("resource")
     code = """
 import sys, resource, torch
 sys.path[:0] = sys.argv[1].split(":")
@@ -228,10 +231,6 @@ assert cache.nbytes == 2 * layers * n * length * config.network.width * 4
 assert torch.isfinite(way.rotation).all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-    del resource
-    import os
-    from pathlib import Path
-
     path = ":".join([str(Path(__file__).parent), *filter(None, sys.path)])
     env = os.environ | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=env)

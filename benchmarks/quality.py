@@ -1,0 +1,305 @@
+"""How good a model is: distributions, kinetics and validity of peptides beside MD's own spread and null models.
+
+    python benchmarks/quality.py reference_folder --model starmd-peptide --output quality
+
+The folder holds NAME.pdb and NAME.xtc of reference MD. Writes quality.md and quality.json. All runs of a peptide start
+from NAME.pdb, never from frames of the reference.
+
+Columns
+-------
+MD halves      first half of the reference against the second
+MD n           n evenly spaced frames of the reference (as many as the model makes, at most half) against all
+model          `Propagator` and backmapping without relaxation, or `StarMDIntegrator` with --integrator
+frozen         the first frame of the reference, repeated
+others         each torsion drawn by itself from all values of that kind (phi, psi, chi1, ...) in the other peptides of
+               the folder, or uniformly where they have none
+shuffled       the frames of "MD n" in random order: right distributions, no kinetics
+
+Rows: Jensen-Shannon divergences in bits; slowest implied timescale of a 20-state MSM (k-means on the reference's first
+two tICs) at a lag of one step, as a ratio to MD with MD's bootstrap interval; share of steps that turn a torsion by
+more than 60 degrees, mean absolute difference from MD; share of jumps that pass the BioEmu filter; slopes per 1,000
+steps of validity and radius of gyration, with standard errors from 20 blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from openmm import Platform
+from openmm.app import PDBFile, Simulation
+
+from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
+from openmm_starmd.evaluation import kinetics, metrics
+from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.training.simulate import peptide_system
+
+TEMPERATURE = 300.0
+N_STATES = 20
+DIVERGENCES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "JSD tICA-0,1")
+
+
+@dataclass
+class Reference:
+    """MD of one peptide; positions in nm, times in ps."""
+
+    name: str
+    pdb: PDBFile
+    tokens: ResidueTokens
+    trajectory: mdtraj.Trajectory
+    torsions: metrics.Torsions
+    interval: float
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        pdb = PDBFile(str(path))
+        topology = mdtraj.Topology.from_openmm(pdb.topology)
+        trajectory = mdtraj.load(str(path.with_suffix(".xtc")), top=topology)
+        tokens = ResidueTokens.from_topology(pdb.topology)
+        torsions = metrics.measure_torsions(trajectory)
+        return cls(path.stem, pdb, tokens, trajectory, torsions, float(trajectory.time[1] - trajectory.time[0]))
+
+    @property
+    def start(self) -> np.ndarray:
+        return np.array(self.pdb.positions._value)
+
+
+def propagate(reference, model, options) -> tuple[np.ndarray, dict]:
+    """Positions (B, T, A, 3) from the library, without a Context."""
+    tokens, start = reference.tokens, torch.from_numpy(reference.start)
+    propagator = Propagator(
+        model, tokens, options.stride, TEMPERATURE, denoising_steps=options.denoising_steps, strict=False
+    )
+    generator = torch.Generator(model.device).manual_seed(options.seed)
+    first = from_positions(start, tokens)
+    history = propagator.start(Conformation.stack([first] * options.replicas))
+    frames, begin = [], time.perf_counter()
+    for _ in range(math.ceil(options.frames / options.replicas)):
+        conformation = propagator.step(history, generator)
+        history = propagator.extend(history, conformation, generator)
+        frames.append(to_positions(conformation.to("cpu", torch.float64), start, tokens))
+    seconds = time.perf_counter() - begin
+    positions = torch.stack(frames, 1)
+    valid = check_positions(positions, tokens).valid.numpy()
+    steps = valid.size
+    return positions.numpy(), {
+        "valid": valid.mean(0),
+        "validity": float(valid.mean()),
+        "ns per day": steps * options.stride / 1000 / seconds * 86400,
+    }
+
+
+def integrate(reference, model, options) -> tuple[np.ndarray, dict]:
+    """Positions (1, T, A, 3) from the integrator with relaxation, in a plain Simulation."""
+    integrator = StarMDIntegrator(
+        reference.pdb.topology,
+        TEMPERATURE,
+        options.stride,
+        model,
+        relaxation=Relaxation(),
+        denoisingSteps=options.denoising_steps,
+        randomSeed=options.seed + 1,
+        strict=False,
+    )
+    platform = Platform.getPlatform("CPU")
+    system = peptide_system(reference.pdb.topology)
+    simulation = Simulation(reference.pdb.topology, system, integrator, platform, {"Threads": "1"})
+    simulation.context.setPositions(reference.pdb.positions)
+    frames, retries, begin = [], [], time.perf_counter()
+    for _ in range(options.frames):
+        before = integrator.getStatistics()["resampled"]
+        simulation.step(1)
+        retries.append(integrator.getStatistics()["resampled"] - before)
+        frames.append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value.copy())
+    seconds = time.perf_counter() - begin
+    positions = np.stack(frames)[None]
+    after = check_positions(torch.from_numpy(positions), reference.tokens).valid.numpy()
+    first_try = 1.0 / (1 + np.array(retries))
+    return positions, {
+        "valid": first_try,
+        "validity": options.frames / (options.frames + sum(retries)),
+        "validity after relaxation": float(after.mean()),
+        "ns per day": options.frames * options.stride / 1000 / seconds * 86400,
+    }
+
+
+def torsions_of_others(reference: Reference, others: list[Reference], n: int, rng) -> np.ndarray:
+    """Torsions (n, K) drawn by kind from other peptides; see the module's docstring."""
+    columns = []
+    for name, period in zip(reference.torsions.names, reference.torsions.periods, strict=True):
+        kind = name.split()[0]
+        pool = [
+            o.torsions.angles[:, k]
+            for o in others
+            for k, other in enumerate(o.torsions.names)
+            if other.split()[0] == kind
+        ]
+        drawn = rng.choice(np.concatenate(pool), n) if pool else rng.uniform(-period / 2, period / 2, n)
+        columns.append(metrics.wrap(drawn, period))
+    return np.stack(columns, 1)
+
+
+class Judge:
+    """Scores torsions of a candidate against one reference."""
+
+    def __init__(self, reference: Reference, stride: float, seed: int):
+        torsions = reference.torsions
+        self.angles, self.periods, self.backbone = torsions.angles, torsions.periods, torsions.backbone
+        self.lag, self.stride = max(1, round(stride / reference.interval)), stride
+        features = metrics.torsion_features(self.angles, self.periods)
+        self.tica = metrics.fit_tica(features, self.lag)
+        self.projection = self.tica.transform(features)
+        self.states = kinetics.fit_states(self.projection, N_STATES, seed)
+        self.discrete = self.states.transform(self.projection)
+        self.hops = kinetics.hop_rate(self.angles, self.periods, lag=self.lag)
+        self.timescale = self._timescale([self.discrete])
+        low, high = kinetics.block_bootstrap(self._timescale, self.discrete, n_blocks=10, seed=seed)
+        self.interval = float(low), float(high)
+
+    def _timescale(self, pieces) -> float:
+        """ps, of pieces of the reference."""
+        return kinetics.slowest_timescale([p for p in pieces if len(p) > self.lag], self.lag) * self.stride / self.lag
+
+    def _project(self, angles):
+        return self.tica.transform(metrics.torsion_features(angles, self.periods))
+
+    def divergences(self, angles: np.ndarray, against: np.ndarray | None = None) -> dict[str, float]:
+        """Of torsions (T, K) against all of the reference, or against other torsions."""
+        against = self.angles if against is None else against
+        jsd = metrics.torsion_jsd(against, angles, self.periods)
+        tica = metrics.tica_jsd(self._project(against), self._project(angles))
+        side = jsd[~self.backbone]
+        values = (jsd[self.backbone].mean(), side.mean() if len(side) else math.nan, *tica)
+        return dict(zip(DIVERGENCES, map(float, values), strict=True))
+
+    def rates(self, angles: list[np.ndarray], lag: int = 1) -> dict[str, float]:
+        """Kinetics of trajectories (T, K), one step of the model being ``lag`` frames."""
+        hops = np.mean([kinetics.hop_rate(a, self.periods, lag=lag) for a in angles], 0)
+        states = [self.states.transform(self._project(a)) for a in angles]
+        timescale = kinetics.slowest_timescale(states, lag) * self.stride / lag
+        return {
+            "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,
+            "hop rate difference": float(np.abs(hops - self.hops).mean()),
+            "hop rate": float(hops.mean()),
+        }
+
+
+def judge(reference: Reference, others: list[Reference], model, options) -> dict[str, dict[str, float]]:
+    """Every column of one peptide."""
+    rng = np.random.default_rng(options.seed)
+    scorer = Judge(reference, options.stride, options.seed)
+    angles, lag = scorer.angles, scorer.lag
+    half, n = len(angles) // 2, min(options.frames, len(angles) // 2)
+    fewer = angles[np.linspace(0, len(angles) - 1, n).round().astype(int)]
+    first, second = scorer.rates([angles[:half]], lag), scorer.rates([angles[half:]], lag)
+    columns = {
+        "MD halves": scorer.divergences(angles[:half], angles[half:])
+        | {k: (first[k] + second[k]) / 2 for k in ("timescale ratio", "hop rate difference", "hop rate")},
+        f"MD {n}": scorer.divergences(fewer) | scorer.rates([angles], lag),
+    }
+    positions, extra = (integrate if options.integrator else propagate)(reference, model, options)
+    runs = [
+        metrics.measure_torsions(mdtraj.Trajectory(p.astype(np.float32), reference.trajectory.topology)).angles
+        for p in positions
+    ]
+    columns["model"] = scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
+    columns["model"] |= drift(positions, extra, reference)
+    frozen = np.repeat(angles[:1], n, 0)
+    columns["frozen"] = scorer.divergences(frozen) | scorer.rates([frozen])
+    if others:
+        drawn = torsions_of_others(reference, others, n, rng)
+        columns["others"] = scorer.divergences(drawn) | scorer.rates([drawn])
+    shuffled = rng.permutation(fewer)
+    columns["shuffled"] = scorer.divergences(shuffled) | scorer.rates([shuffled])
+    low, high = scorer.interval
+    columns["MD halves"]["timescale ratio low"] = low / scorer.timescale if scorer.timescale else math.nan
+    columns["MD halves"]["timescale ratio high"] = high / scorer.timescale if scorer.timescale else math.nan
+    columns["MD halves"]["timescale (ps)"] = scorer.timescale
+    return columns
+
+
+def drift(positions: np.ndarray, extra: dict, reference: Reference) -> dict[str, float]:
+    """Validity, speed and slopes (per 1,000 steps, with standard errors) of positions (B, T, A, 3)."""
+    heavy = reference.tokens.heavy_atoms
+    gyration = np.mean([metrics.radius_of_gyration(p[:, heavy]) for p in positions], 0)
+    result = {key: value for key, value in extra.items() if key != "valid"}
+    for name, series in (("validity", extra["valid"]), ("Rg (nm)", gyration)):
+        value, error = kinetics.slope(series, min(20, len(series)))
+        result |= {f"slope of {name}": 1000 * value, f"error of slope of {name}": 1000 * error}
+    return result
+
+
+def average(peptides: dict) -> dict[str, dict[str, float]]:
+    """Mean over peptides; timescale ratios are averaged as logarithms."""
+
+    def combine(row, values):
+        values = np.array(values)
+        if row.startswith("timescale ratio"):
+            return float(np.exp(np.log(np.maximum(values, 1e-4)).mean()))
+        return float(np.nanmean(values)) if not np.isnan(values).all() else math.nan
+
+    generic = [{("MD n" if c.startswith("MD ") and c != "MD halves" else c): v for c, v in p.items()} for p in peptides]
+    return {
+        column: {row: combine(row, [p[column][row] for p in generic]) for row in generic[0][column]}
+        for column in generic[0]
+        if all(column in p for p in generic)
+    }
+
+
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """Markdown table, a row per quantity."""
+    rows = list(dict.fromkeys(row for values in columns.values() for row in values))
+    lines = [f"| Quantity | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [f"{values[row]:.4g}" if row in values else "" for values in columns.values()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path, help="folder with NAME.pdb and NAME.xtc")
+    parser.add_argument("--model", default="starmd-peptide", help="embedded name or path")
+    parser.add_argument("--output", default="quality", help="stem of the .md and .json files")
+    parser.add_argument("--frames", type=int, default=2000, help="frames of each peptide, all replicas together")
+    parser.add_argument("--replicas", type=int, default=16, help="runs at a time (one with --integrator)")
+    parser.add_argument("--stride", type=float, default=100.0, help="ps")
+    parser.add_argument("--denoising-steps", type=int)
+    parser.add_argument("--integrator", action="store_true", help="go through StarMDIntegrator, with relaxation")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = load_model(options.model)
+    paths = [p for p in sorted(options.reference.glob("*.pdb")) if p.with_suffix(".xtc").exists()]
+    references = [Reference.load(path) for path in paths]
+    text, peptides, begin = [f"# {options.model}: {options.frames} frames at {options.stride:g} ps"], {}, time.time()
+    for reference in references:
+        others = [o for o in references if o is not reference]
+        peptides[reference.name] = judge(reference, others, model, options)
+        length = reference.trajectory.n_frames * reference.interval / 1000
+        text += [f"\n## {reference.name} (reference {length:.1f} ns)\n", table(peptides[reference.name])]
+        print("\n".join(text[-2:]), flush=True)
+    mean = average(list(peptides.values()))
+    text += [f"\n## Mean of {len(peptides)} peptides\n", table(mean)]
+    print("\n".join(text[-2:]), f"\n{time.time() - begin:.0f} s")
+    Path(f"{options.output}.md").write_text("\n".join(text) + "\n")
+
+    def finite(values):
+        return {k: finite(v) if isinstance(v, dict) else v if math.isfinite(v) else None for k, v in values.items()}
+
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    Path(f"{options.output}.json").write_text(
+        json.dumps({"settings": settings, "peptides": finite(peptides), "mean": finite(mean)}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

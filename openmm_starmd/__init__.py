@@ -1,0 +1,33 @@
+"""openmm-starmd: a learned integrator for OpenMM.
+
+Importing the package lets every `openmm.Context` tell a `StarMDIntegrator` its System and itself; see
+`openmm_starmd.integrator`.
+"""
+
+from openmm_starmd.integrator import StarMDIntegrator
+from openmm_starmd.model import StarMDModel, available_models, load_model
+from openmm_starmd.propagator import Propagator
+from openmm_starmd.protein.errors import (
+    HistoryError,
+    JumpRejectedError,
+    ModelDomainError,
+    StarMDError,
+    UnsupportedTopologyError,
+)
+from openmm_starmd.relaxation import Relaxation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HistoryError",
+    "JumpRejectedError",
+    "ModelDomainError",
+    "Propagator",
+    "Relaxation",
+    "StarMDError",
+    "StarMDIntegrator",
+    "StarMDModel",
+    "UnsupportedTopologyError",
+    "available_models",
+    "load_model",
+]

@@ -1,0 +1,21 @@
+"""Arguments of OpenMM-facing classes: converted and checked once, at entry."""
+
+from openmm import unit
+
+
+def require(condition: bool, message: str):
+    """Raise ValueError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def valueIn(value, target: unit.Unit) -> float:
+    """A Quantity, or a bare number that is taken to be in ``target``, as a number in that unit."""
+    return float(value.value_in_unit(target) if unit.is_quantity(value) else value)
+
+
+def wholeNumber(name: str, value, smallest: int = 0) -> int:
+    """``value`` as an int, if it is one and at least ``smallest``."""
+    whole = not isinstance(value, bool) and int(value) == value and value >= smallest
+    require(whole, f"{name} must be an integer >= {smallest}; got {value!r}")
+    return int(value)

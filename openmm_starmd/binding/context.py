@@ -1,0 +1,98 @@
+"""The way to System and Context, which OpenMM never tells to an integrator, and what they must not hold."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import openmm
+from openmm import CompoundIntegrator, Context, CustomIntegrator
+
+from openmm_starmd.binding.store import LOST
+from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
+from openmm_starmd.protein.tokens import ResidueTokens
+
+
+def watchContexts():
+    """Wrap ``openmm.Context.__init__``, once.
+
+    An integrator with the methods ``inspect(system)`` and ``bind(context)`` gets them called, before and after. The
+    plain CompoundIntegrator that an XML round trip makes of a StarMDIntegrator is refused.
+    """
+    original = Context.__init__
+    if getattr(original, "watchedByStarMD", False):
+        return
+
+    @functools.wraps(original)
+    def __init__(self, *args):
+        integrator = args[1] if len(args) > 1 else None
+        ours = isinstance(integrator, CompoundIntegrator) and hasattr(integrator, "inspect")
+        if ours:
+            integrator.inspect(args[0])
+        elif isinstance(integrator, CompoundIntegrator) and _isRemnant(integrator):
+            raise StarMDError(
+                "This integrator was a StarMDIntegrator, but XML does not hold its model. Create a StarMDIntegrator "
+                "anew, and continue with simulation.loadCheckpoint or loadState."
+            )
+        original(self, *args)
+        if ours:
+            integrator.bind(self)
+
+    __init__.watchedByStarMD = True
+    Context.__init__ = __init__
+
+
+def _isRemnant(integrator: CompoundIntegrator) -> bool:
+    children = [integrator.getIntegrator(i) for i in range(integrator.getNumIntegrators())]
+    customs = [child for child in children if isinstance(child, CustomIntegrator)]
+    return any(c.getGlobalVariableName(i) == LOST for c in customs for i in range(c.getNumGlobalVariables()))
+
+
+def refuseWater(topology: openmm.app.Topology):
+    """Raise UnsupportedTopologyError for explicit water, which is recognised by its atoms, whatever its name."""
+    for residue in topology.residues():
+        elements = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
+        if elements in (["H", "H", "O"], ["O"]):
+            raise UnsupportedTopologyError(
+                f"Explicit water (residue {residue.name} {residue.id} of chain {residue.chain.id}) is not supported; "
+                "remove the solvent and use an implicit solvent model such as implicit/obc2.xml."
+            )
+
+
+def checkSystem(system: openmm.System, numAtoms: int, tokens: ResidueTokens):
+    """Compare a System with the Topology of ``numAtoms`` atoms that the tokens were made from.
+
+    Raises
+    ------
+    ValueError
+        If it has another number of particles.
+    UnsupportedTopologyError
+        If it holds Drude particles, or atoms of the protein that are frozen by a mass of 0.
+    """
+    found = system.getNumParticles()
+    if found != numAtoms:
+        raise ValueError(f"The Topology has {numAtoms} atoms, but the System {found}; make both from the same atoms.")
+    if any(isinstance(force, openmm.DrudeForce) for force in system.getForces()):
+        raise UnsupportedTopologyError("Drude particles are not supported; use a force field without them.")
+    for index in tokens.protein_atoms.tolist():
+        if system.getParticleMass(index)._value == 0 and not system.isVirtualSite(index):
+            raise UnsupportedTopologyError(
+                f"Atom {index} of the protein has mass 0, but a learned step moves the whole protein; give it its mass."
+            )
+
+
+def checkedPositions(state: openmm.State) -> np.ndarray:
+    """Positions (A, 3), nm, of a State.
+
+    Raises
+    ------
+    StarMDError
+        If they were never set, or are not finite.
+    """
+    positions = np.array(state.getPositions(asNumpy=True)._value)
+    if not positions.any():
+        raise StarMDError("All positions are zero; call context.setPositions(...) before the first step.")
+    bad = np.flatnonzero(~np.isfinite(positions).all(-1))
+    if len(bad):
+        raise StarMDError(f"{len(bad)} atoms have positions that are not finite (the first: {bad[0]}); set them.")
+    return positions

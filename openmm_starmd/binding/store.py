@@ -1,0 +1,129 @@
+"""HistoryStore: the part of the integrator's state that travels in OpenMM's own checkpoints and States."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from openmm import CustomIntegrator
+
+from openmm_starmd.model import StarMDModel
+from openmm_starmd.protein.errors import HistoryError
+from openmm_starmd.protein.history import History
+from openmm_starmd.protein.tokens import ResidueTokens
+
+LOST = "starmd_python_half_lost"
+
+
+def identityOf(model: StarMDModel, tokens: ResidueTokens) -> bytes:
+    """Hash of the weights and settings of a model and of the sequence."""
+    digest = hashlib.blake2b(repr((model.config, tokens.sequence)).encode(), digest_size=16)
+    for name, weight in model.denoiser.state_dict().items():
+        digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+class HistoryStore(CustomIntegrator):
+    """A CustomIntegrator without dynamics that holds the history of past conformations in its variables.
+
+    Per-DOF variables are single precision on a GPU in single precision, so vectors are float32 and integers at most
+    24 bits wide. The program never runs under StarMDIntegrator; a copy that has lost its Python half gives NaN.
+
+    Parameters
+    ----------
+    stepSize : float
+        ps.
+    numParticles : int
+        Of the System.
+    numResidues, maxFrames : int
+        Residues of the protein, and frames of the longest history.
+    identity : bytes
+        Hash of model and protein; a history of another identity is refused.
+    """
+
+    def __init__(self, stepSize: float, numParticles: int, numResidues: int, maxFrames: int, identity: bytes):
+        super().__init__(stepSize)
+        for name in (LOST, "tag", "frames", "seedHigh", "seedLow", "jumpHigh", "jumpLow"):
+            self.addGlobalVariable(name, 0)
+        self.addComputePerDof("x", f"x + log({LOST}-1)")
+        self.addComputeGlobal(LOST, "energy")  # the platforms that check positions for NaN do it here
+        self._numResidues, self._maxFrames, self._identity = numResidues, maxFrames, identity
+        self._shape = (-(-sum(self._lengths(maxFrames)) // (3 * numParticles)), numParticles, 3)
+        for index in range(self._shape[0]):
+            self.addPerDofVariable(f"history{index}", 0)
+        self._known: tuple[int, tuple[History, np.ndarray] | None] = (0, None)
+
+    seed = property(lambda self: self._getWide("seed"), lambda self, value: self._setWide("seed", value))
+    """Random number seed."""
+
+    jump = property(lambda self: self._getWide("jump"), lambda self, value: self._setWide("jump", value))
+    """Number of jumps tried since the integrator was created; the counter of the random numbers."""
+
+    def write(self, history: History, backbone: np.ndarray):
+        """Keep a history and the atom positions N, CA, C (N, 3, 3), nm, that it has led to."""
+        clock = np.append(history.times.numpy(), history.dropped).astype(np.float64).view(np.uint16)
+        record = np.concatenate([history.pack().numpy(), backbone, clock], axis=None, dtype=np.float32)
+        padded = np.zeros(self._shape)
+        padded.reshape(-1)[: len(record)] = record
+        for index, part in enumerate(padded):
+            self.setPerDofVariable(index, part)
+        tag = self._tagOf(record)
+        self._set("frames", history.n_frames)
+        self._set("tag", tag)
+        self._known = tag, (history, backbone.astype(np.float32))
+
+    def read(self, device="cpu") -> tuple[History, np.ndarray] | None:
+        """What was written last, or before the checkpoint or State that was loaded since; None if there is nothing.
+
+        Raises
+        ------
+        HistoryError
+            If the numbers do not belong together, or to another model or protein.
+        """
+        tag = self._get("tag")
+        if tag != self._known[0]:
+            self._known = tag, self._unpack(tag, device) if tag else None
+        return self._known[1]
+
+    def clear(self):
+        """Forget the history."""
+        self._set("tag", 0)
+
+    def _unpack(self, tag: int, device) -> tuple[History, np.ndarray]:
+        frames = self._get("frames")
+        if 0 < frames <= self._maxFrames:
+            lengths = self._lengths(frames)
+            parts = [np.array(self.getPerDofVariable(index)) for index in range(self._shape[0])]
+            record = np.concatenate(parts, axis=None)[: sum(lengths)].astype(np.float32)
+            if self._tagOf(record) == tag:
+                packed, backbone, clock = np.split(record, np.cumsum(lengths)[:-1])
+                *times, dropped = clock.astype(np.uint16).view(np.float64)
+                vector, times = torch.from_numpy(packed).to(device), torch.tensor(times, dtype=torch.float64)
+                history = History.unpack(vector, self._numResidues, times, int(dropped))
+                return history, backbone.reshape(-1, 3, 3)
+        raise HistoryError(
+            "The history in this checkpoint or State is damaged or belongs to another model or protein. Load one of "
+            "the same simulation, or call reset() to go on from its positions alone."
+        )
+
+    def _lengths(self, frames: int) -> tuple[int, int, int]:
+        """Numbers in the packed history, the backbone, and times and dropped frames in 16-bit pieces."""
+        return History.packed_length(frames, self._numResidues), 9 * self._numResidues, 4 * (frames + 1)
+
+    def _tagOf(self, record: np.ndarray) -> int:
+        digest = hashlib.blake2b(record.tobytes(), key=self._identity, digest_size=3).digest()
+        return int.from_bytes(digest, "little") or 1
+
+    def _get(self, name: str) -> int:
+        return int(self.getGlobalVariableByName(name))
+
+    def _set(self, name: str, value: int):
+        self.setGlobalVariableByName(name, value)
+
+    def _getWide(self, name: str) -> int:
+        return self._get(name + "High") << 24 | self._get(name + "Low")
+
+    def _setWide(self, name: str, value: int):
+        self._set(name + "High", value >> 24)
+        self._set(name + "Low", value & 0xFFFFFF)

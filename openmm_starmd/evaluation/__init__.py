@@ -1,0 +1,1 @@
+"""Compare generated with reference trajectories: ``metrics``, ``kinetics``, ``plots``."""

@@ -1,0 +1,233 @@
+"""Bond graph of the protein in a Topology, cut between residue tokens.
+
+Groups of atoms that turn together come from bonds, never from atom tables: so hydrogens, protonation, caps and terminal
+variants need no names. Bonds between residues (peptide bonds, disulfides) and proline's N-CD are cut, so the graph of a
+token holds its residue and the caps beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.protein.residues import (
+    C_CAPS,
+    CHI_ATOMS,
+    N_CAPS,
+    TORSIONS,
+    atom_names,
+    canonical_name,
+    torsion_period,
+)
+
+if TYPE_CHECKING:
+    from openmm.app import Residue, Topology
+
+BONDED, FREE, CAPPED = range(3)
+"""State of a token's end: bonded to the neighbouring token, free or broken, capped."""
+
+
+def _label(residue: Residue) -> str:
+    return f"residue {residue.name} {residue.id}{residue.insertionCode.strip()} of chain {residue.chain.id}"
+
+
+class ProteinBondGraph:
+    """Tokens, their atoms and the bonds inside each.
+
+    Attributes
+    ----------
+    atoms : list of openmm.app.Atom
+        All atoms of the Topology.
+    residues : list of openmm.app.Residue
+        One a token.
+    types : list of str
+        Standard three-letter name of each token.
+    named : list of dict
+        Atom index of each backbone and torsion atom of a token, under its standard name.
+    owner : dict
+        Token of each atom of protein residues and caps.
+    disulfides : list of (int, int)
+        Pairs of tokens.
+    """
+
+    def __init__(self, topology: Topology):
+        self.atoms = list(topology.atoms())
+        self.residues = [r for r in topology.residues() if canonical_name(r.name)]
+        if not self.residues:
+            raise UnsupportedTopologyError(
+                "The Topology holds no protein: none of its residues is one of the 20 standard amino acids."
+            )
+        self.types = [canonical_name(r.name) for r in self.residues]
+        self.named = [_name_atoms(r, name) for r, name in zip(self.residues, self.types, strict=True)]
+        self.owner = {atom.index: i for i, r in enumerate(self.residues) for atom in r.atoms()}
+        bonds = [(a.index, b.index) for a, b in topology.bonds()]
+        self._adopt_caps(bonds)
+        _refuse_unbonded_strangers(topology)
+        self._neighbours: dict[int, set[int]] = {atom: set() for atom in self.owner}
+        self._follows = [False] * len(self.residues)
+        self.disulfides: list[tuple[int, int]] = []
+        for a, b in bonds:
+            if a in self.owner and b in self.owner:
+                self._add_bond(a, b)
+        self._check_connected()
+
+    def _adopt_caps(self, bonds: list[tuple[int, int]]) -> None:
+        """Give caps to the token that they are bonded to; refuse anything else that is bonded to a token."""
+        caps = {}
+        for a, b in bonds + [(b, a) for a, b in bonds]:
+            if a in self.owner and b not in self.owner:
+                residue = self.atoms[b].residue
+                if residue.name not in N_CAPS | C_CAPS:
+                    raise UnsupportedTopologyError(
+                        f"The {_label(residue)} is bonded to the {_label(self.atoms[a].residue)}, but is neither one "
+                        f"of the 20 standard amino acids nor a cap ({', '.join(sorted(N_CAPS | C_CAPS))})."
+                    )
+                caps[residue] = self.owner[a]
+        self.owner |= {atom.index: i for residue, i in caps.items() for atom in residue.atoms()}
+
+    def _add_bond(self, a: int, b: int) -> None:
+        """Enter a bond inside a token; note a bond between two of them."""
+        i, j = self.owner[a], self.owner[b]
+        if i > j:
+            a, b, i, j = b, a, j, i
+        if i == j:
+            if not (self.types[i] == "PRO" and {a, b} == {self.named[i]["N"], self.named[i]["CD"]}):
+                self._neighbours[a].add(b)
+                self._neighbours[b].add(a)
+        elif j == i + 1 and (a, b) == (self.named[i]["C"], self.named[j]["N"]):
+            self._follows[j] = True
+        elif self.types[i] == self.types[j] == "CYS" and (a, b) == (self.named[i]["SG"], self.named[j]["SG"]):
+            self.disulfides.append((i, j))
+        else:
+            raise UnsupportedTopologyError(
+                f"Atom {self.atoms[a].name} of {_label(self.residues[i])} is bonded to {self.atoms[b].name} of "
+                f"{_label(self.residues[j])}; between residues only peptide bonds in sequence and disulfides are known."
+            )
+
+    def _check_connected(self) -> None:
+        """Every atom but virtual sites must hang on CA, or it would not know what to follow."""
+        reached = set().union(*(self._reachable(named["CA"], None) for named in self.named))
+        lost = [a for a in sorted(self.owner.keys() - reached) if self.atoms[a].element is not None]
+        if lost:
+            residue = self.atoms[lost[0]].residue
+            names = ", ".join(self.atoms[a].name for a in lost if self.atoms[a].residue is residue)
+            raise UnsupportedTopologyError(
+                f"In {_label(residue)} no bonds lead from CA to {names}. What turns together is found through bonds: "
+                "call topology.createStandardBonds(), or add the bonds."
+            )
+
+    def _reachable(self, start: int, barred: int | None) -> set[int]:
+        """Atoms that bonds inside the token lead to from ``start``, the bond to ``barred`` being cut."""
+        found, frontier = {start}, [start]
+        while frontier:
+            atom = frontier.pop()
+            steps = self._neighbours[atom] - found - ({barred} if atom == start else set())
+            found |= steps
+            frontier.extend(steps)
+        return found
+
+    def is_heavy(self, atom: int) -> bool:
+        """Whether an atom is neither hydrogen nor a virtual site."""
+        return self._symbol(atom) not in ("", "H", "D")
+
+    def _symbol(self, atom: int) -> str:
+        element = self.atoms[atom].element
+        return "" if element is None else element.symbol
+
+    def _cap_atom(self, i: int, end: str) -> int | None:
+        """Atom of a cap that is bonded to N or C of token ``i``; CHARMM's caps belong to the residue itself."""
+        beside = self._neighbours[self.named[i][end]] - {self.named[i]["CA"]}
+        heavy = [a for a in sorted(beside) if self.is_heavy(a) and self._symbol(a) != "O"]
+        return heavy[0] if heavy else None
+
+    def ends(self, i: int) -> tuple[int, int]:
+        """State of the N and the C end of token ``i``."""
+        n_end = BONDED if self._follows[i] else FREE if self._cap_atom(i, "N") is None else CAPPED
+        if i + 1 < len(self.residues) and self._follows[i + 1]:
+            return n_end, BONDED
+        return n_end, FREE if self._cap_atom(i, "C") is None else CAPPED
+
+    def torsion_atoms(self, i: int) -> list[list[int]]:
+        """Four atoms of each of the six torsions of token ``i``, -1 where it is absent."""
+        named = self.named[i]
+        before = self.named[i - 1]["C"] if self._follows[i] else self._cap_atom(i, "N")
+        phi = [-1] * 4 if before is None else [before, named["N"], named["CA"], named["C"]]
+        psi = [named[name] for name in ("N", "CA", "C", "O")]
+        chi = [[named[name] for name in names] for names in CHI_ATOMS[self.types[i]]]
+        return [phi, psi, *chi] + [[-1] * 4] * (len(TORSIONS) - 2 - len(chi))
+
+    def periods(self, i: int) -> list[float]:
+        """Period of each torsion of token ``i``; psi only exchanges two oxygens at a free C terminus."""
+        periods = [torsion_period(self.types[i], name) for name in TORSIONS]
+        oxygens = [a for a in self._neighbours[self.named[i]["C"]] if self._symbol(a) == "O"]
+        if len(oxygens) == 2:
+            periods[TORSIONS.index("psi")] = math.pi
+        return periods
+
+    def turning(self, i: int, name: str) -> tuple[tuple[int, int], list[int]]:
+        """What turns in token ``i`` with the N-CA-C angle or a torsion.
+
+        Returns
+        -------
+        axis : (int, int)
+            Atoms at the resting and the turning end of the bond; (CA, N) for the angle.
+        atoms : list of int
+            What hangs on the turning end; for the angle the turning end, too. Empty where the torsion is absent.
+        """
+        rows = dict(zip(TORSIONS, self.torsion_atoms(i), strict=True))
+        if name == "angle":
+            axis = self.named[i]["CA"], self.named[i]["N"]
+        elif name == "phi":
+            axis = rows[name][2], rows[name][1]
+        else:
+            axis = rows[name][1], rows[name][2]
+        if axis[0] < 0:
+            return axis, []
+        side = self._reachable(axis[1], axis[0])
+        if axis[0] in side:
+            raise UnsupportedTopologyError(f"In {_label(self.residues[i])} the bond of {name} is part of a ring.")
+        return axis, sorted(side if name == "angle" else side - {axis[1]})
+
+    def residue_indices(self) -> list[int]:
+        """Running number of each token.
+
+        It grows by 1 over a peptide bond, by what the residue numbers say (but at least 2) over a chain break, and by 2
+        to the next chain.
+        """
+        indices = [0]
+        for i in range(1, len(self.residues)):
+            before, residue = self.residues[i - 1], self.residues[i]
+            step = 1 if self._follows[i] else 2
+            if not self._follows[i] and residue.chain is before.chain and (before.id + residue.id).isdigit():
+                step = max(step, int(residue.id) - int(before.id))
+            indices.append(indices[-1] + step)
+        return indices
+
+
+def _name_atoms(residue: Residue, residue_type: str) -> dict[str, int]:
+    """Atom index of each backbone and torsion atom, under its standard name."""
+    present = {atom.name: atom.index for atom in residue.atoms()}
+    needed = dict.fromkeys(("N", "CA", "C", "O", *(name for chi in CHI_ATOMS[residue_type] for name in chi)))
+    found = {name: next((present[n] for n in atom_names(residue_type, name) if n in present), -1) for name in needed}
+    missing = [name for name, index in found.items() if index < 0]
+    if missing:
+        raise UnsupportedTopologyError(
+            f"In {_label(residue)} the atoms {', '.join(missing)} are missing; add them, for example with PDBFixer."
+        )
+    return found
+
+
+def _refuse_unbonded_strangers(topology: Topology) -> None:
+    """Refuse an unknown amino acid in the row of a chain, whose bonds the file's reader did not know either."""
+    for chain in topology.chains():
+        row = [None, *chain.residues(), None]
+        for before, residue, after in zip(row, row[1:], row[2:], strict=False):
+            beside_protein = any(r is not None and canonical_name(r.name) for r in (before, after))
+            if not beside_protein or canonical_name(residue.name):
+                continue
+            if {"N", "CA", "C"} <= {atom.name for atom in residue.atoms()}:
+                raise UnsupportedTopologyError(
+                    f"The {_label(residue)} stands beside protein residues, but is none of the 20 standard amino acids "
+                    "that residue tokens describe."
+                )

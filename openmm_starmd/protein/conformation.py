@@ -1,0 +1,169 @@
+"""Conformation: residue frames, torsions and N-CA-C angles at one time, and its two-way map to atoms.
+
+Atoms are *moved*, never rebuilt from tables: each keeps the local geometry it has, so that atom order, hydrogens,
+protonation, disulfides and unusual side chains of the user's own Topology survive a jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.torsions import measure_angle, measure_dihedral, rotate_about, wrap
+from openmm_starmd.protein.tokens import ResidueTokens, RotatableGroup
+
+N_CA, CA_C = 0.1470, 0.1548  # nm, means over ff14SB dynamics of tetrapeptides
+
+
+@dataclass(frozen=True)
+class Conformation:
+    """Internal state of a protein at one time, or an array of them.
+
+    Parameters
+    ----------
+    frames : Rigid, shape (*, N)
+        Residue frames (N, CA, C), nm.
+    torsions : Tensor, shape (*, N, 6)
+        phi (a degree of freedom behind an N-terminal cap only), psi (N-CA-C-O), chi1 to chi4, radian; 0 where absent.
+    angles : Tensor, shape (*, N)
+        N-CA-C, radian.
+    """
+
+    frames: Rigid
+    torsions: Tensor
+    angles: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """(*, N)"""
+        return self.angles.shape
+
+    def backbone(self) -> Tensor:
+        """Positions of N, CA, C with the mean bond lengths of ff14SB, shape (*, N, 3, 3), nm."""
+        zero = torch.zeros_like(self.angles)
+        n = torch.stack([N_CA * self.angles.cos(), N_CA * self.angles.sin(), zero], -1)
+        c = torch.stack([zero + CA_C, zero, zero], -1)
+        local = torch.stack([n, torch.zeros_like(n), c], -2)
+        return local @ self.frames.rotations.transpose(-1, -2) + self.frames.translations[..., None, :]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Conformation:
+        """Apply ``function`` to rotations, translations, torsions and angles; it may touch leading axes only."""
+        frames = Rigid(function(self.frames.rotations), function(self.frames.translations))
+        return Conformation(frames, function(self.torsions), function(self.angles))
+
+    def __getitem__(self, index) -> Conformation:
+        return self.map(lambda x: x[index])
+
+    def to(self, *args, **kwargs) -> Conformation:
+        """Convert dtype or device, as ``Tensor.to``."""
+        return self.map(lambda x: x.to(*args, **kwargs))
+
+    @staticmethod
+    def _join(join, conformations: Sequence[Conformation], dim: int) -> Conformation:
+        return Conformation(
+            Rigid(
+                join([c.frames.rotations for c in conformations], dim),
+                join([c.frames.translations for c in conformations], dim),
+            ),
+            join([c.torsions for c in conformations], dim),
+            join([c.angles for c in conformations], dim),
+        )
+
+    @classmethod
+    def stack(cls, conformations: Sequence[Conformation], dim: int = 0) -> Conformation:
+        """Stack along a new leading axis ``dim``."""
+        return cls._join(torch.stack, conformations, dim)
+
+    @classmethod
+    def cat(cls, conformations: Sequence[Conformation], dim: int = 0) -> Conformation:
+        """Concatenate along the leading axis ``dim``."""
+        return cls._join(torch.cat, conformations, dim)
+
+
+def _measure_torsions(positions: Tensor, tokens: ResidueTokens) -> Tensor:
+    """Dihedrals (*, N, 6) of positions (*, A, 3); what absent torsions get has no meaning."""
+    return measure_dihedral(*positions[..., tokens.torsion_atoms.clamp_min(0), :].unbind(-2))
+
+
+def from_positions(positions: Tensor, tokens: ResidueTokens) -> Conformation:
+    """Measure the conformation of atoms.
+
+    Parameters
+    ----------
+    positions : Tensor, shape (*, A, 3)
+        All atoms of the Topology, nm; molecules whole.
+    tokens : ResidueTokens
+
+    Returns
+    -------
+    Conformation, shape (*, N)
+        Torsions wrapped to their period; 0 where they are no degree of freedom. Measured in float64, of the dtype of
+        ``positions``.
+    """
+    atoms = positions.to(torch.float64)
+    n, ca, c = atoms[..., tokens.backbone, :].unbind(-2)
+    torsions = wrap(_measure_torsions(atoms, tokens), tokens.features.torsion_period.to(atoms.device))
+    torsions = torsions.masked_fill(~tokens.features.torsion_mask.to(atoms.device), 0.0)
+    return Conformation(Rigid.from_three_points(n, ca, c), torsions, measure_angle(n, ca, c)).to(positions.dtype)
+
+
+def to_positions(conformation: Conformation, positions: Tensor, tokens: ResidueTokens) -> Tensor:
+    """Move the atoms that are there into a conformation (backmapping).
+
+    Every atom is carried by the frame of its token; then the N-CA-C angle is set by turning N and what hangs on it, and
+    each torsion by turning what lies beyond its bond. Amide hydrogens and caps turn with phi. Bond lengths inside a
+    token stay as they are (but proline's N-CD, which closes the ring); between tokens they follow from the frames.
+
+    Parameters
+    ----------
+    conformation : Conformation, shape (*, N)
+    positions : Tensor, shape (*, A, 3) or (A, 3)
+        Current atoms of the whole Topology, nm; molecules whole.
+    tokens : ResidueTokens
+
+    Returns
+    -------
+    Tensor, shape (*, A, 3)
+        Of the dtype of ``positions``. Computed in float64; atoms outside `ResidueTokens.protein_atoms` stay.
+    """
+    new = conformation.to(torch.float64)
+    old_atoms = positions.to(torch.float64)
+    n, ca, c = old_atoms[..., tokens.backbone, :].unbind(-2)
+    carry = new.frames @ Rigid.from_three_points(n, ca, c).inverse()
+    atoms = old_atoms.expand(*carry.shape[:-1], -1, -1).clone()
+    own, owner = tokens.protein_atoms.to(atoms.device), tokens.owner.to(atoms.device)
+    atoms.index_copy_(-2, own, carry[..., owner].apply(atoms[..., own, :]))
+
+    angle_group, *torsion_groups = tokens.levels
+    turn = (new.angles - measure_angle(n, ca, c))[..., angle_group.owner]
+    z_axis = new.frames.rotations[..., angle_group.owner, :, 2]
+    _turn_group(atoms, angle_group, z_axis, turn)
+
+    turns = _torsion_turns(new.torsions, old_atoms, atoms, tokens)
+    for k, group in enumerate(torsion_groups):
+        if len(group.moved):
+            rest, end = atoms[..., group.axis, :].unbind(-2)
+            _turn_group(atoms, group, end - rest, turns[..., group.owner, k])
+    return atoms.to(positions.dtype)
+
+
+def _turn_group(atoms: Tensor, group: RotatableGroup, axis: Tensor, angle: Tensor) -> None:
+    """Turn a group of ``atoms`` (*, A, 3) in place about ``axis`` (*, K, 3) through the resting ends of its bonds."""
+    turned = rotate_about(atoms[..., group.moved, :], atoms[..., group.axis[:, 0], :], axis, angle)
+    atoms.index_copy_(-2, group.moved.to(atoms.device), turned)
+
+
+def _torsion_turns(target: Tensor, old_atoms: Tensor, atoms: Tensor, tokens: ResidueTokens) -> Tensor:
+    """By how much each torsion has to be turned, (*, N, 6).
+
+    One measurement serves all torsions, since none of these turns changes another torsion of the same residue. Where
+    phi follows from the frames, it tells how far the preceding carbonyl has moved: the amide hydrogen has to follow.
+    """
+    mask = tokens.features.torsion_mask.to(atoms.device)
+    measured = _measure_torsions(atoms, tokens)
+    needed = torch.where(mask, target - measured, measured - _measure_torsions(old_atoms, tokens))
+    return wrap(needed, tokens.features.torsion_period.to(atoms.device))

@@ -1,0 +1,87 @@
+"""Residue types of the model: names, side-chain torsions and their symmetry.
+
+The atoms of a type come from the residue templates that MDTraj ships, the torsions from `mdtraj.geometry.dihedral`.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib.resources import files
+from xml.etree import ElementTree
+
+from mdtraj.geometry import dihedral
+
+ONE_LETTER = {
+    "ALA": "A", "ARG": "R", "ASN": "N", "ASP": "D", "CYS": "C", "GLN": "Q", "GLU": "E", "GLY": "G", "HIS": "H",
+    "ILE": "I", "LEU": "L", "LYS": "K", "MET": "M", "PHE": "F", "PRO": "P", "SER": "S", "THR": "T", "TRP": "W",
+    "TYR": "Y", "VAL": "V",
+}  # fmt: skip
+"""One-letter code of each residue type."""
+
+RESIDUE_TYPES = tuple(sorted(ONE_LETTER))
+"""The 20 standard residues; a residue type is an index into this tuple."""
+
+TORSIONS = ("phi", "psi", "chi1", "chi2", "chi3", "chi4")
+"""Torsions of a conformation, in the order of its last axis."""
+
+N_CAPS = frozenset({"ACE", "FOR"})
+C_CAPS = frozenset({"NME", "NMA", "NH2", "NHE"})
+
+# protonation and disulfide variants under the names of Amber and CHARMM
+_VARIANTS = {
+    "ASP": ("ASH", "ASPP"),
+    "CYS": ("CYM", "CYX"),
+    "GLU": ("GLH", "GLUP"),
+    "HIS": ("HID", "HIE", "HIP", "HSD", "HSE", "HSP"),
+    "LYS": ("LYN", "LSN"),
+}
+_CANONICAL = {name: name for name in RESIDUE_TYPES} | {v: name for name, vs in _VARIANTS.items() for v in vs}
+
+# other names of an atom, in Amber, CHARMM and GROMACS
+_ALIASES = {"O": ("OT1", "OC1", "O1")}
+_ALIASES_OF_TYPE = {("ILE", "CD1"): ("CD",)}
+
+# two exchangeable atoms at the end of the torsion
+_SYMMETRIC = {("ASP", "chi2"), ("GLU", "chi3"), ("PHE", "chi2"), ("TYR", "chi2")}
+
+
+def canonical_name(name: str) -> str | None:
+    """Standard three-letter name of a residue under any Amber or CHARMM name; None if it is none of the 20."""
+    return _CANONICAL.get(name.strip().upper())
+
+
+def atom_names(residue_type: str, name: str) -> tuple[str, ...]:
+    """Names under which atom ``name`` of a residue type may appear, the standard one first."""
+    return (name, *_ALIASES.get(name, ()), *_ALIASES_OF_TYPE.get((residue_type, name), ()))
+
+
+def torsion_period(residue_type: str, torsion: str) -> float:
+    """Period of a torsion, radian: pi where it only exchanges equivalent atoms (chi2 of ASP, PHE, TYR; chi3 of GLU).
+
+    psi has the period pi, too, where the C terminus carries two oxygens; that is decided in `protein.tokens`.
+    """
+    return math.pi if (residue_type, torsion) in _SYMMETRIC else 2 * math.pi
+
+
+def _template_atoms() -> dict[str, set[str]]:
+    """Atom names of each residue type in MDTraj's templates."""
+    root = ElementTree.fromstring((files("mdtraj.formats.pdb") / "data" / "residues.xml").read_text())
+    return {
+        residue.get("name"): {bond.get(end) for bond in residue.iter("Bond") for end in ("from", "to")}
+        for residue in root.iter("Residue")
+    }
+
+
+def _chi_atoms() -> dict[str, tuple[tuple[str, str, str, str], ...]]:
+    """For each residue type the first of MDTraj's alternatives whose atoms it has, chi by chi."""
+    atoms = _template_atoms()
+    tables = (dihedral.CHI1_ATOMS, dihedral.CHI2_ATOMS, dihedral.CHI3_ATOMS, dihedral.CHI4_ATOMS)
+    chi = {}
+    for name in RESIDUE_TYPES:
+        matches = (next((tuple(a) for a in table if atoms[name].issuperset(a)), None) for table in tables)
+        chi[name] = tuple(match for match in matches if match)
+    return chi
+
+
+CHI_ATOMS = _chi_atoms()
+"""Atom names of chi1, chi2, ... of each residue type."""

@@ -1,0 +1,187 @@
+"""Residue tokens: what the model and the backmapping know of a Topology."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from openmm.app import Topology
+from torch import Tensor
+
+from openmm_starmd.protein.bond_graph import CAPPED, ProteinBondGraph
+from openmm_starmd.protein.residues import ONE_LETTER, RESIDUE_TYPES, TORSIONS
+
+
+@dataclass(frozen=True)
+class ResidueFeatures:
+    """What the network sees of a protein besides its conformation.
+
+    Parameters
+    ----------
+    residue_type : Tensor of int64, shape (*, N)
+        Index into `RESIDUE_TYPES`.
+    residue_index : Tensor of int64, shape (*, N)
+        Running number; it jumps by at least 2 at a chain break and between chains.
+    chain_index : Tensor of int64, shape (*, N)
+    n_end, c_end : Tensor of int64, shape (*, N)
+        0 bonded to the neighbouring token, 1 free or broken, 2 capped.
+    torsion_mask : Tensor of bool, shape (*, N, 6)
+        Degrees of freedom: phi only behind an N-terminal cap (elsewhere it follows from the frames), psi always, chi as
+        the residue type has them.
+    torsion_period : Tensor of float64, shape (*, N, 6)
+        Radian; pi for symmetric groups, else 2 pi.
+    """
+
+    residue_type: Tensor
+    residue_index: Tensor
+    chain_index: Tensor
+    n_end: Tensor
+    c_end: Tensor
+    torsion_mask: Tensor
+    torsion_period: Tensor
+
+    def _map(self, function) -> ResidueFeatures:
+        return ResidueFeatures(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device) -> ResidueFeatures:
+        """Features on another device."""
+        return self._map(lambda x: x.to(device))
+
+    def expand(self, *shape: int) -> ResidueFeatures:
+        """The same features for leading axes ``shape``; shape (*shape, N) afterwards."""
+        return self._map(lambda x: x.expand(*shape, *x.shape))
+
+    @classmethod
+    def stack(cls, features: Sequence[ResidueFeatures]) -> ResidueFeatures:
+        """Features of several proteins of one length, along a new first axis."""
+        return cls(**{f.name: torch.stack([getattr(x, f.name) for x in features]) for f in fields(cls)})
+
+    def per_frame(self, name: str, template: Tensor) -> Tensor:
+        """A feature made to broadcast against frames.
+
+        Parameters
+        ----------
+        name : str
+            Feature of shape (*, N) or (*, N, 6).
+        template : Tensor, shape (*, ..., N)
+            Gives the number of axes, of which those between * and N are new, and the dtype of a floating feature.
+        """
+        feature, lead = getattr(self, name), self.residue_type.dim() - 1
+        new_axes = template.dim() - self.residue_type.dim()
+        feature = feature.reshape(*feature.shape[:lead], *[1] * new_axes, *feature.shape[lead:])
+        return feature.to(template.dtype) if feature.is_floating_point() else feature
+
+
+@dataclass(frozen=True)
+class RotatableGroup:
+    """Atoms of all tokens that turn together in one step of the backmapping.
+
+    Parameters
+    ----------
+    name : str
+        ``"angle"`` (N and what hangs on it, about the z axis of the frame) or one of `TORSIONS`.
+    moved, owner : Tensor of int64, shape (K,)
+        Atoms, and the token of each.
+    axis : Tensor of int64, shape (K, 2)
+        Atoms from the resting to the turning side of the bond; CA, N for the angle.
+    """
+
+    name: str
+    moved: Tensor
+    owner: Tensor
+    axis: Tensor
+
+
+class ResidueTokens:
+    """Residue tokens of every protein chain of a Topology; made by `from_topology`.
+
+    Attributes
+    ----------
+    features : ResidueFeatures, shape (N)
+    n_residues, n_atoms : int
+        Tokens; atoms of the whole Topology.
+    sequence : str
+        One-letter codes.
+    residue_labels : list of str
+        Such as ``"A:ALA 12"``, for messages.
+    backbone : Tensor of int64, shape (N, 3)
+        Atom indices of N, CA and C.
+    oxygen : Tensor of int64, shape (N,)
+    torsion_atoms : Tensor of int64, shape (N, 6, 4)
+        Atom indices of each torsion, -1 where it is absent; phi wherever a token or a cap precedes.
+    protein_atoms, owner : Tensor of int64, shape (P,)
+        Every atom of protein residues and caps, ascending, and its token.
+    heavy_atoms : Tensor of int64
+        The protein atoms that are neither hydrogen nor virtual sites.
+    levels : tuple of RotatableGroup
+        In the order in which the backmapping turns them: angle, phi, psi, chi1 to chi4.
+    disulfides : list of (int, int)
+        Pairs of tokens.
+    """
+
+    def __init__(self, graph: ProteinBondGraph):
+        n = len(graph.residues)
+        self.n_residues, self.n_atoms = n, len(graph.atoms)
+        self.sequence = "".join(ONE_LETTER[name] for name in graph.types)
+        self.residue_labels = [f"{r.chain.id}:{r.name} {r.id}{r.insertionCode.strip()}" for r in graph.residues]
+        self.backbone = torch.tensor([[atoms[name] for name in ("N", "CA", "C")] for atoms in graph.named])
+        self.oxygen = torch.tensor([atoms["O"] for atoms in graph.named])
+        self.torsion_atoms = torch.tensor([graph.torsion_atoms(i) for i in range(n)])
+        owned = sorted(graph.owner)
+        self.protein_atoms = torch.tensor(owned)
+        self.owner = torch.tensor([graph.owner[atom] for atom in owned])
+        self.heavy_atoms = torch.tensor([atom for atom in owned if graph.is_heavy(atom)])
+        self.levels = tuple(_rotatable_group(graph, name) for name in ("angle", *TORSIONS))
+        self.disulfides = graph.disulfides
+        self.features = _features(graph)
+
+    @classmethod
+    def from_topology(cls, topology: Topology) -> ResidueTokens:
+        """Find the protein in a Topology.
+
+        Parameters
+        ----------
+        topology : openmm.app.Topology
+            With bonds. Residues that are neither protein nor bonded to it (water, ions, ligands) are passed over.
+
+        Raises
+        ------
+        UnsupportedTopologyError
+            No protein; a residue other than the 20 bonded into a chain; missing atoms or bonds; crosslinks other than
+            disulfides. The message names the residue, its chain and number.
+        """
+        return cls(ProteinBondGraph(topology))
+
+
+def _rotatable_group(graph: ProteinBondGraph, name: str) -> RotatableGroup:
+    """The group of all tokens for the angle or a torsion."""
+    moved, owner, axes = [], [], []
+    for i in range(len(graph.residues)):
+        axis, atoms = graph.turning(i, name)
+        moved += atoms
+        owner += [i] * len(atoms)
+        axes += [axis] * len(atoms)
+    return RotatableGroup(
+        name,
+        torch.tensor(moved, dtype=torch.int64),
+        torch.tensor(owner, dtype=torch.int64),
+        torch.tensor(axes, dtype=torch.int64).reshape(-1, 2),
+    )
+
+
+def _features(graph: ProteinBondGraph) -> ResidueFeatures:
+    ends = [graph.ends(i) for i in range(len(graph.residues))]
+    chains = list(dict.fromkeys(residue.chain for residue in graph.residues))
+    mask = torch.tensor([[row[0] >= 0 for row in graph.torsion_atoms(i)] for i in range(len(ends))])
+    n_end = torch.tensor([n for n, _ in ends])
+    mask[:, TORSIONS.index("phi")] = n_end == CAPPED
+    return ResidueFeatures(
+        residue_type=torch.tensor([RESIDUE_TYPES.index(name) for name in graph.types]),
+        residue_index=torch.tensor(graph.residue_indices()),
+        chain_index=torch.tensor([chains.index(residue.chain) for residue in graph.residues]),
+        n_end=n_end,
+        c_end=torch.tensor([c for _, c in ends]),
+        torsion_mask=mask,
+        torsion_period=torch.tensor([graph.periods(i) for i in range(len(ends))], dtype=torch.float64),
+    )

@@ -1,0 +1,236 @@
+"""Training data: windows of frames, drawn at every stride from trajectories of molecular dynamics."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from openmm_starmd.geometry.rigid import Rigid, superpose
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.displacement import Displacement, centred
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.protein.tokens import ResidueFeatures
+from openmm_starmd.training.config import STRIDE_RANGE
+from openmm_starmd.training.trajectories import EncodedTrajectory, find_trajectories, load_trajectory
+
+STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
+
+Source = str | os.PathLike | tuple[str | os.PathLike, str | os.PathLike]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of B systems of one length N.
+
+    Parameters
+    ----------
+    features : ResidueFeatures, shape (B, N)
+    conformations : Conformation, shape (B, L, N)
+        Each frame superposed on its predecessor, CA centroids at the origin.
+    strides : Tensor, shape (B, L)
+        Gap of each frame to its predecessor, ps; for the first frame the stride of the window.
+    """
+
+    features: ResidueFeatures
+    conformations: Conformation
+    strides: Tensor
+
+    def to(self, device) -> Batch:
+        """The batch on another device."""
+        return Batch(self.features.to(device), self.conformations.to(device), self.strides.to(device))
+
+
+def aligned(windows: Conformation) -> Conformation:
+    """Windows (B, L, N) with every frame superposed on its predecessor and CA centroids at the origin.
+
+    Superposition is on N, CA and C of all residues; the first frame keeps its orientation.
+    """
+    points = windows.backbone().flatten(-3, -2)
+    turns = superpose(points[:, 1:], points[:, :-1]).rotations
+    total = [torch.eye(3, dtype=turns.dtype, device=turns.device).expand(len(turns), 3, 3)]
+    for step in range(turns.shape[1]):
+        total.append(total[-1] @ turns[:, step])
+    rotation = torch.stack(total, 1)[:, :, None]
+    turned = rotation @ centred(windows.frames.translations)[..., None]
+    return Conformation(Rigid(rotation @ windows.frames.rotations, turned[..., 0]), windows.torsions, windows.angles)
+
+
+class TrajectoryDataset:
+    """Trajectories of proteins, and random windows of them.
+
+    Parameters
+    ----------
+    sources : path, or sequence of paths and of (pdb, xtc) pairs
+        Folders of NAME.pdb + NAME.xtc, and single trajectories. Where a folder holds any NAME.done, only trajectories
+        with that mark are read.
+    exclude : sequence of str
+        One-letter sequences to hold out.
+    only : sequence of str, optional
+        The only one-letter sequences to read: the other side of ``exclude``.
+    cache : path, optional
+        Folder for encoded trajectories; with it a second start takes no time.
+
+    Raises
+    ------
+    StarMDError
+        If there is nothing to read, or a trajectory is unfit; the message says which and why.
+    """
+
+    def __init__(
+        self,
+        sources: Source | Sequence[Source],
+        *,
+        exclude: Iterable[str] = (),
+        only: Iterable[str] | None = None,
+        cache: str | os.PathLike | None = None,
+    ):
+        self._sources = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+        self._exclude = frozenset(exclude)
+        self._only = None if only is None else frozenset(only)
+        self._cache = None if cache is None else Path(cache)
+        self._read: set[Path] = set()
+        self.trajectories: list[EncodedTrajectory] = []
+        self.refresh()
+        if not self.trajectories:
+            raise StarMDError(
+                f"No trajectory found in {', '.join(map(str, self._sources))}: NAME.pdb + NAME.xtc are needed (and "
+                f"NAME.done, where a folder holds any such) {self._restriction()}"
+            )
+
+    def _restriction(self) -> str:
+        kept = "" if self._only is None else f" among {', '.join(sorted(self._only))}"
+        dropped = f" other than {', '.join(sorted(self._exclude))}" if self._exclude else ""
+        return f"of sequences{kept}{dropped}." if kept or dropped else "of any sequence."
+
+    def refresh(self) -> list[str]:
+        """Read trajectories that have been finished since the last look; returns their names."""
+        found: list[tuple[Path, Path]] = []
+        for source in self._sources:
+            pair = isinstance(source, tuple)
+            found += [(Path(source[0]), Path(source[1]))] if pair else find_trajectories(source)
+        known = len(self.trajectories)
+        for pdb, xtc in found:
+            if xtc in self._read:
+                continue
+            trajectory = load_trajectory(pdb, xtc, self._cache)
+            self._read.add(xtc)
+            if trajectory.sequence not in self._exclude and (self._only is None or trajectory.sequence in self._only):
+                self.trajectories.append(trajectory)
+        return [trajectory.name for trajectory in self.trajectories[known:]]
+
+    @property
+    def lengths(self) -> dict[int, list[EncodedTrajectory]]:
+        """Trajectories by number of residues."""
+        buckets: dict[int, list[EncodedTrajectory]] = {}
+        for trajectory in self.trajectories:
+            buckets.setdefault(trajectory.n_residues, []).append(trajectory)
+        return buckets
+
+    def window_batch(
+        self,
+        batch_size: int,
+        n_frames: int,
+        generator: Generator,
+        stride_range: tuple[float, float] = STRIDE_RANGE,
+    ) -> Batch:
+        """Random windows of ``n_frames`` frames of systems of one length.
+
+        The length is drawn in proportion to the frames there are of it, and so are the systems. Strides are
+        log-uniform in ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval.
+        Starts are uniform. Half of the windows run backwards: equilibrium dynamics is reversible.
+        """
+        bucket = self._draw_bucket(generator)
+        weights = torch.tensor([t.n_frames for t in bucket], dtype=torch.float64)
+        chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator).tolist()
+        uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator).tolist()
+        windows, strides = [], []
+        for which, (for_stride, for_start, for_direction) in zip(chosen, uniform, strict=True):
+            trajectory = bucket[which]
+            step = _draw_step(trajectory, n_frames, stride_range, for_stride)
+            start = int(for_start * (trajectory.n_frames - (n_frames - 1) * step))
+            index = start + step * torch.arange(n_frames)
+            windows.append(trajectory.conformations[index if for_direction < 0.5 else index.flip(0)])
+            strides.append(step * trajectory.interval)
+        return Batch(
+            ResidueFeatures.stack([bucket[which].features for which in chosen]),
+            aligned(Conformation.stack(windows)),
+            torch.tensor(strides, dtype=torch.float32)[:, None].repeat(1, n_frames),
+        )
+
+    def _draw_bucket(self, generator: Generator) -> list[EncodedTrajectory]:
+        buckets = list(self.lengths.values())
+        weights = torch.tensor([sum(t.n_frames for t in bucket) for bucket in buckets], dtype=torch.float64)
+        return buckets[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float], uniform: float) -> int:
+    """Stride in trajectory frames."""
+    low, high = stride_range
+    longest = (trajectory.n_frames - 1) // max(n_frames - 1, 1)
+    least = max(1, math.ceil(low / trajectory.interval - 0.5))
+    if longest < least or trajectory.interval > high:
+        raise StarMDError(
+            f"{trajectory.name} has {trajectory.n_frames} frames at {trajectory.interval:g} ps: it holds no window of "
+            f"{n_frames} frames at a stride between {low:g} and {high:g} ps. Leave it out, or ask for less."
+        )
+    high = min(high, longest * trajectory.interval)
+    stride = low * (max(high, low) / low) ** uniform
+    return min(max(round(stride / trajectory.interval), 1), longest)
+
+
+def step_scales(dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 20_000) -> Tensor:
+    """Root mean square size of one step, after superposition.
+
+    Parameters
+    ----------
+    dataset : TrajectoryDataset
+    strides : sequence of K floats
+        ps. A stride that no trajectory can show (within 20 %) gets the row of the nearest that one can.
+    n_windows : int
+        About how many pairs of frames are measured for each stride, evenly spread over the data.
+
+    Returns
+    -------
+    Tensor, shape (K, 9)
+        translation per axis (nm), rotation per axis (rad), six torsions and the N-CA-C angle (rad). Torsions that the
+        data do not have get 1.
+    """
+    rows = {}
+    for k, stride in enumerate(strides):
+        total, count = torch.zeros(2, 9, dtype=torch.float64)
+        for trajectory in dataset.trajectories:
+            step = max(1, round(stride / trajectory.interval))
+            if step < trajectory.n_frames and abs(step * trajectory.interval - stride) <= 0.2 * stride:
+                squares, numbers = _squared_steps(trajectory, step, math.ceil(n_windows / len(dataset.trajectories)))
+                total, count = total + squares, count + numbers
+        if count.any():
+            rows[k] = torch.where(count > 0, (total / count.clamp_min(1)).sqrt(), 1.0)
+    if not rows:
+        raise StarMDError(f"No trajectory has frames at any stride of {', '.join(f'{s:g}' for s in strides)} ps.")
+    nearest = [
+        min(rows, key=lambda known, k=k: abs(math.log(strides[known] / strides[k]))) for k in range(len(strides))
+    ]
+    return torch.stack([rows[k] for k in nearest]).float()
+
+
+def _squared_steps(trajectory: EncodedTrajectory, step: int, n_windows: int) -> tuple[Tensor, Tensor]:
+    """Sums over pairs of frames of the squared displacements, and how many numbers went into each; both (9,)."""
+    starts = torch.linspace(0, trajectory.n_frames - 1 - step, n_windows, dtype=torch.float64).round().long().unique()
+    pairs = aligned(Conformation.stack([trajectory.conformations[starts], trajectory.conformations[starts + step]], 1))
+    move = Displacement.between(pairs[:, 0], pairs[:, 1], trajectory.features.torsion_period)
+    mask = trajectory.features.torsion_mask
+    squares = [
+        move.translation.double().square().sum()[None],
+        move.rotation.double().square().sum()[None],
+        (move.torsion.double().square() * mask).sum((0, 1)),
+        move.angle.double().square().sum()[None],
+    ]
+    residues = len(starts) * trajectory.n_residues
+    numbers = [torch.tensor([3.0 * residues] * 2), len(starts) * mask.sum(0), torch.tensor([float(residues)])]
+    return torch.cat(squares), torch.cat(numbers)

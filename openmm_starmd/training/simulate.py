@@ -1,0 +1,274 @@
+"""Make reference MD of peptides from their sequences: ff14SB + OBC2 at 300 K, resumable.
+
+Physics: LangevinMiddle integrator, 1/ps, 4 fs steps with 4-amu hydrogens and HBonds constraints. OBC2 runs through the
+native ``GBSAOBCForce``, which on the CPU platform is about eight times as fast as the ``CustomGBForce`` of
+``implicit/obc2.xml`` and gives the same energy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from openmm import GBSAOBCForce, LangevinMiddleIntegrator, NonbondedForce, Platform, System, unit
+from openmm.app import HBonds, NoCutoff, PDBFile, Simulation, Topology, XTCReporter
+from openmm.app.internal.customgbforces import GBSAOBC2Force
+
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.training.build import THREE_LETTER, build_peptide, force_field
+
+__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate"]
+
+logger = logging.getLogger(__name__)
+TIME_STEP = 0.004
+FRICTION = 1.0
+EQUILIBRATION_STEPS = 25_000
+
+
+def peptide_system(topology: Topology) -> System:
+    """ff14SB + OBC2 without cutoff, HBonds constraints and 4-amu hydrogens.
+
+    The energy is that of ``implicit/obc2.xml`` (solute dielectric 1, solvent 78.5, ACE surface term).
+    """
+    system = force_field().createSystem(
+        topology, nonbondedMethod=NoCutoff, constraints=HBonds, hydrogenMass=4 * unit.amu
+    )
+    nonbonded = next(force for force in system.getForces() if isinstance(force, NonbondedForce))
+    nonbonded.setReactionFieldDielectric(1.0)
+    solvent = GBSAOBCForce()
+    solvent.setSoluteDielectric(1.0)
+    solvent.setSolventDielectric(78.5)
+    for atom, (radius, scale) in enumerate(p[:2] for p in GBSAOBC2Force.getStandardParameters(topology)):
+        solvent.addParticle(nonbonded.getParticleParameters(atom)[0], radius, scale)
+    system.addForce(solvent)
+    return system
+
+
+def within_one_residue(first: str, second: str) -> bool:
+    """Whether one substitution, insertion or deletion at most leads from one sequence to the other."""
+    if len(first) > len(second):
+        first, second = second, first
+    if len(second) - len(first) > 1:
+        return False
+    if len(first) == len(second):
+        return sum(a != b for a, b in zip(first, second, strict=True)) <= 1
+    return any(first == second[:i] + second[i + 1 :] for i in range(len(second)))
+
+
+def coverage_sequences(length: int, blocks: int, seed: int, exclude: Iterable[str] = ()) -> list[str]:
+    """Sequences in which every residue type stands equally often in every position.
+
+    Parameters
+    ----------
+    length : int
+        Residues per sequence.
+    blocks : int
+        A block holds 20 sequences with each residue type once in every position.
+    seed : int
+    exclude : iterable of str
+        Sequences kept for judging: what differs from one of them by one residue at most is passed over, so that a
+        block can lose members.
+
+    Returns
+    -------
+    list of str, at most 20 * blocks
+    """
+    rng = random.Random(seed)
+    exclude = list(exclude)
+    sequences = []
+    for _ in range(blocks):
+        columns = [rng.sample(list(THREE_LETTER), len(THREE_LETTER)) for _ in range(length)]
+        for row in zip(*columns, strict=True):
+            sequence = "".join(row)
+            if not any(within_one_residue(sequence, other) for other in exclude):
+                sequences.append(sequence)
+    return sequences
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One trajectory to make or to continue."""
+
+    peptide: str
+    output: Path
+    nanoseconds: float
+    frame_interval: float
+    checkpoint_interval: float
+    temperature: float
+    seed: int
+    platform: str
+
+    @property
+    def caps(self) -> tuple[str, bool, bool]:
+        """Sequence, whether ACE stands before it, whether NME stands behind it."""
+        sequence = self.peptide
+        n_cap, c_cap = sequence.lower().startswith("ace-"), sequence.lower().endswith("-nme")
+        return sequence[4 if n_cap else 0 : -4 if c_cap else None], n_cap, c_cap
+
+    @property
+    def name(self) -> str:
+        sequence, n_cap, c_cap = self.caps
+        return ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
+
+    def path(self, suffix: str) -> Path:
+        return self.output / f"{self.name}.{suffix}"
+
+    @property
+    def run_seed(self) -> int:
+        """A seed of this peptide's own, positive and 31 bits wide as OpenMM wants it."""
+        return zlib.crc32(f"{self.seed}:{self.name}".encode()) % (2**31 - 1) + 1
+
+    @property
+    def finished(self) -> bool:
+        done = self.path("done")
+        return done.exists() and float(done.read_text() or "inf") >= self.nanoseconds - 1e-9
+
+
+def _steps(picoseconds: float) -> int:
+    return max(1, round(picoseconds / TIME_STEP))
+
+
+def _new_simulation(run: _Run, topology: Topology) -> Simulation:
+    integrator = LangevinMiddleIntegrator(run.temperature, FRICTION, TIME_STEP)
+    integrator.setRandomNumberSeed(run.run_seed)
+    platform = Platform.getPlatform(run.platform)
+    properties = {"Threads": "1"} if run.platform == "CPU" else {}
+    return Simulation(topology, peptide_system(topology), integrator, platform, properties)
+
+
+def _save(run: _Run, simulation: Simulation) -> None:
+    """Write the checkpoint with the length of the trajectory that belongs to it, in one atomic step."""
+    header = json.dumps({"step": simulation.currentStep, "xtc_bytes": run.path("xtc").stat().st_size})
+    part = run.path("chk.part")
+    part.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
+    os.replace(part, run.path("chk"))
+
+
+def _start(run: _Run) -> Simulation:
+    """Build, minimise and equilibrate; leaves NAME.pdb, an empty NAME.xtc and the first checkpoint."""
+    sequence, n_cap, c_cap = run.caps
+    topology, positions = build_peptide(sequence, n_cap, c_cap, run.run_seed)
+    simulation = _new_simulation(run, topology)
+    simulation.context.setPositions(positions)
+    simulation.minimizeEnergy(maxIterations=500)
+    simulation.context.setVelocitiesToTemperature(run.temperature, run.run_seed)
+    simulation.step(EQUILIBRATION_STEPS)
+    simulation.context.setTime(0)
+    simulation.currentStep = 0
+    with open(run.path("pdb"), "w") as file:
+        PDBFile.writeFile(topology, simulation.context.getState(positions=True).getPositions(), file, keepIds=True)
+    run.path("xtc").write_bytes(b"")
+    _save(run, simulation)
+    return simulation
+
+
+def _resume(run: _Run) -> Simulation:
+    """Go back to the last checkpoint; frames written after it are cut off, they will be made again."""
+    simulation = _new_simulation(run, PDBFile(str(run.path("pdb"))).topology)
+    header, checkpoint = run.path("chk").read_bytes().split(b"\n", 1)
+    header = json.loads(header)
+    simulation.context.loadCheckpoint(checkpoint)
+    simulation.currentStep = header["step"]
+    os.truncate(run.path("xtc"), header["xtc_bytes"])
+    return simulation
+
+
+def _execute(run: _Run) -> str:
+    """Make or continue one trajectory; returns a line for the log."""
+    if run.finished:
+        return f"{run.name}: there"
+    simulation = _resume(run) if run.path("chk").exists() else _start(run)
+    frame_steps = _steps(run.frame_interval)
+    total = round(run.nanoseconds * 1000 / run.frame_interval) * frame_steps
+    block = max(1, round(run.checkpoint_interval * 1000 / run.frame_interval)) * frame_steps
+    append = simulation.currentStep > 0
+    simulation.reporters.append(XTCReporter(str(run.path("xtc")), frame_steps, append=append))
+    begin, made = time.perf_counter(), (total - simulation.currentStep) * TIME_STEP / 1000
+    while simulation.currentStep < total:
+        simulation.step(min(block, total - simulation.currentStep))
+        _save(run, simulation)
+    run.path("done").write_text(f"{run.nanoseconds}\n")
+    return f"{run.name}: {made:.3f} ns at {made / (time.perf_counter() - begin) * 86400:.0f} ns/day"
+
+
+def simulate(
+    sequences: Sequence[str],
+    output: str | os.PathLike,
+    nanoseconds: float,
+    *,
+    frame_interval: float = 5.0,
+    checkpoint_interval: float = 1.0,
+    temperature: float = 300.0,
+    processes: int = 1,
+    seed: int = 0,
+    platform: str = "CPU",
+) -> list[str]:
+    """Simulate each peptide; resumable, and a second call with more nanoseconds continues every trajectory.
+
+    Parameters
+    ----------
+    sequences : sequence of str
+        One-letter codes, with caps as in ``"ace-AAAA-nme"``.
+    output : path
+        Folder that gets NAME.pdb (all atoms, the start), NAME.xtc, NAME.chk and, at the end, NAME.done for each;
+        NAME is the sequence, with caps as in ``ACE_AAAA_NME``.
+    nanoseconds : float
+        Length of each trajectory after 100 ps of equilibration.
+    frame_interval : float
+        ps between frames; the first frame stands at one interval.
+    checkpoint_interval : float
+        ns between checkpoints. A killed run goes back to the last one and makes the same frames again.
+    temperature : float
+        K.
+    processes : int
+        Peptides simulated at a time, one CPU thread each.
+    seed : int
+        With the name it fixes start, velocities and noise of each peptide.
+    platform : str
+        OpenMM platform.
+
+    Returns
+    -------
+    list of str
+        Names of the trajectories, in the order given.
+
+    Raises
+    ------
+    StarMDError
+        At the end, if peptides failed; names them. The others are complete.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    runs = [
+        _Run(s, output, nanoseconds, frame_interval, checkpoint_interval, temperature, seed, platform)
+        for s in sequences
+    ]
+    failed = []
+
+    def collect(run, result):
+        try:
+            logger.info("%s", result())
+        except Exception as error:
+            logger.error("%s failed: %r", run.name, error)
+            failed.append(f"{run.name} ({error})")
+
+    if processes == 1:
+        for run in runs:
+            collect(run, lambda run=run: _execute(run))
+    else:
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = {pool.submit(_execute, run): run for run in runs}
+            for future in as_completed(futures):
+                collect(futures[future], future.result)
+    if failed:
+        raise StarMDError(f"{len(failed)} of {len(runs)} peptides failed: {'; '.join(failed)}")
+    return [run.name for run in runs]

@@ -1,0 +1,48 @@
+"""Packaging of openmm-starmd; the build system and the settings of ruff and pytest stand in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "openmm-torch": ["openmmtorch"],
+    "train": ["lightning-fabric>=2.2"],
+    "analysis": ["deeptime>=0.4.4", "scikit-learn", "scipy"],
+    "cli": ["typer", "rich"],
+}
+# openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
+EXTRAS["test"] = ["pytest", "ruff", "tables", *EXTRAS["train"], *EXTRAS["analysis"]]
+EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})
+
+setup(
+    name="openmm-starmd",
+    version="0.1.0",
+    description="A learned integrator for OpenMM: autoregressive SE(3) diffusion instead of femtosecond steps",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="openmm-starmd developers",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["openmm_starmd", "openmm_starmd.*"]),
+    package_data={"openmm_starmd": ["models/*.safetensors", "models/*.md"]},
+    install_requires=[
+        "openmm>=8.5",
+        "torch>=2.4",
+        "numpy",
+        "mdtraj",
+        "pdbfixer",
+        "roma",
+        "safetensors",
+        "matplotlib",  # the example of the README draws its Ramachandran map after a bare `pip install .`
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Chemistry",
+    ],
+)

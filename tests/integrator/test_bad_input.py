@@ -1,0 +1,202 @@
+"""Bad input gets one clear error, before anything of the Context has changed."""
+
+import copy
+import pickle
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import app, unit
+
+from openmm_starmd import ModelDomainError, Relaxation, StarMDError, StarMDIntegrator, UnsupportedTopologyError
+
+
+def test_positions_not_set(peptide, new_integrator):
+    integrator = new_integrator()
+    context = openmm.Context(peptide[2], integrator, openmm.Platform.getPlatform("Reference"))
+    for move in (integrator.step, integrator.stepPhysical):
+        with pytest.raises(StarMDError, match="setPositions"):
+            move(1)
+    assert context.getStepCount() == 0 and context.getTime()._value == 0
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_positions_not_finite(new_simulation, snapshot, poison):
+    simulation = new_simulation()
+    simulation.step(1)
+    positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+    positions[3, 1] = poison
+    simulation.context.setPositions(positions)
+    before = snapshot(simulation)
+    with pytest.raises(StarMDError, match="the first: 3"):
+        simulation.step(1)
+    np.testing.assert_equal(snapshot(simulation), before)
+
+
+def test_topology_and_system_of_different_size(peptide, new_integrator):
+    topology, _, system = peptide
+    longer = openmm.XmlSerializer.clone(system)
+    longer.addParticle(1.0)
+    integrator = new_integrator()
+    n = topology.getNumAtoms()
+    with pytest.raises(ValueError, match=f"{n} atoms, but the System {n + 1}"):
+        openmm.Context(longer, integrator)
+    openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))  # the integrator is still free
+
+
+def test_no_protein(tiny_model):
+    topology = app.Topology()
+    topology.addAtom("NA", app.element.sodium, topology.addResidue("NA", topology.addChain()))
+    with pytest.raises(UnsupportedTopologyError, match="(?i)protein"):
+        StarMDIntegrator(topology, 300, 100, tiny_model)
+
+
+def _renamed(topology, positions, residue_name=None, delete=None):
+    modeller = app.Modeller(copy.deepcopy(topology), positions * unit.nanometer)
+    if delete:
+        modeller.delete([atom for atom in modeller.topology.atoms() if (atom.residue.index, atom.name) == delete])
+    copied = modeller.topology
+    if residue_name:
+        list(copied.residues())[1].name = residue_name
+    return copied
+
+
+def test_unknown_residue(build_peptide, tiny_model):
+    topology = _renamed(*build_peptide("ASG"), residue_name="XYZ")
+    with pytest.raises(UnsupportedTopologyError, match="XYZ"):
+        StarMDIntegrator(topology, 300, 100, tiny_model)
+
+
+def test_missing_backbone_atom(build_peptide, tiny_model):
+    topology = _renamed(*build_peptide("ASG"), delete=(1, "CA"))
+    with pytest.raises(UnsupportedTopologyError, match="CA"):
+        StarMDIntegrator(topology, 300, 100, tiny_model)
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [({"temperature": 500}, "500 K"), ({"stepSize": 5}, "5 ps"), ({"stepSize": 2 * unit.nanoseconds}, "2000 ps")],
+)
+def test_temperature_and_stride_outside_the_domain(new_integrator, settings, told):
+    with pytest.raises(ModelDomainError, match=told):
+        new_integrator(**settings)
+    with pytest.warns(UserWarning, match=told):
+        new_integrator(**settings, strict=False)
+
+
+def test_length_outside_the_domain(build_peptide, tiny_model):
+    topology, _ = build_peptide("A" * 13)
+    with pytest.raises(ModelDomainError, match="13"):
+        StarMDIntegrator(topology, 300, 100, tiny_model)
+
+
+def test_a_new_stride_outside_the_domain_changes_nothing(new_simulation):
+    simulation = new_simulation()
+    with pytest.raises(ModelDomainError):
+        simulation.integrator.setStepSize(5000)
+    assert simulation.integrator.getStepSize() == 100 * unit.picoseconds
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"stepSize": 0}, "stepSize"),
+        ({"stepSize": -10 * unit.picoseconds}, "stepSize"),
+        ({"stepSize": float("nan")}, "stepSize"),
+        ({"temperature": 0}, "temperature"),
+        ({"maxRetries": -1}, "maxRetries"),
+        ({"maxRetries": 1.5}, "maxRetries"),
+        ({"randomSeed": 2**31}, "randomSeed"),
+        ({"randomSeed": -1}, "randomSeed"),
+        ({"relaxation": "minimize"}, "relaxation"),
+        ({"contextFrames": 0}, "context_frames"),
+        ({"denoisingSteps": 0}, "denoising_steps"),
+    ],
+)
+def test_settings_out_of_range(new_integrator, settings, told):
+    with pytest.raises(ValueError, match=told):
+        new_integrator(**settings)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, "two"])
+def test_steps_that_are_no_number_of_steps(new_simulation, snapshot, steps):
+    simulation = new_simulation()
+    before = snapshot(simulation)
+    with pytest.raises(ValueError):
+        simulation.integrator.step(steps)
+    assert snapshot(simulation) == before
+
+
+def test_units_of_the_wrong_kind(new_integrator):
+    with pytest.raises(TypeError):
+        new_integrator(stepSize=100 * unit.kelvin)
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"mode": "steer"}, "mode"),
+        ({"minimizationSteps": -1}, "minimizationSteps"),
+        ({"dynamicsSteps": 0.5}, "dynamicsSteps"),
+        ({"restraintConstant": -1}, "restraintConstant"),
+        ({"timeStep": 0}, "timeStep"),
+        ({"friction": 0}, "friction"),
+    ],
+)
+def test_relaxation_out_of_range(settings, told):
+    with pytest.raises(ValueError, match=told):
+        Relaxation(**settings)
+
+
+def test_model_missing(new_integrator):
+    with pytest.raises(StarMDError, match="no-such-model"):
+        new_integrator(model="no-such-model")
+
+
+def test_model_file_damaged(new_integrator, tiny_model, tmp_path):
+    whole, cut, pickled = (tmp_path / name for name in ("whole.safetensors", "cut.safetensors", "pickled.pt"))
+    tiny_model.save(whole)
+    cut.write_bytes(whole.read_bytes()[:2000])
+    pickled.write_bytes(pickle.dumps({"weights": [1.0]}))
+    new_integrator(model=str(whole))
+    for path in (cut, pickled):
+        with pytest.raises(StarMDError, match=path.name):
+            new_integrator(model=str(path))
+
+
+def test_a_gpu_where_there_is_none(new_integrator, tiny_model, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    tiny_model.save(tmp_path / "model.safetensors")
+    for model in (tiny_model, tmp_path / "model.safetensors"):
+        with pytest.raises(StarMDError, match="cuda"):
+            new_integrator(model=model, device="cuda")
+
+
+@pytest.mark.parametrize("name", ["HOH", "WAT", "TIP3", "SOL", "T4P"])
+def test_explicit_water(build_peptide, tiny_model, name):
+    topology, _ = build_peptide("ASG")
+    topology = copy.deepcopy(topology)
+    water = topology.addResidue(name, topology.addChain())
+    for atom, element in (("O", app.element.oxygen), ("H1", app.element.hydrogen), ("H2", app.element.hydrogen)):
+        topology.addAtom(atom, element, water)
+    topology.addAtom("M", None, water)
+    with pytest.raises(UnsupportedTopologyError, match=f"water.*{name}"):
+        StarMDIntegrator(topology, 300, 100, tiny_model)
+
+
+def test_drude_particles(peptide, new_integrator):
+    system = openmm.XmlSerializer.clone(peptide[2])
+    system.addForce(openmm.DrudeForce())
+    with pytest.raises(UnsupportedTopologyError, match="Drude"):
+        openmm.Context(system, new_integrator())
+
+
+def test_frozen_protein_atoms(peptide, new_integrator):
+    system = openmm.XmlSerializer.clone(peptide[2])
+    while system.getNumConstraints():
+        system.removeConstraint(0)
+    system.setParticleMass(4, 0)
+    with pytest.raises(UnsupportedTopologyError, match="mass 0"):
+        openmm.Context(system, new_integrator())

@@ -1,0 +1,179 @@
+"""Checkpoints, States and copies: a continued run is the run that was never interrupted, bit for bit."""
+
+import copy
+import pickle
+
+import openmm
+import pytest
+from openmm import app, unit
+
+from openmm_starmd import HistoryError, StarMDError, StarMDIntegrator, StarMDModel
+
+CONTINUE = {
+    "checkpoint": ("saveCheckpoint", "loadCheckpoint"),
+    "state": ("saveState", "loadState"),
+}
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("way", CONTINUE)
+def test_a_fresh_simulation_continues_bit_for_bit(new_simulation, snapshot, tmp_path, platform, cut, way):
+    """Cut while the window of three frames grows, and after frames have left it."""
+    save, load = CONTINUE[way]
+    whole = new_simulation(platform)
+    whole.step(cut)
+    getattr(whole, save)(str(tmp_path / "saved"))
+    whole.step(2)
+    rest = new_simulation(platform, randomSeed=99)
+    getattr(rest, load)(str(tmp_path / "saved"))
+    rest.step(2)
+    assert snapshot(rest) == snapshot(whole)
+    assert rest.integrator.getRandomNumberSeed() == 7
+
+
+def test_the_history_matters(new_simulation, snapshot, tmp_path):
+    """Without the past the run would go on differently, so the test above can fail."""
+    simulations = [new_simulation(), new_simulation()]
+    for simulation in simulations:
+        simulation.step(2)
+    simulations[1].integrator.reset()
+    for simulation in simulations:
+        simulation.step(1)
+    assert snapshot(simulations[0])[0] != snapshot(simulations[1])[0]
+
+
+@pytest.mark.parametrize("way", CONTINUE)
+@pytest.mark.parametrize("saved_at", [0, 2, 4])
+def test_rewinding_the_same_simulation(new_simulation, snapshot, seen_histories, tmp_path, way, saved_at):
+    save, load = CONTINUE[way]
+    simulation = new_simulation()
+    seen = seen_histories(simulation.integrator)
+    simulation.step(saved_at)
+    getattr(simulation, save)(str(tmp_path / "saved"))
+    simulation.step(2)
+    once = snapshot(simulation)
+    getattr(simulation, load)(str(tmp_path / "saved"))
+    simulation.step(2)
+    assert snapshot(simulation) == once
+    assert seen[-2:] == [saved_at + 1, saved_at + 2]
+
+
+def test_an_edit_after_loading_starts_the_history_anew(new_simulation, seen_histories, peptide, tmp_path):
+    simulation = new_simulation()
+    simulation.step(2)
+    simulation.saveCheckpoint(str(tmp_path / "saved"))
+    rest = new_simulation()
+    seen = seen_histories(rest.integrator)
+    rest.loadCheckpoint(str(tmp_path / "saved"))
+    rest.context.setPositions(peptide[1])
+    rest.step(1)
+    assert seen == [1]
+
+
+@pytest.mark.parametrize("preserve", [True, False])
+def test_reinitialize(new_simulation, seen_histories, peptide, preserve):
+    simulation = new_simulation()
+    seen = seen_histories(simulation.integrator)
+    simulation.step(2)
+    simulation.context.reinitialize(preserveState=preserve)
+    if not preserve:
+        simulation.context.setPositions(peptide[1])
+    simulation.step(1)
+    assert seen == [1, 2, 3 if preserve else 1]
+
+
+def test_a_state_of_another_model_is_refused(new_simulation, tiny_model, snapshot, tmp_path):
+    simulation = new_simulation()
+    simulation.step(1)
+    simulation.saveState(str(tmp_path / "saved"))
+    stranger = StarMDModel.create(tiny_model.config, tiny_model.domain, seed=2)
+    stranger.denoiser.step_scales[:] = tiny_model.denoiser.step_scales
+    other = new_simulation(model=stranger)
+    other.loadState(str(tmp_path / "saved"))
+    before = snapshot(other)
+    with pytest.raises(HistoryError, match="another model"):
+        other.step(1)
+    assert snapshot(other) == before
+    other.integrator.reset()
+    other.step(1)
+    assert other.currentStep == 2
+
+
+@pytest.mark.parametrize("variable, value", [("frames", 0), ("frames", 1e6), ("tag", 5)])
+def test_a_damaged_history_is_refused(new_simulation, tmp_path, variable, value):
+    simulation = new_simulation()
+    simulation.step(1)
+    simulation.integrator.getIntegrator(0).setGlobalVariableByName(variable, value)
+    simulation.saveCheckpoint(str(tmp_path / "saved"))
+    rest = new_simulation()
+    rest.loadCheckpoint(str(tmp_path / "saved"))
+    with pytest.raises(HistoryError, match="damaged"):
+        rest.step(1)
+
+
+COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_is_a_new_integrator_with_the_same_settings(new_simulation, snapshot, way):
+    simulation = new_simulation(contextFrames=2, randomSeed=3)
+    simulation.integrator.setStepSize(200)
+    simulation.step(2)
+    duplicate = COPIES[way](simulation.integrator)
+    assert isinstance(duplicate, StarMDIntegrator)
+    fresh, copied = new_simulation(contextFrames=2, randomSeed=3, stepSize=200), new_simulation(integrator=duplicate)
+    for other in (fresh, copied):
+        other.step(2)
+    assert snapshot(copied) == snapshot(fresh)
+    simulation.step(1)
+    assert simulation.currentStep == 3
+
+
+def test_xml_ends_in_an_error(new_integrator, peptide, tmp_path):
+    topology, _, system = peptide
+    path = tmp_path / "integrator.xml"
+    path.write_text(openmm.XmlSerializer.serialize(new_integrator()))
+    with pytest.raises(StarMDError, match="XML"):
+        app.Simulation(topology, system, str(path))
+    with pytest.raises(StarMDError, match="XML"):
+        openmm.Context(system, openmm.XmlSerializer.clone(new_integrator()))
+
+
+def test_an_xml_copy_does_not_move_silently_where_the_package_is_not_imported(new_integrator, peptide):
+    _, positions, system = peptide
+    remnant = openmm.XmlSerializer.clone(new_integrator())
+    unwatched = openmm.Context.__init__.__wrapped__
+    context = openmm.Context.__new__(openmm.Context)
+    unwatched(context, system, remnant, openmm.Platform.getPlatform("CPU"))
+    context.setPositions(positions)
+    with pytest.raises(openmm.OpenMMException, match="NaN"):
+        remnant.step(1)
+
+
+def test_one_integrator_one_context(new_simulation, peptide):
+    simulation = new_simulation()
+    with pytest.raises(openmm.OpenMMException, match="already bound"):
+        openmm.Context(peptide[2], simulation.integrator)
+    simulation.step(1)
+    assert simulation.currentStep == 1
+
+
+def test_without_a_context_a_step_is_an_error(new_integrator, new_simulation):
+    with pytest.raises(StarMDError, match="no Context"):
+        new_integrator().step(1)
+    with pytest.raises(StarMDError, match="not the integrator"):
+        new_integrator().bind(new_simulation().context)
+
+
+def test_binding_by_hand(new_integrator, peptide):
+    """The way for Contexts that were made while the package was not watching."""
+    _, positions, system = peptide
+    integrator, context = new_integrator(), openmm.Context.__new__(openmm.Context)
+    openmm.Context.__init__.__wrapped__(context, system, integrator, openmm.Platform.getPlatform("Reference"))
+    context.setPositions(positions)
+    with pytest.raises(StarMDError, match="no Context"):
+        integrator.step(1)
+    integrator.bind(context)
+    integrator.step(1)
+    assert context.getTime() == 100 * unit.picoseconds

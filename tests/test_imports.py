@@ -1,0 +1,70 @@
+"""The house of architecture: every module imports from lower floors, or from earlier rows of its own floor."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
+FLOORS = [
+    "protein.errors protein.residues",
+    "geometry.rigid geometry.igso3 geometry.torsions",
+    "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
+    "network.config network.embedding network.attention network.ipa network.denoiser",
+    "diffusion.process diffusion.loss diffusion.sampler",
+    "model propagator",
+    "binding relaxation integrator reporters rollout training evaluation",
+    "cli",
+]
+ROWS = [room for floor in FLOORS for room in floor.split()]
+FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor.split()}
+SEES_OPENMM = {"protein.bond_graph", "protein.tokens"} | {room for room, floor in FLOOR_OF.items() if floor >= 6}
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(name):
+    """The row of the table that a module belongs to; a room may be a module or, on floor 6, a folder."""
+    return next((room for room in ROWS if name == room or name.startswith(room + ".")), None)
+
+
+def imports(path):
+    """Full dotted names that a file imports, those inside functions included."""
+    package = ["openmm_starmd", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_every_module_has_a_room_and_looks_down(path):
+    room = room_of(module_name(path))
+    assert room is not None, f"{module_name(path)} stands on no floor"
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "openmm_starmd":
+            other = room_of(rest)
+            assert other is not None, f"{module_name(path)} imports {name}, which stands on no floor"
+            assert other == room or ROWS.index(other) < ROWS.index(room), f"{room} looks up to {other}"
+        assert top != "openmm" or room in SEES_OPENMM, f"{room} imports {name}: OpenMM starts at floor 6"
+        assert top != "torch" or FLOOR_OF[room] > 0, f"{room} imports torch: floor 0 knows numpy at most"
+
+
+def test_inner_packages_open_no_back_doors():
+    for path in PACKAGE.rglob("__init__.py"):
+        folder = module_name(path).removesuffix("__init__").rstrip(".")
+        for name in imports(path):
+            if folder and name.startswith("openmm_starmd."):
+                assert name.startswith(f"openmm_starmd.{folder}."), f"{folder}/__init__.py imports {name}"
+
+
+def test_the_root_holds_no_other_modules():
+    allowed = {"model", "propagator", "relaxation", "integrator", "reporters", "rollout", "cli"}
+    assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed

@@ -1,0 +1,195 @@
+"""Relaxation against analytic oracles, and against the energies of ordinary dynamics."""
+
+import math
+
+import numpy as np
+import openmm
+import pytest
+from openmm import unit
+from openmm.app import ForceField, HBonds
+
+from openmm_starmd import Relaxation
+
+KT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin) * 300
+CHILD = 1
+
+
+def context_of(system, relaxation, restrained, physics=None):
+    compound = openmm.CompoundIntegrator()
+    compound.addIntegrator(physics or openmm.LangevinMiddleIntegrator(300, 1, 0.002))
+    compound.addIntegrator(relaxation.createIntegrator(system.getNumParticles(), restrained))
+    return openmm.Context(system, compound, openmm.Platform.getPlatform("Reference"))
+
+
+def positions_of(context):
+    return context.getState(positions=True).getPositions(asNumpy=True)._value
+
+
+def energy_of(context):
+    return context.getState(energy=True).getPotentialEnergy()._value
+
+
+def well(n, strength, masses):
+    """System of independent particles, each in a harmonic well at the origin."""
+    system, force = openmm.System(), openmm.CustomExternalForce(f"{strength}/2*(x^2+y^2+z^2)")
+    for i in range(n):
+        system.addParticle(masses[i % len(masses)])
+        force.addParticle(i)
+    system.addForce(force)
+    return system
+
+
+def test_quantities_and_numbers_mean_the_same():
+    dressed = Relaxation(
+        restraintConstant=10 * unit.kilocalories_per_mole / unit.angstrom**2,
+        timeStep=1 * unit.femtosecond,
+        friction=5 / unit.picosecond,
+    )
+    assert dressed == Relaxation(restraintConstant=4184.0, timeStep=dressed.timeStep, friction=5.0)
+    assert dressed.timeStep == pytest.approx(0.001)
+
+
+def test_minimisation_finds_the_balance_of_force_and_restraint():
+    """Wells of 2000 at 0 and restraints of 6000 at the start: the restrained particle stops at 3/4 of its way."""
+    relaxation = Relaxation(minimizationSteps=300, dynamicsSteps=0, restraintConstant=6000)
+    context = context_of(well(6, 2000, [1.0, 12.0, 32.0]), relaxation, restrained=[0, 1, 2])
+    start = np.random.default_rng(0).normal(scale=0.1, size=(6, 3))
+    context.setPositions(start)
+    relaxation.relax(context, CHILD, 300, 1)
+    expected = np.vstack([0.75 * start[:3], 0 * start[3:]])
+    np.testing.assert_allclose(positions_of(context), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("restrained", [True, False])
+def test_dynamics_samples_the_temperature(restrained):
+    """Equipartition: the variance along each axis is kT / k, whatever the mass."""
+    n, k = 400, 5000
+    relaxation = Relaxation(minimizationSteps=0, dynamicsSteps=240, restraintConstant=k)
+    particles = list(range(n)) if restrained else [0]
+    context = context_of(well(n, 0 if restrained else k, [12.0, 16.0]), relaxation, particles)
+    context.setPositions(np.zeros((n, 3)))
+    relaxation.relax(context, CHILD, 300, 3)
+    x = positions_of(context)[1:]
+    assert abs(x.var() / (KT / k) - 1) < 6 * math.sqrt(2 / x.size)
+
+
+def test_the_seed_decides():
+    relaxation = Relaxation(minimizationSteps=3, dynamicsSteps=30)
+    ends = []
+    for seed in (1, 1, 2):
+        context = context_of(well(5, 1000, [12.0]), relaxation, [0])
+        context.setPositions(np.ones((5, 3)) * 0.1)
+        relaxation.relax(context, CHILD, 300, seed)
+        ends.append(positions_of(context))
+    assert np.array_equal(ends[0], ends[1]) and not np.allclose(ends[0], ends[2], atol=1e-3)
+
+
+def test_the_physical_integrator_is_current_again_after_an_error(monkeypatch):
+    relaxation = Relaxation()
+    context = context_of(well(2, 1000, [12.0]), relaxation, [0])
+    context.setPositions(np.ones((2, 3)))
+
+    def fail(*args):
+        raise openmm.OpenMMException("Particle coordinate is NaN")
+
+    monkeypatch.setattr(openmm.CompoundIntegrator, "step", fail)
+    with pytest.raises(openmm.OpenMMException):
+        relaxation.relax(context, CHILD, 300, 1)
+    assert context.getIntegrator().getCurrentIntegrator() == 0
+
+
+def native_obc2(topology):
+    """ff14SB and OBC2 through GBSAOBCForce, which is much faster here than the CustomGBForce of implicit/obc2.xml."""
+    from openmm.app.internal.customgbforces import GBSAOBC2Force
+
+    system = ForceField("amber14/protein.ff14SB.xml").createSystem(topology, constraints=HBonds)
+    nonbonded = next(f for f in system.getForces() if isinstance(f, openmm.NonbondedForce))
+    solvent = openmm.GBSAOBCForce()
+    for index, (radius, scale) in enumerate(p[:2] for p in GBSAOBC2Force.getStandardParameters(topology)):
+        solvent.addParticle(nonbonded.getParticleParameters(index)[0], radius, scale)
+    system.addForce(solvent)
+    return system
+
+
+@pytest.fixture(scope="module")
+def dynamics(build_peptide):
+    """Backbone atoms, owner residue of each atom, System, and frames and energies of ordinary dynamics."""
+    topology, positions = build_peptide("AKFS")
+    backbone = [atom.index for atom in topology.atoms() if atom.name in ("N", "CA", "C")]
+    owners = np.array([atom.residue.index for atom in topology.atoms()])
+    system = native_obc2(topology)
+    physics = openmm.LangevinMiddleIntegrator(300, 5, 0.002)
+    physics.setRandomNumberSeed(1)
+    context = context_of(system, Relaxation(), backbone, physics)
+    context.setPositions(positions)
+    openmm.LocalEnergyMinimizer.minimize(context, 10, 100)
+    context.setVelocitiesToTemperature(300, 1)
+    context.getIntegrator().step(1000)
+    frames, energies = [], []
+    for _ in range(60):
+        context.getIntegrator().step(50)
+        frames.append(positions_of(context))
+        energies.append(energy_of(context))
+    return backbone, owners, system, frames, np.array(energies)
+
+
+def jumped(frame, owners, generator):
+    """Every residue moved by 0.01 nm and turned by 0.06 rad, about what a good model leaves as error."""
+    frame = frame.copy()
+    for residue in np.unique(owners):
+        atoms = owners == residue
+        axis = generator.normal(scale=0.06, size=3)
+        centre = frame[atoms].mean(0)
+        frame[atoms] += np.cross(axis, frame[atoms] - centre) + generator.normal(scale=0.01, size=3)
+    return frame
+
+
+def test_relaxed_energies_are_those_of_dynamics(dynamics):
+    backbone, owners, system, frames, energies = dynamics
+    relaxation, generator = Relaxation(), np.random.default_rng(2)
+    context = context_of(system, relaxation, backbone)
+    before, after, moves = [], [], []
+    for seed, frame in enumerate(frames[::5], start=1):
+        start = jumped(frame, owners, generator)
+        context.setPositions(start)
+        context.applyConstraints(1e-5)
+        before.append(energy_of(context))
+        relaxation.relax(context, CHILD, 300, 100 * seed)
+        after.append(energy_of(context))
+        moves.append((positions_of(context) - start)[backbone])
+    spread = energies.std()
+    assert np.mean(before) > energies.mean() + 4 * spread
+    assert abs(np.mean(after) - energies.mean()) < 1.5 * spread
+    assert max(after) < energies.mean() + 5 * spread
+    assert np.sqrt(np.mean(np.square(moves))) < 0.03
+
+
+def test_a_clash_is_resolved(dynamics):
+    backbone, owners, system, frames, energies = dynamics
+    relaxation = Relaxation()
+    context = context_of(system, relaxation, backbone)
+    start = frames[0].copy()
+    last, first = (np.flatnonzero(owners == residue) for residue in (3, 0))
+    start[last[-1]] = start[first[-1]] + 0.02
+    context.setPositions(start)
+    context.applyConstraints(1e-5)
+    assert energy_of(context) > energies.mean() + 1e4
+    relaxation.relax(context, CHILD, 300, 1)
+    assert energy_of(context) < energies.mean() + 100 * energies.std()
+    for index in range(system.getNumConstraints()):
+        i, j, distance = system.getConstraintParameters(index)
+        x = positions_of(context)
+        assert np.linalg.norm(x[i] - x[j]) == pytest.approx(distance._value, rel=1e-4)
+
+
+def test_more_minimisation_is_lower(dynamics):
+    backbone, owners, system, frames, _ = dynamics
+    start, ends = jumped(frames[0], owners, np.random.default_rng(3)), []
+    for steps in (0, 10, 40, 160):
+        relaxation = Relaxation(minimizationSteps=steps, dynamicsSteps=0)
+        context = context_of(system, relaxation, backbone)
+        context.setPositions(start)
+        context.applyConstraints(1e-5)
+        relaxation.relax(context, CHILD, 300, 1)
+        ends.append(energy_of(context))
+    assert ends == sorted(ends, reverse=True)

@@ -1,0 +1,151 @@
+"""The generator of peptide MD: right chemistry, right energy, resumable without lost or doubled frames."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator, unit
+from openmm.app import ForceField, HBonds, NoCutoff, PDBFile
+
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.training import simulate as module
+from openmm_starmd.training.simulate import build_peptide, coverage_sequences, peptide_system, simulate
+
+PEPTIDES = [("ACDEFGHIKLMN", False, False), ("PQRSTVWY", True, True), ("WPWP", False, True), ("AGV", True, False)]
+
+
+def dihedral(a, b, c, d):
+    n1, n2 = np.cross(b - a, c - b), np.cross(c - b, d - c)
+    return np.degrees(np.arctan2(np.dot(np.cross(n1, n2), (c - b) / np.linalg.norm(c - b)), np.dot(n1, n2)))
+
+
+def context_of(topology, positions, system=None):
+    context = Context(system or peptide_system(topology), VerletIntegrator(0.001), Platform.getPlatform("Reference"))
+    context.setPositions(positions)
+    return context
+
+
+def energy(context):
+    return context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+
+
+def positions_of(context):
+    return context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+
+
+@pytest.mark.parametrize("sequence, n_cap, c_cap", PEPTIDES)
+def test_builds_trans_l_peptides_that_minimise_to_negative_energy(sequence, n_cap, c_cap):
+    topology, positions = build_peptide(sequence, n_cap, c_cap, seed=5)
+    names = [r.name for r in topology.residues()]
+    assert (names[0] == "ACE") == n_cap and (names[-1] == "NME") == c_cap
+    assert len(names) == len(sequence) + n_cap + c_cap
+    context = context_of(topology, positions)
+    LocalEnergyMinimizer.minimize(context, 10, 300)
+    assert energy(context) < 0
+    x = positions_of(context)
+    residues = [{a.name: x[a.index] for a in r.atoms()} for r in topology.residues()]
+    amino_acids = [r for r, name in zip(residues, names, strict=True) if name not in ("ACE", "NME")]
+    for residue in amino_acids:
+        if "CB" in residue:  # L: the improper N-C-CB seen from CA is positive
+            n, c, cb = (residue[k] - residue["CA"] for k in ("N", "C", "CB"))
+            assert np.dot(np.cross(n, c), cb) > 0
+    for first, second in pairwise(amino_acids):
+        assert abs(dihedral(first["CA"], first["C"], second["N"], second["CA"])) > 140
+        assert np.linalg.norm(first["C"] - second["N"]) < 0.15
+
+
+@pytest.mark.parametrize("sequence, n_cap, c_cap", PEPTIDES)
+def test_energy_is_that_of_obc2_xml(sequence, n_cap, c_cap):
+    topology, positions = build_peptide(sequence, n_cap, c_cap, seed=1)
+    own = context_of(topology, positions)
+    LocalEnergyMinimizer.minimize(own, 10, 100)
+    reference = ForceField("amber14/protein.ff14SB.xml", "implicit/obc2.xml").createSystem(
+        topology, nonbondedMethod=NoCutoff, constraints=HBonds
+    )
+    assert energy(own) == pytest.approx(energy(context_of(topology, positions_of(own), reference)), rel=1e-6)
+
+
+def test_hydrogens_weigh_four_and_are_constrained():
+    topology, _ = build_peptide("AC", seed=1)
+    system = peptide_system(topology)
+    hydrogens = [a.index for a in topology.atoms() if a.element.symbol == "H"]
+    masses = [system.getParticleMass(i).value_in_unit(unit.dalton) for i in hydrogens]
+    assert np.allclose(masses, 4)
+    assert system.getNumConstraints() == len(hydrogens)
+
+
+def test_the_seed_fixes_the_positions():
+    first, second, other = (np.array(build_peptide("SPHV", seed=s)[1]._value) for s in (1, 1, 2))
+    assert np.array_equal(first, second)
+    assert np.abs(first - other).max() > 0.05
+
+
+@pytest.mark.parametrize("sequence", ["", "AXA", "acd"])
+def test_unknown_letters_are_named(sequence):
+    with pytest.raises(StarMDError, match="one-letter codes"):
+        build_peptide(sequence)
+
+
+def test_a_block_puts_every_residue_type_once_in_every_position():
+    sequences = coverage_sequences(length=5, blocks=3, seed=2)
+    assert len(sequences) == 60
+    for position in range(5):
+        assert set(Counter(s[position] for s in sequences).values()) == {3}
+
+
+def test_what_is_within_one_residue_of_the_excluded_is_passed_over():
+    everything = coverage_sequences(4, 2, seed=3)
+    s = everything[7]
+    for near in (s, "W" + s[1:] if s[0] != "W" else "A" + s[1:], s[:2] + s[3:], s[:2] + "K" + s[2:]):
+        kept = coverage_sequences(4, 2, seed=3, exclude=[near])
+        assert s not in kept and len(kept) >= 38
+    swapped = s[1] + s[0] + s[2:]
+    assert s in coverage_sequences(4, 2, seed=3, exclude=[swapped])
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(module, "EQUILIBRATION_STEPS", 50)
+    return {"frame_interval": 0.1, "checkpoint_interval": 0.0004, "seed": 9}
+
+
+def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch, short):
+    simulate(["ace-AG-nme"], tmp_path / "whole", 0.0014, **short)
+    save, calls = module._save, []
+
+    def dies(run, simulation):
+        calls.append(simulation.currentStep)
+        if len(calls) == 3:
+            raise Killed  # eight frames are in the file, the checkpoint knows of four
+        save(run, simulation)
+
+    monkeypatch.setattr(module, "_save", dies)
+    with pytest.raises(Killed):
+        simulate(["ace-AG-nme"], tmp_path / "killed", 0.0014, **short)
+    assert not (tmp_path / "killed" / "ACE_AG_NME.done").exists()
+    monkeypatch.setattr(module, "_save", save)
+    simulate(["ace-AG-nme"], tmp_path / "killed", 0.0014, **short)
+    whole, killed = ((tmp_path / f / "ACE_AG_NME.xtc").read_bytes() for f in ("whole", "killed"))
+    assert killed == whole
+
+
+def test_a_longer_second_call_extends_and_times_are_even(tmp_path, short):
+    mdtraj = pytest.importorskip("mdtraj")
+    simulate(["GA"], tmp_path, 0.0006, **short)
+    first = mdtraj.load(str(tmp_path / "GA.xtc"), top=str(tmp_path / "GA.pdb"))
+    simulate(["GA"], tmp_path, 0.0012, **short)
+    second = mdtraj.load(str(tmp_path / "GA.xtc"), top=str(tmp_path / "GA.pdb"))
+    assert np.allclose(second.time, 0.1 * np.arange(1, 13), atol=1e-5)
+    assert np.array_equal(second.xyz[:6], first.xyz)
+    assert PDBFile(str(tmp_path / "GA.pdb")).topology.getNumAtoms() == second.n_atoms
+
+
+def test_failures_are_named_and_the_others_are_made(tmp_path, short):
+    with pytest.raises(StarMDError, match="AX"):
+        simulate(["AX", "GA"], tmp_path, 0.0002, **short)
+    assert (tmp_path / "GA.done").exists()
