@@ -25,7 +25,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["openmm_starmd", "openmm_starmd.*"]),
-    package_data={"openmm_starmd": ["models/*.safetensors", "models/*.md"]},
+    package_data={"openmm_starmd": ["models/*.safetensors", "models/*.md", "models/*.json"]},
     install_requires=[
         "openmm>=8.5",
         "torch>=2.4",

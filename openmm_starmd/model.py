@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.errors import ModelDomainError, StarMDError
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -35,6 +36,8 @@ class Domain:
     min_temperature, max_temperature : float
         K.
     max_chains : int
+    caps : bool
+        Whether chain ends may be capped (ACE, NME).
     residue_types : tuple of str
         Three-letter codes.
     force_field : str
@@ -47,6 +50,7 @@ class Domain:
     min_temperature: float = 300.0
     max_temperature: float = 300.0
     max_chains: int = 1
+    caps: bool = True
     residue_types: tuple[str, ...] = RESIDUE_TYPES
     force_field: str = ""
 
@@ -54,15 +58,17 @@ class Domain:
         """What lies outside, a sentence each; empty where all is inside."""
         found = []
         if not self.min_length <= tokens.n_residues <= self.max_length:
-            found.append(
-                f"the model knows proteins of {self.min_length} to {self.max_length} residues, this has {tokens.n_residues}"
-            )
+            known = f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else self.max_length
+            found.append(f"the model knows proteins of {known} residues, this has {tokens.n_residues}")
         if not self.min_stride <= stride <= self.max_stride:
             found.append(f"the model knows strides of {self.min_stride:g} to {self.max_stride:g} ps, not {stride:g} ps")
         if not self.min_temperature - 0.5 <= temperature <= self.max_temperature + 0.5:
             low, high = self.min_temperature, self.max_temperature
             known = f"{low:g} K" if low == high else f"{low:g} to {high:g} K"
             found.append(f"the model knows {known}, not {temperature:g} K")
+        caps = any((end == CAPPED).any() for end in (tokens.features.n_end, tokens.features.c_end))
+        if caps and not self.caps:
+            found.append("the model has not seen capped ends")
         chains = len(set(tokens.features.chain_index.tolist()))
         if chains > self.max_chains:
             found.append(f"the model knows up to {self.max_chains} chain(s), this has {chains}")

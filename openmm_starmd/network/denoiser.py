@@ -268,7 +268,7 @@ class Denoiser(nn.Module):
         return replace(estimate, torsion=torsion, angle=angle)
 
     def _to_score(self, estimate: Displacement, frames: FrameInputs) -> Displacement:
-        """``sigma**2`` times the score; the plain parameterisation estimates clean frames, the other this very thing."""
+        """``sigma**2`` times the score; the plain parameterisation estimates clean frames instead."""
         if self.config.parameterization == "previous":
             return estimate
         now, alpha, sigma = frames.conformation.frames, frames.alpha[..., None, None], frames.sigma[..., None, :]
