@@ -21,8 +21,11 @@ from torch import Generator, nn
 
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.model import Domain, StarMDModel
 from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
 
@@ -208,7 +211,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     ----------
     config : TrainingConfig
     export : callable, optional
-        ``export(denoiser, step)`` gets the averaged weights after every checkpoint and at the end.
+        ``export(denoiser, step)`` gets the averaged weights after every checkpoint and at the end. The finished model
+        is written to ``config.output / "model.safetensors"`` in any case.
 
     Returns
     -------
@@ -249,4 +253,22 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
         for module in (run.module, run.average):
             module.step_scales.copy_(step_scales(dataset))
     run.finish(export)
+    trained_model(run.average, config, dataset).save(Path(config.output) / "model.safetensors")
     return run.average
+
+
+def trained_model(denoiser: Denoiser, config: TrainingConfig, dataset: TrajectoryDataset) -> StarMDModel:
+    """The model with the domain that its data span; temperature and force field are the user's to state."""
+    features = [t.features for t in dataset.trajectories]
+    lengths = dataset.lengths
+    domain = Domain(
+        min_length=min(lengths),
+        max_length=max(lengths),
+        min_stride=config.stride_range[0],
+        max_stride=config.stride_range[1],
+        max_chains=max(int(f.chain_index.max()) + 1 for f in features),
+        caps=any(bool((end == CAPPED).any()) for f in features for end in (f.n_end, f.c_end)),
+        residue_types=tuple(RESIDUE_TYPES[k] for k in torch.cat([f.residue_type for f in features]).unique().tolist()),
+    )
+    card = f"# {Path(config.output).name}\n\n{len(features)} trajectories, {config.total_steps} steps.\n"
+    return StarMDModel(deepcopy(denoiser), config.model, domain, card, Path(config.output).name)

@@ -17,6 +17,7 @@ from torch import nn
 
 pytest.importorskip("lightning_fabric")
 
+from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
 from openmm_starmd.protein.errors import StarMDError  # noqa: E402
 from openmm_starmd.training import build_peptide, loop  # noqa: E402
@@ -330,5 +331,9 @@ def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert 0 < whole.step_scales[0, 0] < 0.02
+    written = load_model(tmp_path / "whole" / "model.safetensors", device="cpu")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, written.denoiser.state_dict()[name])
+    assert not written.domain.caps and written.domain.max_chains == 1
     untrained = loop.train(TrainingConfig(folder, tmp_path / "one", **(settings | {"total_steps": 1})))
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), untrained.parameters(), strict=True))
