@@ -1,16 +1,16 @@
-"""Make training MD, read it, train. Names are imported when first used: each part needs only its own libraries."""
+"""Make training MD, read it, train. `train` and the dataset are imported when first used: they need more libraries."""
 
 from importlib import import_module
+
+from openmm_starmd.training.build import build_peptide
+from openmm_starmd.training.simulate import coverage_sequences, peptide_system, simulate
 
 _NAMES = {
     "TrainingConfig": "config",
     "TrajectoryDataset": "dataset",
-    "build_peptide": "build",
-    "coverage_sequences": "simulate",
-    "peptide_system": "simulate",
     "train": "loop",
 }
-__all__ = sorted(_NAMES)
+__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate", *_NAMES]
 
 
 def __getattr__(name):

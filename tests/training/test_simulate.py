@@ -1,5 +1,6 @@
 """The generator of peptide MD: right chemistry, right energy, resumable without lost or doubled frames."""
 
+import sys
 from collections import Counter
 from itertools import pairwise
 
@@ -9,8 +10,9 @@ from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator, un
 from openmm.app import ForceField, HBonds, NoCutoff, PDBFile
 
 from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.training import simulate as module
 from openmm_starmd.training.simulate import build_peptide, coverage_sequences, peptide_system, simulate
+
+module = sys.modules["openmm_starmd.training.simulate"]  # the package's attribute of that name is the function
 
 PEPTIDES = [("ACDEFGHIKLMN", False, False), ("PQRSTVWY", True, True), ("WPWP", False, True), ("AGV", True, False)]
 
