@@ -4,6 +4,7 @@ Importing the package lets every `openmm.Context` tell a `StarMDIntegrator` its 
 `openmm_starmd.integrator`.
 """
 
+from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.integrator import StarMDIntegrator
 from openmm_starmd.model import StarMDModel, available_models, load_model
 from openmm_starmd.propagator import Propagator
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "HistoryError",
+    "HybridSchedule",
     "JumpRejectedError",
     "ModelDomainError",
     "Propagator",

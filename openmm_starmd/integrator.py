@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import math
 import secrets
-import time
 import weakref
-from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,20 +15,32 @@ import torch
 from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, unit
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
-from openmm_starmd.binding.context import checkedPositions, checkSystem, refuseWater, watchContexts
+from openmm_starmd.binding.context import (
+    checkedPositions,
+    checkIntegrator,
+    checkSystem,
+    degreesOfFreedom,
+    refuseWater,
+    watchContexts,
+)
+from openmm_starmd.binding.past import Past
+from openmm_starmd.binding.periodic import MoleculeImages
+from openmm_starmd.binding.schedule import HybridSchedule
+from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore, identityOf
+from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.model import StarMDModel, choose_device, load_model
 from openmm_starmd.propagator import Propagator
-from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.conformation import Conformation, from_positions
+from openmm_starmd.protein.displacement import way_between
 from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
-from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.relaxation import Relaxation
 
-CLOCK, PHYSICS, RELAXATION = range(3)  # children of the CompoundIntegrator
-EDITED = 1e-4  # nm; a backbone atom that moved farther since the last step was moved by somebody else
-PHASES = ("network", "backmapping", "relaxation")
+CLOCK, PHYSICS = range(2)  # children of the CompoundIntegrator
+NOT_FINITE = (OpenMMException, StarMDError)
+KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin)
 
 
 class StarMDIntegrator(CompoundIntegrator):
@@ -67,6 +78,8 @@ class StarMDIntegrator(CompoundIntegrator):
         device="auto",
         maxRetries=5,
         strict=True,
+        schedule=HybridSchedule(1, 0),
+        physicalIntegrator=None,
     ):
         """Create a StarMDIntegrator.
 
@@ -92,6 +105,11 @@ class StarMDIntegrator(CompoundIntegrator):
             How often a step is sampled again after a conformation that fails the checks.
         strict : bool
             Whether leaving the domain of the model is an error; otherwise it is a warning.
+        schedule : HybridSchedule
+            Physical segments between the jumps; none by default.
+        physicalIntegrator : Integrator, optional
+            What `stepPhysical` and the segments of the schedule run; any integrator of OpenMM without a Context.
+            By default a LangevinMiddleIntegrator with 1/ps and the time step of the relaxation.
         """
         super().__init__()
         self._settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -102,134 +120,195 @@ class StarMDIntegrator(CompoundIntegrator):
             relaxation is None or isinstance(relaxation, Relaxation),
             f"relaxation must be a Relaxation or None; got {relaxation!r}",
         )
-        refuseWater(topology)
+        require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
+        self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
+        if not self._relaxation.steers:
+            refuseWater(topology)
         self._tokens = ResidueTokens.from_topology(topology)
+        self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         self._model = _modelOn(model, device)
         self._propagator = self._createPropagator(stepSize)
-        self._relaxation = relaxation or Relaxation(mode="none")
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
+        self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
         self._store = HistoryStore(
             stepSize,
             topology.getNumAtoms(),
-            self._tokens.n_residues,
+            self._tokens.features,
             self._propagator.context_frames,
             identityOf(self._model, self._tokens),
+            self._relaxation.scratch,
         )
-        self.addIntegrator(self._store)
-        self.addIntegrator(LangevinMiddleIntegrator(self._temperature, 1.0, self._relaxation.timeStep))
         if self._relaxation.active:
-            restrained = self._tokens.backbone.reshape(-1)
-            self.addIntegrator(self._relaxation.createIntegrator(topology.getNumAtoms(), restrained))
-        self._context = None
+            self._relaxation.addProgram(self._store)
+        self._past = Past(self._store, self._tokens, self._random)
+        self.addIntegrator(self._store)
+        self.addIntegrator(self._createPhysics(physicalIntegrator))
+        self._context, self._periodic, self._freedoms = None, False, 0
         self.setRandomNumberSeed(randomSeed)
-        self._counts, self._failed, self._seconds = Counter(), Counter(), Counter()
+        self._statistics = JumpStatistics()
 
     def step(self, steps):
-        """Advance the simulation by ``steps`` strides.
+        """Advance the simulation by ``steps`` steps: strides, and between them physical steps if the schedule has any.
 
         Raises
         ------
         JumpRejectedError
-            If no acceptable conformation was sampled within ``maxRetries``; the Context is in its last good state.
+            If no acceptable conformation was sampled within ``maxRetries``. After this and every other error the
+            Context is in its last good state.
         """
         context = self._boundContext()
-        for _ in range(wholeNumber("steps", steps)):
-            with self._timed("total"):
-                self._jump(context)
+        remaining = wholeNumber("steps", steps)
+        while remaining:
+            phase = self._store.phase
+            learned, left = self._schedule.segment(phase)
+            count = 1 if learned else min(left, remaining)
+            with self._undoneOnError(context) as saved:
+                if learned:
+                    with self._statistics.timed("total"):
+                        self._jump(context, saved)
+                else:
+                    self._moveByPhysics(context, count)
+                self._store.phase = (phase + count) % self._schedule.cycle
+            remaining -= count
 
-    def _jump(self, context):
+    def stepPhysical(self, steps):
+        """Take ordinary steps with the physical integrator ``getIntegrator(1)``, in time and step count of its own.
+
+        The conformation that the dynamics leads to takes part in the history of the next jump: it stands in place of
+        the last one, and whenever the dynamics has lasted for a stride the conformation of that time is added.
+        """
+        context, steps = self._boundContext(), wholeNumber("steps", steps)
+        with self._undoneOnError(context):
+            self._moveByPhysics(context, steps)
+
+    def _jump(self, context, saved: bytes):
         """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context."""
-        before = context.getState(positions=True, velocities=True)
-        positions = checkedPositions(before)
-        history = self._pastConformations(before, positions)
+        positions, shifts = self._wholeMolecules(context.getState(positions=True))
+        before = context.getState(energy=True)
+        history = self._past.history(self._propagator, positions, shifts)
+        self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):
             generator = torch.Generator(self._model.device).manual_seed(self._random("jump", attempt))
-            with self._timed("network"):
+            with self._statistics.timed("network"):
                 conformation = self._propagator.step(history, generator)
-                extended = self._propagator.extend(history, conformation, generator)
-            with self._timed("backmapping"):
-                moved, failures = self._toPositions(conformation, positions)
+            with self._statistics.timed("backmapping"):
+                way, failures = self._toPositions(conformation, positions)
             if not failures:
-                failures = self._toContext(context, before, moved, attempt)
+                relaxed, energies, failures = self._toContext(context, before, shifts, way, attempt)
             if not failures:
-                self._store.write(extended, self._backboneOf(checkedPositions(context.getState(positions=True))))
+                self._past.add(self._propagator, history, *relaxed, generator)
                 self._store.jump += 1
-                self._counts["steps"] += 1
+                self._statistics.finishJump(attempt, energies[1:])
                 return
-            self._failed.update(failures)
-            self._counts["resampled"] += 1
-        self._store.jump += 1
+            context.loadCheckpoint(saved)
+            self._statistics.reject(failures)
         raise JumpRejectedError(
             f"None of {self._maxRetries + 1} sampled conformations passed the checks (the last failed: "
             f"{', '.join(failures)}). The Context is in its last good state; relax the structure, raise maxRetries or "
             "use another model."
         )
 
-    def _pastConformations(self, state, positions) -> History:
-        """The history that the present positions continue, or a new one that starts with them."""
-        known = self._store.read(self._model.device)
-        if known is not None:
-            history, backbone = known
-            if np.abs(self._backboneOf(positions) - backbone).max() <= EDITED:
-                return history
-        start = from_positions(torch.from_numpy(positions), self._tokens)
-        return self._propagator.start(start[None], state.getTime().value_in_unit(unit.picoseconds))
-
     def _toPositions(self, conformation: Conformation, positions):
-        """Atom positions (A, 3) of a conformation (1, N), and the names of the checks that they fail."""
-        conformation = conformation[0].to("cpu", torch.float64)
-        moved = to_positions(conformation, torch.from_numpy(positions), self._tokens)
-        return moved.numpy(), check_positions(moved[None], self._tokens).failures(0)
+        """The way of all atoms (A, 3) to a conformation (1, N), and the names of the checks that fail at its end."""
+        old = from_positions(torch.from_numpy(positions), self._tokens)
+        new = conformation[0].to("cpu", torch.float64)
+        if self._relaxation.steers:
+            new = new.moved(superpose(new.frames.translations, old.frames.translations))
+        way = way_between(old, new, torch.from_numpy(positions), self._tokens)
+        return way, check_positions(way(1.0)[None], self._tokens).failures(0)
 
-    def _toContext(self, context, before, positions, attempt: int) -> list[str]:
-        """Write and relax positions, draw velocities, set the clock; after a failure all is as before."""
-        accepted = False
+    def _toContext(self, context, before, shifts, way, attempt: int):
+        """Write and relax positions, draw velocities, set the clock.
+
+        Returns
+        -------
+        positions : (array, array), each (A, 3)
+            Those of whole molecules, and what was added to the Context's for that.
+        energies : list of float
+            Potential energies before the jump, and before and after relaxation, kJ/mol.
+        failures : list of str
+            Names of the checks that the result fails.
+        """
+
+        def at(fraction: float) -> np.ndarray:
+            return way(fraction).numpy() - shifts
+
         try:
-            context.setPositions(positions)
-            context.computeVirtualSites()
-            context.applyConstraints(self.getConstraintTolerance())
-            context.computeVirtualSites()
-            with self._timed("relaxation"):
+            if not self._relaxation.steers:
+                context.setPositions(at(1.0))
+                context.computeVirtualSites()
+                context.applyConstraints(self.getConstraintTolerance())
+                context.computeVirtualSites()
+            states = [before, context.getState(energy=True)]
+            with self._statistics.timed("relaxation"):
                 if self._relaxation.active:
                     seed = self._random("relaxation", attempt) % 2**30 + 1
-                    self._relaxation.relax(context, RELAXATION, self._temperature, seed)
-                relaxed = context.getState(positions=True, energy=True)
-            numbers = relaxed.getPositions(asNumpy=True)._value, relaxed.getPotentialEnergy()._value
-            if all(np.isfinite(x).all() for x in numbers):
-                context.setVelocitiesToTemperature(self._temperature, self._random("velocities", attempt) % 2**30 + 1)
-                context.setTime(before.getTime() + self.getStepSize())
-                context.setStepCount(before.getStepCount() + 1)
-                accepted = True
-        except OpenMMException as error:
-            if "NaN" not in str(error):
+                    self._relaxation.relax(context, CLOCK, self._held, at, self._temperature, seed)
+                states.append(context.getState(positions=True, energy=True))
+            positions = self._wholeMolecules(states[-1])
+        except NOT_FINITE as error:
+            if isinstance(error, OpenMMException) and "NaN" not in str(error):
                 raise
-        finally:
-            if not accepted:
-                context.setPositions(before.getPositions(asNumpy=True))
-                context.setVelocities(before.getVelocities(asNumpy=True))
-                context.setTime(before.getTime())
-                context.setStepCount(before.getStepCount())
-        return [] if accepted else ["relaxation"]
+            return None, None, ["not_finite"]
+        energies = [state.getPotentialEnergy()._value for state in states]
+        failures = self._failuresOf(positions[0], energies)
+        if not failures:
+            context.setVelocitiesToTemperature(self._temperature, self._random("velocities", attempt) % 2**30 + 1)
+            context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
+            context.setStepCount(before.getStepCount() + 1)
+        return positions, energies, failures
 
-    def stepPhysical(self, steps):
-        """Take ordinary steps with the LangevinMiddleIntegrator ``getIntegrator(1)``; the history starts anew."""
-        checkedPositions(self._boundContext().getState(positions=True))
-        self.reset()
-        self.setCurrentIntegrator(PHYSICS)
-        try:
-            super().step(wholeNumber("steps", steps))
-        finally:
-            self.setCurrentIntegrator(CLOCK)
+    def _failuresOf(self, positions, energies) -> list[str]:
+        """Names of the checks that the relaxed positions of whole molecules, or their energy, fail.
+
+        Dynamics may bring no more potential energy than equipartition gives to a minimised structure, and ten times
+        its fluctuation; what is far above has not been relaxed.
+        """
+        failures = check_positions(torch.from_numpy(positions)[None], self._tokens).failures(0)
+        start, _, relaxed = energies
+        excess = KB * self._temperature * (self._freedoms / 2 + 10 * math.sqrt(self._freedoms))
+        if not relaxed < (start + excess if self._relaxation.active else math.inf):
+            failures.append("energy")
+        return failures
+
+    def _moveByPhysics(self, context, steps: int):
+        """Steps of the physical integrator; the history follows."""
+        if self._past.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+            self.reset()
+        physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
+        while steps:
+            known = self._store.read(self._model.device) is not None
+            toNextFrame = math.ceil((stride - self._store.elapsed) / (physics.getStepSize()._value or stride) - 1e-6)
+            count = min(steps, max(1, toNextFrame)) if known else steps
+            start = context.getTime()
+            self.setCurrentIntegrator(PHYSICS)
+            try:
+                super().step(count)
+            finally:
+                self.setCurrentIntegrator(CLOCK)
+            steps -= count
+            if known:
+                positions = self._wholeMolecules(context.getState(positions=True))
+                time = (context.getTime() - start)._value
+                self._past.follow(self._propagator, *positions, time, context.getStepCount())
 
     def bind(self, context):
         """Tell the integrator its Context; needed only where the Context was not made by ``openmm.Context(...)``."""
         if getattr(context, "_integrator", None) is not self:
             raise StarMDError("This StarMDIntegrator is not the integrator of the Context that it was to be bound to.")
         self._context = weakref.ref(context)
+        system = context.getSystem()
+        self._periodic, self._freedoms = system.usesPeriodicBoundaryConditions(), degreesOfFreedom(system)
 
     def reset(self):
         """Forget the history of past conformations; the next step starts from the positions in the Context alone."""
         self._store.clear()
+
+    def getStepSize(self):
+        """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
+        trajectories that write a frame a cycle write its true time."""
+        physical = self.getIntegrator(PHYSICS).getStepSize()._value
+        return self._schedule.meanStepSize(self._propagator.stride, physical) * unit.picoseconds
 
     def setStepSize(self, size):
         """Set the stride, ps. Reporters of trajectories assume that it does not change during a file."""
@@ -261,12 +340,11 @@ class StarMDIntegrator(CompoundIntegrator):
         Returns
         -------
         dict
-            ``steps`` taken, conformations ``resampled``, ``failed`` checks by kind, wall ``seconds`` by phase.
+            Jumps taken (``steps``), conformations ``resampled``, ``failed`` checks by kind, wall ``seconds`` by phase,
+            and the ``last`` jump: its ``retries``, ``failed`` checks, ``energyBefore`` and ``energyAfter`` relaxation
+            (potential energy, kJ/mol) and wall ``seconds``; None before the first.
         """
-        counts = {name: self._counts[name] for name in ("steps", "resampled")}
-        seconds = {phase: self._seconds[phase] for phase in PHASES}
-        seconds["other"] = self._seconds["total"] - sum(seconds.values())
-        return counts | {"failed": dict(self._failed), "seconds": seconds}
+        return self._statistics.asDict()
 
     def inspect(self, system):
         """Check a System before a Context is made of it, and choose the random seed if there is none.
@@ -282,7 +360,9 @@ class StarMDIntegrator(CompoundIntegrator):
     def _chooseSeed(self):
         if self.getRandomNumberSeed() == 0:
             self._store.seed = secrets.randbelow(2**31 - 1) + 1
-        self.getIntegrator(PHYSICS).setRandomNumberSeed(self.getRandomNumberSeed())
+        physics = self.getIntegrator(PHYSICS)
+        if hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0:
+            physics.setRandomNumberSeed(self.getRandomNumberSeed())
 
     def _createPropagator(self, stride: float) -> Propagator:
         frames, denoising = self._settings["contextFrames"], self._settings["denoisingSteps"]
@@ -296,30 +376,45 @@ class StarMDIntegrator(CompoundIntegrator):
             strict=self._settings["strict"],
         )
 
+    def _createPhysics(self, integrator):
+        if integrator is None:
+            return LangevinMiddleIntegrator(self._temperature, 1.0, self._relaxation.timeStep)
+        checkIntegrator(integrator)
+        self._settings["physicalIntegrator"] = copy.deepcopy(integrator)
+        return integrator
+
+    @contextmanager
+    def _undoneOnError(self, context):
+        """Put the Context back as it was, to the last bit, if the block does not come to its end."""
+        saved = context.createCheckpoint()
+        try:
+            yield saved
+        except BaseException as error:
+            context.loadCheckpoint(saved)
+            if isinstance(error, JumpRejectedError):
+                self._store.jump += 1  # for other random numbers, should the user try again
+            raise
+
+    def _wholeMolecules(self, state):
+        """Positions (A, 3), nm, with the protein's molecules whole, and what was added to the State's for that."""
+        positions = checkedPositions(state)
+        box = state.getPeriodicBoxVectors(asNumpy=True)._value if self._periodic else None
+        shifts = self._molecules.shifts(positions, box)
+        return positions + shifts, shifts
+
     def _boundContext(self):
         context = self._context() if self._context is not None else None
         if context is None or getattr(context, "_integrator", None) is not self:
             raise StarMDError("This StarMDIntegrator has no Context; create one with it, or call bind(context).")
         return context
 
-    def _backboneOf(self, positions) -> np.ndarray:
-        return positions[self._tokens.backbone.numpy()].astype(np.float32)
-
-    def _random(self, purpose: str, attempt: int) -> int:
-        """Counter-based random numbers: a hash of the seed, the number of the jump, the attempt and the purpose."""
-        key = (self.getRandomNumberSeed(), self._store.jump, attempt, purpose)
+    def _random(self, purpose: str, number: int) -> int:
+        """Counter-based random numbers: a hash of the seed, the jump, the purpose and a number."""
+        key = (self.getRandomNumberSeed(), self._store.jump, number, purpose)
         return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
 
-    @contextmanager
-    def _timed(self, phase: str):
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[phase] += time.perf_counter() - start
-
     def __deepcopy__(self, memo):
-        return type(self)(**self._settings)
+        return _create(self._settings)
 
     __copy__ = functools.partialmethod(__deepcopy__, None)
 
@@ -328,7 +423,8 @@ class StarMDIntegrator(CompoundIntegrator):
 
 
 def _create(settings) -> StarMDIntegrator:
-    return StarMDIntegrator(**settings)
+    """A new integrator; it must not share the physical one, which can belong to one integrator only."""
+    return StarMDIntegrator(**settings | {"physicalIntegrator": copy.deepcopy(settings["physicalIntegrator"])})
 
 
 def _modelOn(model, device) -> StarMDModel:

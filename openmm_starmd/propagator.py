@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from openmm_starmd.diffusion.loss import context_inputs
@@ -106,14 +108,26 @@ class Propagator:
         conformation = self.sampler.sample(noise, denoise, statics.features, generator)
         return _shifted(conformation, history.last.frames.translations.mean(-2, keepdim=True))
 
+    def extend(self, history: History, conformation: Conformation, generator, time: float | None = None) -> History:
+        """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
+        copy = self._context_copy(conformation, generator)
+        time = self.stride if time is None else time
+        return history.append(copy, float(history.times[-1]) + time, self.context_frames)
+
+    def replace(self, history: History, conformation: Conformation, time: float, generator) -> History:
+        """History whose last conformation has moved on to ``conformation`` (B, N) in ``time`` (ps)."""
+        now, copy = float(history.times[-1]) + time, self._context_copy(conformation, generator)
+        if history.n_frames == 1:
+            return replace(history.append(copy, now, 1), dropped=history.dropped)
+        return history.without_last().append(copy, now, self.context_frames)
+
     @torch.inference_mode()
-    def extend(self, history: History, conformation: Conformation, generator) -> History:
-        """History with the context copy of ``conformation`` (B, N) appended, one stride later."""
+    def _context_copy(self, conformation: Conformation, generator) -> Conformation:
         conformation = conformation.to(device=self.model.device, dtype=torch.float32)
-        features = self._features(conformation.shape[0])
-        copy = self.model.process.context_copy(_centred(conformation), features, generator)
-        copy = _shifted(copy, conformation.frames.translations.mean(-2, keepdim=True))
-        return history.append(copy, float(history.times[-1]) + self.stride, self.context_frames)
+        copy = self.model.process.context_copy(
+            _centred(conformation), self._features(len(conformation.angles)), generator
+        )
+        return _shifted(copy, conformation.frames.translations.mean(-2, keepdim=True))
 
     def _features(self, batch: int):
         return self.tokens.features.to(self.model.device).expand(batch)

@@ -6,52 +6,69 @@ added after a Context exists would be invisible; the restraint therefore stands 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
+from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 
-MODES = ("minimize", "none")
+MODES = ("minimize", "steer", "none")
+IDLE, MINIMIZING, STEERING, RELEASED = range(4)
 LARGEST_MOVE = 0.02  # nm per step and axis; thermal motion stays below it
 LARGEST_TIME_STEP = 2.5  # in units of timeStep; minimisation of heavy-atom bonds becomes unstable beyond it
+WAYPOINTS, ARRIVAL = 40, 32  # the restraints stand still at the end of their way for the atoms to catch up
+FREE = 1e6  # nm; what stands in place of a reference position where an atom is not restrained
 UNITS = {
     "restraintConstant": unit.kilojoules_per_mole / unit.nanometer**2,
     "timeStep": unit.picoseconds,
     "friction": unit.picoseconds**-1,
 }
+# step length, FIRE's mixing parameter and its count of steps since the last uphill one; sums over all particles
+STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES = (
+    PREFIX + name for name in ("stage", "h", "alpha", "downhill", "power", "forces", "velocities")
+)
+REFERENCE = scratchName(0)
 
 
 @dataclass(frozen=True)
 class Relaxation:
     """What happens to the atoms after each learned jump.
 
-    First a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97, 170201, 2006) removes clashes and strained bonds,
-    then short dynamics gives bonds and angles their thermal energy back. During both, the backbone atoms N, CA and C
-    are held by harmonic restraints at the positions to which the model moved them::
+    ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
+    170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
+    removes clashes and strained bonds; then short dynamics without restraint gives every degree of freedom its thermal
+    energy back. With ``dynamicsSteps=0`` the frames are minimised ones: their energies lie far below those of MD.
 
-        integrator = StarMDIntegrator(topology, 300*kelvin, 100*picoseconds, relaxation=Relaxation(dynamicsSteps=200))
+    ``"steer"`` is for explicit solvent and ligands: the heavy atoms of the protein are pulled by moving restraints
+    along the way from the old conformation to the new one, which is superposed on the old one before, while everything
+    else moves as physics tells; then the restraints are released::
 
-    The dynamics is velocity Verlet whose velocities are drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys.
-    72, 2384, 1980): its random numbers come from the integrator's seed alone, so that a restart from a State continues
-    bit for bit. Time and step count of the Context are the integrator's business; relaxation does not count as time.
+        integrator = StarMDIntegrator(topology, 300*kelvin, 100*picoseconds, relaxation=Relaxation(mode="steer"))
+
+    Dynamics is velocity Verlet whose velocities are drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys. 72,
+    2384, 1980): its random numbers come from the integrator's seed alone, so that a restart from a State continues bit
+    for bit. Barostats and the like act while nothing is restrained. Time and step count of the Context are the
+    integrator's business; relaxation does not count as time.
 
     Parameters
     ----------
-    mode : {"minimize", "none"}
+    mode : {"minimize", "steer", "none"}
         "none" leaves the atoms where the jump and the constraints put them.
     minimizationSteps : int
         Steps of minimisation, one force evaluation each.
     restraintConstant : energy/length^2
         Force constant k of the restraint k/2 (x - x0)^2, kJ/mol/nm^2.
     dynamicsSteps : int
-        Steps of dynamics, one force evaluation each.
+        Steps of dynamics after the restraints have been released, one force evaluation each.
     timeStep : time
         Time step of the dynamics and first time step of the minimisation, ps.
     friction : 1/time
         Rate at which velocities are drawn anew, 1/ps.
+    steeringSteps : int
+        Steps of dynamics under moving restraints, one force evaluation each.
     """
 
     mode: str = "minimize"
@@ -60,11 +77,12 @@ class Relaxation:
     dynamicsSteps: int = 100
     timeStep: float = 0.002
     friction: float = 40.0
+    steeringSteps: int = 2000
 
     def __post_init__(self):
         for name, target in UNITS.items():
             object.__setattr__(self, name, valueIn(getattr(self, name), target))
-        for name in ("minimizationSteps", "dynamicsSteps"):
+        for name in ("minimizationSteps", "dynamicsSteps", "steeringSteps"):
             object.__setattr__(self, name, wholeNumber(name, getattr(self, name)))
         require(self.mode in MODES, f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
         require(self.restraintConstant >= 0, f"restraintConstant must be >= 0; got {self.restraintConstant}")
@@ -74,68 +92,74 @@ class Relaxation:
     @property
     def active(self) -> bool:
         """Whether there is anything to do."""
-        return self.mode != "none" and self.minimizationSteps + self.dynamicsSteps > 0
-
-    def createIntegrator(self, numParticles: int, restrained: Sequence[int]) -> CustomIntegrator:
-        """Program of the relaxation, to be a child of a CompoundIntegrator.
-
-        Parameters
-        ----------
-        numParticles : int
-            Number of particles of the System.
-        restrained : sequence of int
-            Indices of the restrained atoms.
-        """
-        integrator = CustomIntegrator(self.timeStep)
-        # h: time step in use; alpha: FIRE's mixing parameter; downhill: its count of steps since the last uphill one
-        for name in ("starting", "minimizing", "h", "alpha", "downhill", "power", "forces", "velocities"):
-            integrator.addGlobalVariable(name, 0)
-        for name in ("restraint", "reference", "force", "unconstrained"):
-            integrator.addPerDofVariable(name, 0)
-        constants = np.zeros((numParticles, 3))
-        constants[np.asarray(restrained)] = self.restraintConstant
-        integrator.setPerDofVariableByName("restraint", constants)
-
-        integrator.beginIfBlock("starting = 1")
-        integrator.addComputePerDof("reference", "x")
-        integrator.addComputePerDof("v", "v*(1-minimizing)")
-        integrator.addComputeGlobal("starting", "0")
-        integrator.endBlock()
-        self._addVelocityVerlet(integrator)
-        integrator.beginIfBlock("minimizing = 1")
-        self._addMixing(integrator)
-        integrator.endBlock()
-        return integrator
-
-    def _addVelocityVerlet(self, integrator: CustomIntegrator):
-        """One restrained velocity Verlet step of length h with constraints."""
-        integrator.addComputePerDof("v", "v + 0.5*h*(f - restraint*(x-reference))/m")
-        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, h*v))/h")
-        integrator.addComputePerDof("x", "x + h*v")
-        integrator.addComputePerDof("unconstrained", "x")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("force", "f - restraint*(x-reference)")
-        integrator.addComputePerDof("v", "v + 0.5*h*force/m + (x-unconstrained)/h")
-        integrator.addConstrainVelocities()
-
-    def _addMixing(self, integrator: CustomIntegrator):
-        """FIRE: turn the velocity towards the force, speed up downhill, stop uphill (parameters of the paper)."""
-        integrator.addComputeSum("power", "force*v")
-        integrator.addComputeSum("forces", "force*force")
-        integrator.addComputeSum("velocities", "v*v")
-        integrator.addComputePerDof("v", "step(power)*((1-alpha)*v + alpha*force*sqrt(velocities/(forces+1e-30)))")
-        integrator.addComputeGlobal("downhill", "step(power)*(downhill+1)")
-        fastest = LARGEST_TIME_STEP * self.timeStep
-        faster = f"select(step(downhill-5), min(1.1*h, {fastest}), h)"
-        integrator.addComputeGlobal("h", f"select(step(power), {faster}, 0.5*h)")
-        integrator.addComputeGlobal("alpha", "select(step(power), select(step(downhill-5), 0.99*alpha, alpha), 0.1)")
+        return self.steers or (self.mode == "minimize" and self.minimizationSteps + self.dynamicsSteps > 0)
 
     @property
-    def stepsPerDraw(self) -> int:
-        """Steps of dynamics between two draws of the velocities."""
-        return max(1, round(1 / (self.friction * self.timeStep)))
+    def steers(self) -> bool:
+        """Whether atoms reach their new positions by steered dynamics, rather than by being put there."""
+        return self.mode == "steer"
 
-    def relax(self, context: Context, child: int, temperature: float, seed: int):
+    @property
+    def scratch(self) -> int:
+        """Number of per-DOF variables that the program needs, named by `scratchName`."""
+        return 0 if not self.active else 2 if self.steers else 1
+
+    def addProgram(self, integrator: CustomIntegrator):
+        """Add the program of the relaxation to an integrator that has the per-DOF variables for it."""
+        for name in (STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES):
+            integrator.addGlobalVariable(name, 0)
+        restrained = f"(f - step({FREE / 2}-{REFERENCE})*{self.restraintConstant}*(x-{REFERENCE}))"
+        if self.steers:
+            integrator.beginIfBlock(f"{STAGE} = {STEERING}")
+            self._addVelocityVerlet(integrator, restrained, scratchName(1))
+            integrator.endBlock()
+        else:
+            integrator.beginIfBlock(f"{STAGE} = {MINIMIZING}")
+            self._addMinimization(integrator, restrained)
+            integrator.endBlock()
+        integrator.beginIfBlock(f"{STAGE} = {RELEASED}")
+        integrator.addUpdateContextState()
+        self._addVelocityVerlet(integrator, "f", REFERENCE)  # nothing is restrained, the variable is free
+        integrator.endBlock()
+
+    def _addVelocityVerlet(self, integrator: CustomIntegrator, force: str, unconstrained: str):
+        """One velocity Verlet step with constraints."""
+        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
+        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
+        integrator.addComputePerDof("x", f"x + {H}*v")
+        integrator.addComputePerDof(unconstrained, "x")
+        integrator.addConstrainPositions()
+        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m + (x-{unconstrained})/{H}")
+        integrator.addConstrainVelocities()
+
+    def _addMinimization(self, integrator: CustomIntegrator, force: str):
+        """One step of FIRE: turn the velocity towards the force, speed up downhill, stop uphill, as in the paper."""
+        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
+        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
+        integrator.addComputePerDof("x", f"x + {H}*v")
+        integrator.addConstrainPositions()
+        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
+        integrator.addConstrainVelocities()
+        integrator.addComputeSum(POWER, f"{force}*v")
+        integrator.addComputeSum(FORCES, f"{force}*{force}")
+        integrator.addComputeSum(VELOCITIES, "v*v")
+        towards = f"{ALPHA}*{force}*sqrt({VELOCITIES}/({FORCES}+1e-30))"
+        integrator.addComputePerDof("v", f"step({POWER})*((1-{ALPHA})*v + {towards})")
+        integrator.addComputeGlobal(DOWNHILL, f"step({POWER})*({DOWNHILL}+1)")
+        faster = f"select(step({DOWNHILL}-5), min(1.1*{H}, {LARGEST_TIME_STEP * self.timeStep}), {H})"
+        integrator.addComputeGlobal(H, f"select(step({POWER}), {faster}, 0.5*{H})")
+        less = f"select(step({DOWNHILL}-5), 0.99*{ALPHA}, {ALPHA})"
+        integrator.addComputeGlobal(ALPHA, f"select(step({POWER}), {less}, 0.1)")
+
+    def relax(
+        self,
+        context: Context,
+        child: int,
+        held: Sequence[int],
+        path: Callable[[float], np.ndarray],
+        temperature: float,
+        seed: int,
+    ):
         """Relax the positions of a Context; velocities, time and step count are left changed.
 
         Parameters
@@ -143,7 +167,11 @@ class Relaxation:
         context : Context
             Its integrator is a CompoundIntegrator.
         child : int
-            Index of the child that `createIntegrator` made.
+            Index of the child that has the program.
+        held : sequence of int
+            Indices of the restrained atoms.
+        path : callable
+            Positions (A, 3), nm, a fraction of the way from the old conformation to the new; the held atoms' count.
         temperature : float
             K.
         seed : int
@@ -151,17 +179,40 @@ class Relaxation:
         """
         compound = context.getIntegrator()
         program = compound.getIntegrator(child)
-        start = {"starting": 1, "minimizing": 1, "h": self.timeStep, "alpha": 0.1, "downhill": 0}
+        seeds = iter(range(seed, seed + 2**30))
         current = compound.getCurrentIntegrator()
         compound.setCurrentIntegrator(child)
+        program.setGlobalVariableByName(AT_WORK, 1)
         try:
-            for name, value in start.items():
-                program.setGlobalVariableByName(name, value)
-            CompoundIntegrator.step(compound, self.minimizationSteps)
-            program.setGlobalVariableByName("minimizing", 0)
-            program.setGlobalVariableByName("h", self.timeStep)
-            for draw, done in enumerate(range(0, self.dynamicsSteps, self.stepsPerDraw)):
-                context.setVelocitiesToTemperature(temperature, seed + draw)
-                CompoundIntegrator.step(compound, min(self.stepsPerDraw, self.dynamicsSteps - done))
+            if self.steers:
+                for k in range(WAYPOINTS):
+                    self._enter(program, STEERING)
+                    self._hold(program, held, path(min(1.0, (k + 1) / ARRIVAL)))
+                    steps = self.steeringSteps * (k + 1) // WAYPOINTS - self.steeringSteps * k // WAYPOINTS
+                    self._dynamics(context, steps, temperature, seeds)
+            else:
+                context.setVelocities(np.zeros((context.getSystem().getNumParticles(), 3)))
+                self._enter(program, MINIMIZING)
+                self._hold(program, held, path(1.0))
+                CompoundIntegrator.step(compound, self.minimizationSteps)
+            self._enter(program, RELEASED)
+            self._dynamics(context, self.dynamicsSteps, temperature, seeds)
         finally:
+            program.setGlobalVariableByName(AT_WORK, 0)
             compound.setCurrentIntegrator(current)
+
+    def _enter(self, program: CustomIntegrator, stage: int):
+        for name, value in {STAGE: stage, H: self.timeStep, ALPHA: 0.1, DOWNHILL: 0}.items():
+            program.setGlobalVariableByName(name, value)
+
+    def _hold(self, program: CustomIntegrator, held: Sequence[int], positions: np.ndarray):
+        reference = np.full_like(positions, FREE)
+        reference[held] = positions[held]
+        program.setPerDofVariableByName(REFERENCE, reference)
+
+    def _dynamics(self, context: Context, steps: int, temperature: float, seeds):
+        """Velocity Verlet in pieces, before each of which the velocities are drawn anew."""
+        perDraw = max(1, round(1 / (self.friction * self.timeStep)))
+        for done in range(0, steps, perDraw):
+            context.setVelocitiesToTemperature(temperature, next(seeds))
+            CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))

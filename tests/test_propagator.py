@@ -97,7 +97,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(setting, cut):
     whole, _ = run(p, p.start(batch_of(start, 1)), 8)
     q = propagator_of(model, tokens)
     _, history = run(q, q.start(batch_of(start, 1)), cut)
-    restored = History.unpack(history.pack(), tokens.n_residues, history.times, history.dropped)
+    mask = tokens.features.torsion_mask
+    restored = History.unpack(history.pack(mask), mask, history.times, history.dropped)
     rest, _ = run(propagator_of(model, tokens), restored, 8 - cut, first=cut)
     assert equal(whole[cut:], rest)
 
@@ -145,5 +146,21 @@ def test_a_foreign_history_is_refused(setting):
     model, tokens, start = setting
     p = propagator_of(model, tokens)
     _, history = run(p, p.start(batch_of(start, 1)), 2)
+    mask = tokens.features.torsion_mask
     with pytest.raises(HistoryError, match="checkpoint of the same system"):
-        History.unpack(history.pack(), tokens.n_residues + 1, history.times, history.dropped)
+        History.unpack(history.pack(mask), mask[1:], history.times, history.dropped)
+
+
+def test_a_packed_history_is_small_and_loses_nothing(setting):
+    """Frames, reference and times come back to the last bit, in little more than ten numbers a residue and frame."""
+    model, tokens, start = setting
+    p, mask = propagator_of(model, tokens), tokens.features.torsion_mask
+    _, history = run(p, p.start(batch_of(start, 1)), 3)
+    vector = history.pack(mask)
+    frames = history.n_frames + 1
+    assert vector.numel() == History.packed_length(history.n_frames, mask)
+    assert vector.numel() == frames * (7 * tokens.n_residues + int(mask.sum()))
+    restored = History.unpack(vector, mask, history.times, history.dropped)
+    for a, b in ((history.conformations, restored.conformations), (history.reference, restored.reference)):
+        assert equal(a, b)
+    assert torch.equal(restored.pack(mask), vector)

@@ -9,16 +9,27 @@ from openmm import unit
 from openmm.app import ForceField, HBonds
 
 from openmm_starmd import Relaxation
+from openmm_starmd.binding.store import AT_WORK, scratchName
 
 KT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin) * 300
 CHILD = 1
 
 
-def context_of(system, relaxation, restrained, physics=None):
-    compound = openmm.CompoundIntegrator()
+def context_of(system, relaxation, physics=None):
+    compound, program = openmm.CompoundIntegrator(), openmm.CustomIntegrator(100)
     compound.addIntegrator(physics or openmm.LangevinMiddleIntegrator(300, 1, 0.002))
-    compound.addIntegrator(relaxation.createIntegrator(system.getNumParticles(), restrained))
+    program.addGlobalVariable(AT_WORK, 0)
+    for index in range(relaxation.scratch):
+        program.addPerDofVariable(scratchName(index), 0)
+    relaxation.addProgram(program)
+    compound.addIntegrator(program)
     return openmm.Context(system, compound, openmm.Platform.getPlatform("Reference"))
+
+
+def relax(relaxation, context, held, seed):
+    """Relaxation of atoms that are held where they are."""
+    start = positions_of(context)
+    relaxation.relax(context, CHILD, held, lambda fraction: start, 300, seed)
 
 
 def positions_of(context):
@@ -52,41 +63,65 @@ def test_quantities_and_numbers_mean_the_same():
 def test_minimisation_finds_the_balance_of_force_and_restraint():
     """Wells of 2000 at 0 and restraints of 6000 at the start: the restrained particle stops at 3/4 of its way."""
     relaxation = Relaxation(minimizationSteps=300, dynamicsSteps=0, restraintConstant=6000)
-    context = context_of(well(6, 2000, [1.0, 12.0, 32.0]), relaxation, restrained=[0, 1, 2])
+    context = context_of(well(6, 2000, [1.0, 12.0, 32.0]), relaxation)
     start = np.random.default_rng(0).normal(scale=0.1, size=(6, 3))
     context.setPositions(start)
-    relaxation.relax(context, CHILD, 300, 1)
+    relax(relaxation, context, [0, 1, 2], 1)
     expected = np.vstack([0.75 * start[:3], 0 * start[3:]])
     np.testing.assert_allclose(positions_of(context), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("restrained", [True, False])
-def test_dynamics_samples_the_temperature(restrained):
-    """Equipartition: the variance along each axis is kT / k, whatever the mass."""
+@pytest.mark.parametrize("steered", [True, False])
+def test_dynamics_samples_the_temperature(steered):
+    """Equipartition: the variance along each axis is kT / k, whatever the mass, under restraints and in a well."""
     n, k = 400, 5000
-    relaxation = Relaxation(minimizationSteps=0, dynamicsSteps=240, restraintConstant=k)
-    particles = list(range(n)) if restrained else [0]
-    context = context_of(well(n, 0 if restrained else k, [12.0, 16.0]), relaxation, particles)
+    mode, steps = ("steer", {"steeringSteps": 240}) if steered else ("minimize", {"minimizationSteps": 0})
+    relaxation = Relaxation(mode, dynamicsSteps=0 if steered else 240, restraintConstant=k, **steps)
+    context = context_of(well(n, 0 if steered else k, [12.0, 16.0]), relaxation)
     context.setPositions(np.zeros((n, 3)))
-    relaxation.relax(context, CHILD, 300, 3)
+    relax(relaxation, context, list(range(n)), 3)
     x = positions_of(context)[1:]
     assert abs(x.var() / (KT / k) - 1) < 6 * math.sqrt(2 / x.size)
+
+
+def test_steering_arrives_and_the_rest_follows_by_physics():
+    """Held particles are pulled along a line; each drags a free one that is bonded to it."""
+    n, k = 50, 5000
+    system, bonds = well(2 * n, 0, [12.0]), openmm.HarmonicBondForce()
+    for i in range(n):
+        bonds.addBond(i, n + i, 0.1, 50000)
+    system.addForce(bonds)
+    relaxation = Relaxation("steer", steeringSteps=2000, dynamicsSteps=0, restraintConstant=k)
+    context = context_of(system, relaxation)
+    start = np.random.default_rng(0).uniform(0, 5, size=(n, 3))
+    context.setPositions(np.vstack([start, start + [0.1, 0, 0]]))
+    seen = []
+
+    def path(fraction):
+        seen.append(fraction)
+        return np.vstack([start + [0.0, fraction * 0.5, 0.0], np.zeros((n, 3))])
+
+    relaxation.relax(context, CHILD, list(range(n)), path, 300, 1)
+    assert seen == sorted(seen) and seen[-1] == 1
+    held, free = positions_of(context)[:n], positions_of(context)[n:]
+    assert np.sqrt(((held - path(1)[:n]) ** 2).mean()) < 2 * math.sqrt(KT / k)
+    assert np.abs(np.linalg.norm(held - free, axis=1) - 0.1).max() < 0.05
 
 
 def test_the_seed_decides():
     relaxation = Relaxation(minimizationSteps=3, dynamicsSteps=30)
     ends = []
     for seed in (1, 1, 2):
-        context = context_of(well(5, 1000, [12.0]), relaxation, [0])
+        context = context_of(well(5, 1000, [12.0]), relaxation)
         context.setPositions(np.ones((5, 3)) * 0.1)
-        relaxation.relax(context, CHILD, 300, seed)
+        relax(relaxation, context, [0], seed)
         ends.append(positions_of(context))
     assert np.array_equal(ends[0], ends[1]) and not np.allclose(ends[0], ends[2], atol=1e-3)
 
 
 def test_the_physical_integrator_is_current_again_after_an_error(monkeypatch):
     relaxation = Relaxation()
-    context = context_of(well(2, 1000, [12.0]), relaxation, [0])
+    context = context_of(well(2, 1000, [12.0]), relaxation)
     context.setPositions(np.ones((2, 3)))
 
     def fail(*args):
@@ -94,7 +129,7 @@ def test_the_physical_integrator_is_current_again_after_an_error(monkeypatch):
 
     monkeypatch.setattr(openmm.CompoundIntegrator, "step", fail)
     with pytest.raises(openmm.OpenMMException):
-        relaxation.relax(context, CHILD, 300, 1)
+        relax(relaxation, context, [0], 1)
     assert context.getIntegrator().getCurrentIntegrator() == 0
 
 
@@ -120,7 +155,7 @@ def dynamics(build_peptide):
     system = native_obc2(topology)
     physics = openmm.LangevinMiddleIntegrator(300, 5, 0.002)
     physics.setRandomNumberSeed(1)
-    context = context_of(system, Relaxation(), backbone, physics)
+    context = context_of(system, Relaxation(), physics)
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context, 10, 100)
     context.setVelocitiesToTemperature(300, 1)
@@ -147,14 +182,14 @@ def jumped(frame, owners, generator):
 def test_relaxed_energies_are_those_of_dynamics(dynamics):
     backbone, owners, system, frames, energies = dynamics
     relaxation, generator = Relaxation(), np.random.default_rng(2)
-    context = context_of(system, relaxation, backbone)
+    context = context_of(system, relaxation)
     before, after, moves = [], [], []
     for seed, frame in enumerate(frames[::5], start=1):
         start = jumped(frame, owners, generator)
         context.setPositions(start)
         context.applyConstraints(1e-5)
         before.append(energy_of(context))
-        relaxation.relax(context, CHILD, 300, 100 * seed)
+        relax(relaxation, context, backbone, 100 * seed)
         after.append(energy_of(context))
         moves.append((positions_of(context) - start)[backbone])
     spread = energies.std()
@@ -167,14 +202,14 @@ def test_relaxed_energies_are_those_of_dynamics(dynamics):
 def test_a_clash_is_resolved(dynamics):
     backbone, owners, system, frames, energies = dynamics
     relaxation = Relaxation()
-    context = context_of(system, relaxation, backbone)
+    context = context_of(system, relaxation)
     start = frames[0].copy()
     last, first = (np.flatnonzero(owners == residue) for residue in (3, 0))
     start[last[-1]] = start[first[-1]] + 0.02
     context.setPositions(start)
     context.applyConstraints(1e-5)
     assert energy_of(context) > energies.mean() + 1e4
-    relaxation.relax(context, CHILD, 300, 1)
+    relax(relaxation, context, backbone, 1)
     assert energy_of(context) < energies.mean() + 100 * energies.std()
     for index in range(system.getNumConstraints()):
         i, j, distance = system.getConstraintParameters(index)
@@ -185,11 +220,11 @@ def test_a_clash_is_resolved(dynamics):
 def test_more_minimisation_is_lower(dynamics):
     backbone, owners, system, frames, _ = dynamics
     start, ends = jumped(frames[0], owners, np.random.default_rng(3)), []
-    for steps in (0, 10, 40, 160):
+    for steps in (1, 10, 40, 160):
         relaxation = Relaxation(minimizationSteps=steps, dynamicsSteps=0)
-        context = context_of(system, relaxation, backbone)
+        context = context_of(system, relaxation)
         context.setPositions(start)
         context.applyConstraints(1e-5)
-        relaxation.relax(context, CHILD, 300, 1)
+        relax(relaxation, context, backbone, 1)
         ends.append(energy_of(context))
     assert ends == sorted(ends, reverse=True)

@@ -8,7 +8,7 @@ import numpy as np
 import openmm
 from openmm import CompoundIntegrator, Context, CustomIntegrator
 
-from openmm_starmd.binding.store import LOST
+from openmm_starmd.binding.store import TAG
 from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -45,7 +45,7 @@ def watchContexts():
 def _isRemnant(integrator: CompoundIntegrator) -> bool:
     children = [integrator.getIntegrator(i) for i in range(integrator.getNumIntegrators())]
     customs = [child for child in children if isinstance(child, CustomIntegrator)]
-    return any(c.getGlobalVariableName(i) == LOST for c in customs for i in range(c.getNumGlobalVariables()))
+    return any(c.getGlobalVariableName(i) == TAG for c in customs for i in range(c.getNumGlobalVariables()))
 
 
 def refuseWater(topology: openmm.app.Topology):
@@ -54,8 +54,8 @@ def refuseWater(topology: openmm.app.Topology):
         elements = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
         if elements in (["H", "H", "O"], ["O"]):
             raise UnsupportedTopologyError(
-                f"Explicit water (residue {residue.name} {residue.id} of chain {residue.chain.id}) is not supported; "
-                "remove the solvent and use an implicit solvent model such as implicit/obc2.xml."
+                f"Explicit water (residue {residue.name} {residue.id} of chain {residue.chain.id}) must make way for a "
+                'jump: use relaxation=Relaxation(mode="steer"), or an implicit solvent such as implicit/obc2.xml.'
             )
 
 
@@ -74,11 +74,31 @@ def checkSystem(system: openmm.System, numAtoms: int, tokens: ResidueTokens):
         raise ValueError(f"The Topology has {numAtoms} atoms, but the System {found}; make both from the same atoms.")
     if any(isinstance(force, openmm.DrudeForce) for force in system.getForces()):
         raise UnsupportedTopologyError("Drude particles are not supported; use a force field without them.")
+    if any(isinstance(force, openmm.RPMDMonteCarloBarostat) for force in system.getForces()):
+        raise UnsupportedTopologyError("Ring-polymer dynamics is not supported; use an ordinary barostat.")
     for index in tokens.protein_atoms.tolist():
         if system.getParticleMass(index)._value == 0 and not system.isVirtualSite(index):
             raise UnsupportedTopologyError(
                 f"Atom {index} of the protein has mass 0, but a learned step moves the whole protein; give it its mass."
             )
+
+
+def checkIntegrator(integrator: openmm.Integrator):
+    """Raise ValueError for what cannot be the physical integrator beside the learned one."""
+    if not isinstance(integrator, openmm.Integrator):
+        raise ValueError(f"physicalIntegrator must be an Integrator of OpenMM; got {integrator!r}")
+    unfit = (CompoundIntegrator, openmm.RPMDIntegrator, openmm.DrudeIntegrator)
+    if isinstance(integrator, unfit):
+        raise ValueError(
+            f"physicalIntegrator cannot be a {type(integrator).__name__}: compound, ring-polymer and Drude integrators "
+            "do not run beside a learned one; use one such as LangevinMiddleIntegrator."
+        )
+
+
+def degreesOfFreedom(system: openmm.System) -> int:
+    """Three a particle that moves, less the constraints."""
+    moving = sum(system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles()))
+    return 3 * moving - system.getNumConstraints()
 
 
 def checkedPositions(state: openmm.State) -> np.ndarray:

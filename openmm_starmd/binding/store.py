@@ -11,9 +11,16 @@ from openmm import CustomIntegrator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.protein.errors import HistoryError
 from openmm_starmd.protein.history import History
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 
-LOST = "starmd_python_half_lost"
+PREFIX = "starmd_"  # the variables of a CustomIntegrator share their names with the parameters of the user's forces
+AT_WORK = PREFIX + "python_half_at_work"
+TAG = PREFIX + "tag"
+
+
+def scratchName(index: int) -> str:
+    """Name of a per-DOF variable that is free during a jump."""
+    return f"{PREFIX}history{index}"
 
 
 def identityOf(model: StarMDModel, tokens: ResidueTokens) -> bytes:
@@ -28,7 +35,9 @@ class HistoryStore(CustomIntegrator):
     """A CustomIntegrator without dynamics that holds the history of past conformations in its variables.
 
     Per-DOF variables are single precision on a GPU in single precision, so vectors are float32 and integers at most
-    24 bits wide. The program never runs under StarMDIntegrator; a copy that has lost its Python half gives NaN.
+    24 bits wide. Between jumps its program never runs; a copy that has lost its Python half gives NaN. During a jump
+    `Relaxation` runs a program of its own here and uses the first per-DOF variables, which `write` fills anew: so the
+    relaxation costs nothing in a checkpoint.
 
     Parameters
     ----------
@@ -36,22 +45,30 @@ class HistoryStore(CustomIntegrator):
         ps.
     numParticles : int
         Of the System.
-    numResidues, maxFrames : int
-        Residues of the protein, and frames of the longest history.
+    features : ResidueFeatures
+        Of the protein.
+    maxFrames : int
+        Frames of the longest history.
     identity : bytes
         Hash of model and protein; a history of another identity is refused.
+    scratch : int
+        Number of per-DOF variables that the relaxation needs.
     """
 
-    def __init__(self, stepSize: float, numParticles: int, numResidues: int, maxFrames: int, identity: bytes):
+    def __init__(self, stepSize, numParticles, features: ResidueFeatures, maxFrames, identity: bytes, scratch=0):
         super().__init__(stepSize)
-        for name in (LOST, "tag", "frames", "seedHigh", "seedLow", "jumpHigh", "jumpLow"):
-            self.addGlobalVariable(name, 0)
-        self.addComputePerDof("x", f"x + log({LOST}-1)")
-        self.addComputeGlobal(LOST, "energy")  # the platforms that check positions for NaN do it here
-        self._numResidues, self._maxFrames, self._identity = numResidues, maxFrames, identity
-        self._shape = (-(-sum(self._lengths(maxFrames)) // (3 * numParticles)), numParticles, 3)
+        self.addGlobalVariable(AT_WORK, 0)
+        for name in ("tag", "frames", "seedHigh", "seedLow", "jumpHigh", "jumpLow", "elapsed", "phase"):
+            self.addGlobalVariable(PREFIX + name, 0)
+        self._torsionMask, self._maxFrames, self._identity = features.torsion_mask, maxFrames, identity
+        size = -(-sum(self._lengths(maxFrames)) // (3 * numParticles))
+        self._shape = (max(size, scratch), numParticles, 3)
         for index in range(self._shape[0]):
-            self.addPerDofVariable(f"history{index}", 0)
+            self.addPerDofVariable(scratchName(index), 0)
+        self.beginIfBlock(f"{AT_WORK} = 0")
+        self.addComputePerDof("x", f"x + log({AT_WORK}-1)")
+        self.addComputeGlobal(TAG, "energy")  # the platforms that check positions for NaN do it here
+        self.endBlock()
         self._known: tuple[int, tuple[History, np.ndarray] | None] = (0, None)
 
     seed = property(lambda self: self._getWide("seed"), lambda self, value: self._setWide("seed", value))
@@ -60,10 +77,18 @@ class HistoryStore(CustomIntegrator):
     jump = property(lambda self: self._getWide("jump"), lambda self, value: self._setWide("jump", value))
     """Number of jumps tried since the integrator was created; the counter of the random numbers."""
 
+    elapsed = property(
+        lambda self: self.getGlobalVariableByName(PREFIX + "elapsed"), lambda self, t: self._set("elapsed", t)
+    )
+    """Time of physical steps since the last context frame, ps."""
+
+    phase = property(lambda self: self._get("phase"), lambda self, value: self._set("phase", value))
+    """Steps that have been taken of the present cycle of learned and physical ones."""
+
     def write(self, history: History, backbone: np.ndarray):
-        """Keep a history and the atom positions N, CA, C (N, 3, 3), nm, that it has led to."""
+        """Keep a history and the positions of the protein's N, CA, C (N, 3, 3), nm, that go with it."""
         clock = np.append(history.times.numpy(), history.dropped).astype(np.float64).view(np.uint16)
-        record = np.concatenate([history.pack().numpy(), backbone, clock], axis=None, dtype=np.float32)
+        record = np.concatenate([history.pack(self._torsionMask).numpy(), backbone, clock], axis=None, dtype=np.float32)
         padded = np.zeros(self._shape)
         padded.reshape(-1)[: len(record)] = record
         for index, part in enumerate(padded):
@@ -71,6 +96,7 @@ class HistoryStore(CustomIntegrator):
         tag = self._tagOf(record)
         self._set("frames", history.n_frames)
         self._set("tag", tag)
+        self._set("elapsed", 0)
         self._known = tag, (history, backbone.astype(np.float32))
 
     def read(self, device="cpu") -> tuple[History, np.ndarray] | None:
@@ -89,6 +115,7 @@ class HistoryStore(CustomIntegrator):
     def clear(self):
         """Forget the history."""
         self._set("tag", 0)
+        self._set("elapsed", 0)
 
     def _unpack(self, tag: int, device) -> tuple[History, np.ndarray]:
         frames = self._get("frames")
@@ -100,7 +127,7 @@ class HistoryStore(CustomIntegrator):
                 packed, backbone, clock = np.split(record, np.cumsum(lengths)[:-1])
                 *times, dropped = clock.astype(np.uint16).view(np.float64)
                 vector, times = torch.from_numpy(packed).to(device), torch.tensor(times, dtype=torch.float64)
-                history = History.unpack(vector, self._numResidues, times, int(dropped))
+                history = History.unpack(vector, self._torsionMask, times, int(dropped))
                 return history, backbone.reshape(-1, 3, 3)
         raise HistoryError(
             "The history in this checkpoint or State is damaged or belongs to another model or protein. Load one of "
@@ -109,17 +136,18 @@ class HistoryStore(CustomIntegrator):
 
     def _lengths(self, frames: int) -> tuple[int, int, int]:
         """Numbers in the packed history, the backbone, and times and dropped frames in 16-bit pieces."""
-        return History.packed_length(frames, self._numResidues), 9 * self._numResidues, 4 * (frames + 1)
+        n = len(self._torsionMask)
+        return History.packed_length(frames, self._torsionMask), 9 * n, 4 * (frames + 1)
 
     def _tagOf(self, record: np.ndarray) -> int:
         digest = hashlib.blake2b(record.tobytes(), key=self._identity, digest_size=3).digest()
         return int.from_bytes(digest, "little") or 1
 
     def _get(self, name: str) -> int:
-        return int(self.getGlobalVariableByName(name))
+        return int(self.getGlobalVariableByName(PREFIX + name))
 
-    def _set(self, name: str, value: int):
-        self.setGlobalVariableByName(name, value)
+    def _set(self, name: str, value: float):
+        self.setGlobalVariableByName(PREFIX + name, value)
 
     def _getWide(self, name: str) -> int:
         return self._get(name + "High") << 24 | self._get(name + "Low")

@@ -85,6 +85,22 @@ def logarithm(rotation: Tensor) -> Tensor:
     return roma.rotmat_to_rotvec(rotation)
 
 
+def to_rodrigues(rotation: Tensor) -> Tensor:
+    """Modified Rodrigues parameters (*, 3), tan(angle / 4) along the axis and so of norm at most 1, of rotations.
+
+    Unlike a rotation vector they need no trigonometry, and unlike a quaternion no fourth number.
+    """
+    q = roma.rotmat_to_unitquat(rotation)
+    q = torch.where(q[..., 3:] < 0, -q, q)
+    return q[..., :3] / (1 + q[..., 3:])
+
+
+def from_rodrigues(parameters: Tensor) -> Tensor:
+    """Rotation matrix (*, 3, 3) of modified Rodrigues parameters (*, 3)."""
+    square = parameters.square().sum(-1, keepdim=True)
+    return roma.unitquat_to_rotmat(torch.cat([2 * parameters, 1 - square], -1) / (1 + square))
+
+
 def superpose(moving: Tensor, target: Tensor) -> Rigid:
     """Rigid motion that brings ``moving`` onto ``target`` with the least RMSD (Kabsch, Acta Cryst. A32, 922, 1976).
 

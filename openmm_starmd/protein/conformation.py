@@ -58,6 +58,10 @@ class Conformation:
     def __getitem__(self, index) -> Conformation:
         return self.map(lambda x: x[index])
 
+    def moved(self, motion: Rigid) -> Conformation:
+        """The conformation after a rigid motion, shape (*)."""
+        return Conformation(motion[..., None] @ self.frames, self.torsions, self.angles)
+
     def to(self, *args, **kwargs) -> Conformation:
         """Convert dtype or device, as ``Tensor.to``."""
         return self.map(lambda x: x.to(*args, **kwargs))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap
-from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.conformation import Conformation, to_positions
+from openmm_starmd.protein.tokens import ResidueTokens
 
 TRANSLATION, ROTATION, TORSION, ANGLE = range(4)
 
@@ -76,6 +77,32 @@ class Displacement:
             self.torsion + other.torsion,
             self.angle + other.angle,
         )
+
+
+def way_between(
+    old: Conformation, new: Conformation, positions: Tensor, tokens: ResidueTokens
+) -> Callable[[float], Tensor]:
+    """The way of all atoms from one conformation to another: every frame, torsion and angle on its shortest way.
+
+    Parameters
+    ----------
+    old, new : Conformation, shape (N)
+    positions : Tensor, shape (A, 3)
+        Atoms in the old conformation, nm; molecules whole.
+    tokens : ResidueTokens
+
+    Returns
+    -------
+    callable
+        From a fraction of the way, 0 to 1, to positions (A, 3), nm; exactly those of ``new`` at 1.
+    """
+    way = Displacement.between(old, new, tokens.features.torsion_period)
+
+    def at(fraction: float) -> Tensor:
+        factors = new.angles.new_full((4,), fraction)
+        return to_positions(new if fraction == 1 else way.scaled(factors).apply(old), positions, tokens)
+
+    return at
 
 
 def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.rigid import Rigid, from_rodrigues, to_rodrigues
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.errors import HistoryError
 
-NUMBERS_PER_RESIDUE = 19  # 9 rotation, 3 translation, 6 torsions, 1 angle
+ROTATION_GRID = 2.0**-20  # a turn by 4e-6 rad, far below what the model notices and above float32's own rounding
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class History:
     def start(cls, conformation: Conformation, time: float = 0.0) -> History:
         """History of one conformation (B, N) at ``time`` ps."""
         times = torch.tensor([time], dtype=torch.float64)
+        conformation = _on_grid(conformation)
         return cls(conformation.map(lambda x: x[:, None]), times, conformation)
 
     @property
@@ -53,24 +54,35 @@ class History:
 
     def append(self, conformation: Conformation, time: float, capacity: int) -> History:
         """New history with ``conformation`` (B, N) at ``time`` (ps) added and at most ``capacity`` frames kept."""
-        frames = Conformation.cat([self.conformations, conformation.map(lambda x: x[:, None])], dim=1)
+        frame = _on_grid(conformation).map(lambda x: x[:, None])
+        frames = Conformation.cat([self.conformations, frame], dim=1)
         times = torch.cat([self.times, self.times.new_tensor([time])])
         surplus = max(0, len(times) - capacity)
         return History(frames[:, surplus:], times[surplus:], self.reference, self.dropped + surplus)
 
-    def pack(self) -> Tensor:
-        """Every number of reference and conformations as one float32 vector, exactly; see `packed_length`."""
+    def without_last(self) -> History:
+        """History before the latest context frame was added."""
+        return History(self.conformations[:, :-1], self.times[:-1], self.reference, self.dropped)
+
+    def pack(self, torsion_mask: Tensor) -> Tensor:
+        """Every number of reference and conformations as one float32 vector, without loss; see `packed_length`.
+
+        A rotation takes three numbers on a grid, which `start` and `append` have put it on; torsions that a residue
+        does not have, ``torsion_mask`` (N, 6), take none.
+        """
         c = Conformation.cat([self.reference.map(lambda x: x[:, None]), self.conformations], 1)
-        parts = [c.frames.rotations.flatten(-2), c.frames.translations, c.torsions, c.angles[..., None]]
-        return torch.cat([p.float() for p in parts], -1).flatten().cpu()
+        rotations = to_rodrigues(c.frames.rotations.double()).div(ROTATION_GRID).round()
+        torsions = c.torsions[..., torsion_mask.to(c.torsions.device)]
+        parts = [x.flatten(2).float() for x in (rotations, c.frames.translations, torsions, c.angles)]
+        return torch.cat(parts, -1).flatten().cpu()
 
     @staticmethod
-    def packed_length(n_frames: int, n_residues: int, n_replicas: int = 1) -> int:
+    def packed_length(n_frames: int, torsion_mask: Tensor, n_replicas: int = 1) -> int:
         """Length of the vector that `pack` makes."""
-        return n_replicas * (n_frames + 1) * n_residues * NUMBERS_PER_RESIDUE
+        return n_replicas * (n_frames + 1) * (7 * len(torsion_mask) + int(torsion_mask.sum()))
 
     @classmethod
-    def unpack(cls, vector: Tensor, n_residues: int, times: Tensor, dropped: int = 0, n_replicas: int = 1) -> History:
+    def unpack(cls, vector: Tensor, torsion_mask: Tensor, times: Tensor, dropped: int = 0, n_replicas: int = 1):
         """Inverse of `pack`; ``times`` (T,) and ``dropped`` are kept apart from the vector.
 
         Raises
@@ -78,14 +90,29 @@ class History:
         HistoryError
             If the vector has another length than the window needs.
         """
-        expected = cls.packed_length(len(times), n_residues, n_replicas)
+        n = len(torsion_mask)
+        expected = cls.packed_length(len(times), torsion_mask, n_replicas)
         if vector.numel() != expected:
             raise HistoryError(
-                f"A history of {len(times)} frames of {n_residues} residues holds {expected} numbers, but "
+                f"A history of {len(times)} frames of {n} residues holds {expected} numbers, but "
                 f"{vector.numel()} were found; load a checkpoint of the same system and model."
             )
-        shaped = vector.view(n_replicas, len(times) + 1, n_residues, NUMBERS_PER_RESIDUE)
-        rotations, translations, torsions, angles = shaped.split([9, 3, 6, 1], -1)
-        frames = Rigid(rotations.unflatten(-1, (3, 3)), translations)
-        everything = Conformation(frames, torsions, angles[..., 0])
+        shaped = vector.view(n_replicas, len(times) + 1, -1)
+        rotations, translations, present, angles = shaped.split([3 * n, 3 * n, shaped.shape[-1] - 7 * n, n], -1)
+        torsions = vector.new_zeros(*shaped.shape[:2], n, 6)
+        torsions[..., torsion_mask.to(vector.device)] = present
+        frames = Rigid(_from_grid(rotations.unflatten(-1, (n, 3))), translations.unflatten(-1, (n, 3)))
+        everything = Conformation(frames, torsions, angles)
         return cls(everything[:, 1:], times, everything[:, 0], dropped)
+
+
+def _from_grid(multiples: Tensor) -> Tensor:
+    """Rotations (*, 3, 3), float32, of whole multiples (*, 3) of the grid."""
+    return from_rodrigues(multiples.double() * ROTATION_GRID).float()
+
+
+def _on_grid(conformation: Conformation) -> Conformation:
+    """The conformation with its rotations rounded to those that `History.pack` can tell."""
+    multiples = to_rodrigues(conformation.frames.rotations.double()).div(ROTATION_GRID).round()
+    rotations = _from_grid(multiples).to(conformation.angles.dtype)
+    return Conformation(Rigid(rotations, conformation.frames.translations), conformation.torsions, conformation.angles)

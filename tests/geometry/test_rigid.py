@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm, superpose
+from openmm_starmd.geometry.rigid import Rigid, exponential, from_rodrigues, logarithm, superpose, to_rodrigues
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
@@ -136,3 +136,15 @@ def test_superpose_never_mirrors_and_is_the_best_rotation(dtype):
 def test_to_converts_both_parts():
     a = random_rigid((3,), torch.float32).to(torch.float64)
     assert a.rotations.dtype == a.translations.dtype == torch.float64
+
+
+def test_rodrigues_parameters_of_every_angle():
+    """tan(angle / 4) along the axis, also at half a turn, where the sign of the axis is free."""
+    for axis in unit_vectors():
+        for angle in (0.0, 1e-4, 1.0, 3.0, math.pi, 4.0):
+            rotation = exponential(axis * angle)
+            parameters = to_rodrigues(rotation)
+            assert parameters.norm() <= 1 + 1e-12
+            if angle < math.pi:
+                torch.testing.assert_close(parameters, axis * math.tan(angle / 4), rtol=0, atol=1e-9)
+            torch.testing.assert_close(from_rodrigues(parameters), rotation, rtol=0, atol=1e-12)

@@ -136,7 +136,7 @@ def test_units_of_the_wrong_kind(new_integrator):
 @pytest.mark.parametrize(
     "settings, told",
     [
-        ({"mode": "steer"}, "mode"),
+        ({"mode": "anneal"}, "mode"),
         ({"minimizationSteps": -1}, "minimizationSteps"),
         ({"dynamicsSteps": 0.5}, "dynamicsSteps"),
         ({"restraintConstant": -1}, "restraintConstant"),

@@ -140,7 +140,7 @@ def test_what_starts_the_history_anew(new_simulation, seen_histories, peptide, e
     else:
         context.setTime(0)
     simulation.step(2)
-    anew = edit in ("positions", "minimize", "reset", "physical")
+    anew = edit in ("positions", "minimize", "reset")
     assert seen == ([1, 2, 1, 2] if anew else [1, 2, 3, 4])
 
 
@@ -277,7 +277,7 @@ def test_a_relaxation_that_explodes_leaves_the_context_as_it_was(new_simulation,
     simulation.step(1)
     simulation.context.setParameter("sound", -1.0)
     before = snapshot(simulation)
-    with pytest.raises(JumpRejectedError, match="relaxation"):
+    with pytest.raises(JumpRejectedError, match="not_finite"):
         simulation.step(1)
     assert snapshot(simulation) == before
     simulation.context.setParameter("sound", 1.0)
@@ -308,7 +308,6 @@ def test_without_relaxation_the_atoms_stay_where_the_jump_put_them(new_simulatio
         simulation = new_simulation(relaxation=relaxation)
         simulation.step(1)
         energies[name] = simulation.context.getState(energy=True).getPotentialEnergy()._value
-        assert (simulation.integrator.getNumIntegrators() == 3) == (name == "minimize")
     assert energies["none"] == energies["mode"] != energies["minimize"]
 
 

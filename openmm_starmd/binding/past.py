@@ -1,0 +1,88 @@
+"""Past: the conformations that the next jump is conditioned on follow what happens in the Context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from openmm_starmd.binding.store import HistoryStore
+from openmm_starmd.propagator import Propagator
+from openmm_starmd.protein.conformation import Conformation, from_positions
+from openmm_starmd.protein.history import History
+from openmm_starmd.protein.tokens import ResidueTokens
+
+EDITED = 1e-4  # nm; a backbone atom that moved farther since the last step was moved by somebody else
+
+
+class Past:
+    """The history of a run in the store, kept in step with the atoms.
+
+    What is kept of a jump is the conformation that its atoms have in the end, relaxed, not the one that the network
+    has sampled: so the history is what a trajectory of the run shows, and forces of the user's System that the model
+    does not know reach the next jump. Physical steps carry the last conformation along; whenever they have lasted for
+    a stride, the conformation of that time is added, since strides are what the model was trained on.
+
+    Parameters
+    ----------
+    store : HistoryStore
+    tokens : ResidueTokens
+    randomSeed : callable
+        From a purpose and a number to the seed of the noise of a context copy.
+    """
+
+    def __init__(self, store: HistoryStore, tokens: ResidueTokens, randomSeed: Callable[[str, int], int]):
+        self._store, self._tokens, self._randomSeed = store, tokens, randomSeed
+
+    def history(self, propagator: Propagator, positions: np.ndarray, shifts: np.ndarray) -> History:
+        """The history that leads to the present positions, or a new one that starts with them.
+
+        Parameters
+        ----------
+        propagator : Propagator
+        positions : array, shape (A, 3)
+            Of whole molecules, nm.
+        shifts : array, shape (A, 3)
+            By how much they differ from the positions in the Context, nm.
+        """
+        known = self.known(propagator, positions - shifts)
+        if known is None:
+            return propagator.start(self._measured(positions))
+        if not self._store.elapsed:
+            return known
+        noise = self._generator(propagator, "physical", 0)
+        return propagator.replace(known, self._measured(positions), self._store.elapsed, noise)
+
+    def known(self, propagator: Propagator, stored: np.ndarray) -> History | None:
+        """What the store holds, if the backbone is still where it was then; ``stored`` positions are the Context's."""
+        known = self._store.read(propagator.model.device)
+        if known is None:
+            return None
+        history, backbone = known
+        return history if np.abs(self._backboneOf(stored) - backbone).max() <= EDITED else None
+
+    def add(self, propagator, history: History, positions, shifts, generator, time: float | None = None):
+        """Let ``history`` go on to the present positions, one stride or ``time`` (ps) later."""
+        extended = propagator.extend(history, self._measured(positions), generator, time)
+        self._store.write(extended, self._backboneOf(positions - shifts))
+
+    def follow(self, propagator: Propagator, positions, shifts, time: float, step: int):
+        """Let what the store holds go on by ``time`` (ps) of physical steps, up to step number ``step``."""
+        history, _ = self._store.read(propagator.model.device)
+        elapsed = self._store.elapsed + time
+        if elapsed >= propagator.stride * (1 - 1e-6):
+            noise = self._generator(propagator, "physical", step)
+            self.add(propagator, history, positions, shifts, noise, elapsed)
+        else:
+            self._store.write(history, self._backboneOf(positions - shifts))
+            self._store.elapsed = elapsed
+
+    def _measured(self, positions: np.ndarray) -> Conformation:
+        return from_positions(torch.from_numpy(positions), self._tokens)[None]
+
+    def _backboneOf(self, positions: np.ndarray) -> np.ndarray:
+        return positions[self._tokens.backbone.numpy()].astype(np.float32)
+
+    def _generator(self, propagator: Propagator, purpose: str, number: int) -> torch.Generator:
+        return torch.Generator(propagator.model.device).manual_seed(self._randomSeed(purpose, number))
