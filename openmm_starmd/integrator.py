@@ -16,10 +16,12 @@ from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import (
+    KB,
     checkedPositions,
     checkIntegrator,
     checkSystem,
-    degreesOfFreedom,
+    drawVelocities,
+    massesOf,
     refuseWater,
     watchContexts,
 )
@@ -38,9 +40,8 @@ from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.relaxation import Relaxation
 
-CLOCK, PHYSICS = range(2)  # children of the CompoundIntegrator
+PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
 NOT_FINITE = (OpenMMException, StarMDError)
-KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin)
 
 
 class StarMDIntegrator(CompoundIntegrator):
@@ -141,9 +142,10 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.active:
             self._relaxation.addProgram(self._store)
         self._past = Past(self._store, self._tokens, self._random)
-        self.addIntegrator(self._store)
         self.addIntegrator(self._createPhysics(physicalIntegrator))
-        self._context, self._periodic, self._freedoms = None, False, 0
+        self.addIntegrator(self._store)
+        self.setCurrentIntegrator(CLOCK if schedule.learnedSteps else PHYSICS)
+        self._context = None
         self.setRandomNumberSeed(randomSeed)
         self._statistics = JumpStatistics()
 
@@ -172,7 +174,7 @@ class StarMDIntegrator(CompoundIntegrator):
             remaining -= count
 
     def stepPhysical(self, steps):
-        """Take ordinary steps with the physical integrator ``getIntegrator(1)``, in time and step count of its own.
+        """Take ordinary steps with the physical integrator ``getIntegrator(0)``, in time and step count of its own.
 
         The conformation that the dynamics leads to takes part in the history of the next jump: it stands in place of
         the last one, and whenever the dynamics has lasted for a stride the conformation of that time is added.
@@ -183,6 +185,7 @@ class StarMDIntegrator(CompoundIntegrator):
 
     def _jump(self, context, saved: bytes):
         """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context."""
+        self.setCurrentIntegrator(CLOCK)
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
         history = self._past.history(self._propagator, positions, shifts)
@@ -242,7 +245,7 @@ class StarMDIntegrator(CompoundIntegrator):
             states = [before, context.getState(energy=True)]
             with self._statistics.timed("relaxation"):
                 if self._relaxation.active:
-                    seed = self._random("relaxation", attempt) % 2**30 + 1
+                    seed = self._random("relaxation", attempt)
                     self._relaxation.relax(context, CLOCK, self._held, at, self._temperature, seed)
                 states.append(context.getState(positions=True, energy=True))
             positions = self._wholeMolecules(states[-1])
@@ -253,7 +256,7 @@ class StarMDIntegrator(CompoundIntegrator):
         energies = [state.getPotentialEnergy()._value for state in states]
         failures = self._failuresOf(positions[0], energies)
         if not failures:
-            context.setVelocitiesToTemperature(self._temperature, self._random("velocities", attempt) % 2**30 + 1)
+            drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
             context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
             context.setStepCount(before.getStepCount() + 1)
         return positions, energies, failures
@@ -276,16 +279,13 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._past.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
+        self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
         while steps:
             known = self._store.read(self._model.device) is not None
             toNextFrame = math.ceil((stride - self._store.elapsed) / (physics.getStepSize()._value or stride) - 1e-6)
             count = min(steps, max(1, toNextFrame)) if known else steps
             start = context.getTime()
-            self.setCurrentIntegrator(PHYSICS)
-            try:
-                super().step(count)
-            finally:
-                self.setCurrentIntegrator(CLOCK)
+            super().step(count)
             steps -= count
             if known:
                 positions = self._wholeMolecules(context.getState(positions=True))
@@ -298,7 +298,8 @@ class StarMDIntegrator(CompoundIntegrator):
             raise StarMDError("This StarMDIntegrator is not the integrator of the Context that it was to be bound to.")
         self._context = weakref.ref(context)
         system = context.getSystem()
-        self._periodic, self._freedoms = system.usesPeriodicBoundaryConditions(), degreesOfFreedom(system)
+        self._periodic, self._masses = system.usesPeriodicBoundaryConditions(), massesOf(system)
+        self._freedoms = 3 * np.count_nonzero(self._masses) - system.getNumConstraints()
 
     def reset(self):
         """Forget the history of past conformations; the next step starts from the positions in the Context alone."""
@@ -363,6 +364,8 @@ class StarMDIntegrator(CompoundIntegrator):
         physics = self.getIntegrator(PHYSICS)
         if hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0:
             physics.setRandomNumberSeed(self.getRandomNumberSeed())
+        if hasattr(physics, "setRandomNumberSeed"):  # the Reference platform keeps one generator for all integrators
+            self._store.setRandomNumberSeed(physics.getRandomNumberSeed())
 
     def _createPropagator(self, stride: float) -> Propagator:
         frames, denoising = self._settings["contextFrames"], self._settings["denoisingSteps"]
@@ -386,10 +389,11 @@ class StarMDIntegrator(CompoundIntegrator):
     @contextmanager
     def _undoneOnError(self, context):
         """Put the Context back as it was, to the last bit, if the block does not come to its end."""
-        saved = context.createCheckpoint()
+        saved, current = context.createCheckpoint(), self.getCurrentIntegrator()
         try:
             yield saved
         except BaseException as error:
+            self.setCurrentIntegrator(current)
             context.loadCheckpoint(saved)
             if isinstance(error, JumpRejectedError):
                 self._store.jump += 1  # for other random numbers, should the user try again

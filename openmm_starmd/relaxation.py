@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
+from openmm_starmd.binding.context import drawVelocities, massesOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 
 MODES = ("minimize", "steer", "none")
@@ -175,11 +177,11 @@ class Relaxation:
         temperature : float
             K.
         seed : int
-            Seed of the velocities, between 1 and 2^30.
+            Seed of the velocities.
         """
         compound = context.getIntegrator()
         program = compound.getIntegrator(child)
-        seeds = iter(range(seed, seed + 2**30))
+        draw = partial(drawVelocities, context, massesOf(context.getSystem()), temperature, np.random.default_rng(seed))
         current = compound.getCurrentIntegrator()
         compound.setCurrentIntegrator(child)
         program.setGlobalVariableByName(AT_WORK, 1)
@@ -189,14 +191,14 @@ class Relaxation:
                     self._enter(program, STEERING)
                     self._hold(program, held, path(min(1.0, (k + 1) / ARRIVAL)))
                     steps = self.steeringSteps * (k + 1) // WAYPOINTS - self.steeringSteps * k // WAYPOINTS
-                    self._dynamics(context, steps, temperature, seeds)
+                    self._dynamics(context, steps, draw)
             else:
                 context.setVelocities(np.zeros((context.getSystem().getNumParticles(), 3)))
                 self._enter(program, MINIMIZING)
                 self._hold(program, held, path(1.0))
                 CompoundIntegrator.step(compound, self.minimizationSteps)
             self._enter(program, RELEASED)
-            self._dynamics(context, self.dynamicsSteps, temperature, seeds)
+            self._dynamics(context, self.dynamicsSteps, draw)
         finally:
             program.setGlobalVariableByName(AT_WORK, 0)
             compound.setCurrentIntegrator(current)
@@ -210,9 +212,9 @@ class Relaxation:
         reference[held] = positions[held]
         program.setPerDofVariableByName(REFERENCE, reference)
 
-    def _dynamics(self, context: Context, steps: int, temperature: float, seeds):
+    def _dynamics(self, context: Context, steps: int, draw: Callable[[], None]):
         """Velocity Verlet in pieces, before each of which the velocities are drawn anew."""
         perDraw = max(1, round(1 / (self.friction * self.timeStep)))
         for done in range(0, steps, perDraw):
-            context.setVelocitiesToTemperature(temperature, next(seeds))
+            draw()
             CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))

@@ -6,11 +6,13 @@ import functools
 
 import numpy as np
 import openmm
-from openmm import CompoundIntegrator, Context, CustomIntegrator
+from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.store import TAG
 from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
+
+KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin)
 
 
 def watchContexts():
@@ -95,10 +97,19 @@ def checkIntegrator(integrator: openmm.Integrator):
         )
 
 
-def degreesOfFreedom(system: openmm.System) -> int:
-    """Three a particle that moves, less the constraints."""
-    moving = sum(system.getParticleMass(i)._value > 0 for i in range(system.getNumParticles()))
-    return 3 * moving - system.getNumConstraints()
+def massesOf(system: openmm.System) -> np.ndarray:
+    """Masses of the particles (A,), Da."""
+    return np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())])
+
+
+def drawVelocities(context: Context, masses: np.ndarray, temperature: float, random):
+    """Draw velocities of a temperature (K) from a seed or a numpy Generator.
+
+    Those of `Context.setVelocitiesToTemperature` lie half a time step back, where leapfrog integrators want them.
+    """
+    scale = np.sqrt(KB * temperature / np.where(masses > 0, masses, np.inf))
+    context.setVelocities(scale[:, None] * np.random.default_rng(random).standard_normal((len(masses), 3)))
+    context.applyVelocityConstraints(context.getIntegrator().getConstraintTolerance())
 
 
 def checkedPositions(state: openmm.State) -> np.ndarray:

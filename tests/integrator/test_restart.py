@@ -104,7 +104,7 @@ def test_a_state_of_another_model_is_refused(new_simulation, tiny_model, snapsho
 def test_a_damaged_history_is_refused(new_simulation, tmp_path, variable, value):
     simulation = new_simulation()
     simulation.step(1)
-    simulation.integrator.getIntegrator(0).setGlobalVariableByName(f"starmd_{variable}", value)
+    simulation.integrator.getIntegrator(1).setGlobalVariableByName(f"starmd_{variable}", value)
     simulation.saveCheckpoint(str(tmp_path / "saved"))
     rest = new_simulation()
     rest.loadCheckpoint(str(tmp_path / "saved"))
