@@ -94,6 +94,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_never_was(start):
             goal = written(folder) + rng.uniform(0, 3) * perStep
             while written(folder) < goal and process.is_alive():
                 process.join(0.001)
+            process.join(rng.uniform(0, 0.05))  # not only where something has just been written
             process.kill()
             process.join()
             exitcode = process.exitcode
