@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py DWGR --jumps 10000 --output soak
 
-Writes soak.xtc, soak.csv, soak.chk while it runs, and soak.md and soak.json at its end. Give the same command again to go
-on with a run that was interrupted; memory and speed are those of the last process.
+Writes soak.xtc, soak.csv, soak.chk while it runs, and soak.md and soak.json at its end. Give the same command again to
+go on with a run that was interrupted; memory and speed are those of the last process.
 """
 
 from __future__ import annotations

@@ -265,10 +265,11 @@ def _xtcFrames(file, size: int) -> Iterator[tuple[int, int]]:
         file.seek(begin)
         header = file.read(92).ljust(92, b"\0")
         magic, atoms, step = struct.unpack(">4s2i", header[:12])
-        if magic != XTC_MAGIC:
-            raise ValueError(f"no frame begins at byte {begin}")
         packed = struct.unpack(">i", header[88:])[0]
-        begin += 92 + (packed + 3) // 4 * 4 if atoms > 9 else 56 + 12 * atoms
+        length = 92 + (packed + 3) // 4 * 4 if atoms > 9 else 56 + 12 * atoms
+        if magic != XTC_MAGIC or length < 56:
+            raise ValueError(f"no frame begins at byte {begin}")
+        begin += length
         if begin <= size:
             yield step, begin
 

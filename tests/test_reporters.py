@@ -243,6 +243,7 @@ SPOILED = {
     "the last frame lost": ("out.xtc", lambda data: data[:-30], "every 5"),
     "doubled": ("out.dcd", lambda data: data[:12] + struct.pack("<2i", 10, 5) + data[20:], "every 10"),
     "no frame there": ("out.xtc", lambda data: b"\0\0\x07\xcb" + data, "no frame begins"),
+    "a frame of no length": ("out.xtc", lambda data: data[:88] + struct.pack(">i", -92) + data[92:], "no frame begins"),
     "missing": ("out.dcd", None, "but not .*out.dcd"),
 }
 
