@@ -16,6 +16,7 @@ from openmm_starmd.protein.errors import (
     UnsupportedTopologyError,
 )
 from openmm_starmd.relaxation import Relaxation
+from openmm_starmd.reporters import StarMDReporter, resume
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,9 @@ __all__ = [
     "StarMDError",
     "StarMDIntegrator",
     "StarMDModel",
+    "StarMDReporter",
     "UnsupportedTopologyError",
     "available_models",
     "load_model",
+    "resume",
 ]

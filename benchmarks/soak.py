@@ -1,0 +1,117 @@
+"""A long run in an ordinary Simulation: does memory grow, do the frames stay valid, how fast is it?
+
+    python benchmarks/soak.py DWGR --jumps 10000 --output soak
+
+Writes soak.xtc, soak.csv, soak.chk while it runs, and soak.md and soak.json at its end. Give the same command again to
+go on with a run that was interrupted; memory and speed are those of the last process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from openmm import Platform
+from openmm.app import CheckpointReporter, Simulation, XTCReporter
+
+from openmm_starmd import StarMDIntegrator, StarMDReporter, resume
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.training import build_peptide, peptide_system
+
+TEMPERATURE = 300.0
+WARM = 500  # jumps before memory is measured for the first time
+
+
+def resident() -> float:
+    """Memory of this process, MB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+def simulate(topology, positions, options) -> dict[str, float]:
+    """Run to the end; memory and speed."""
+    integrator = StarMDIntegrator(topology, TEMPERATURE, options.stride, options.model, randomSeed=options.seed)
+    platform = Platform.getPlatform("CPU")
+    simulation = Simulation(topology, peptide_system(topology), integrator, platform, {"Threads": "1"})
+    simulation.context.setPositions(positions)
+    simulation.minimizeEnergy()
+    names = [f"{options.output}.{ending}" for ending in ("chk", "xtc", "csv")]
+    done = resume(simulation, *names)
+    simulation.reporters += [
+        XTCReporter(names[1], 1, append=done > 0),
+        StarMDReporter(names[2], 10, append=done > 0),
+        CheckpointReporter(names[0], 100),
+    ]
+    begin = time.perf_counter()
+    simulation.step(min(WARM, options.jumps - done))
+    early = resident()
+    simulation.step(options.jumps - simulation.currentStep)
+    late, jumps = resident(), options.jumps - done
+    return {
+        "jumps of this process": jumps,
+        f"memory after {WARM} jumps (MB)": early,
+        "memory at the end (MB)": late,
+        "growth of memory (%)": 100 * (late / early - 1),
+        "ns per day": jumps * options.stride / 1000 / (time.perf_counter() - begin) * 86400,
+    }
+
+
+def frames(topology, options) -> dict[str, float]:
+    """What the frames that were written are worth."""
+    tokens = ResidueTokens.from_topology(topology)
+    valid = []
+    for chunk in mdtraj.iterload(f"{options.output}.xtc", top=mdtraj.Topology.from_openmm(topology), chunk=1000):
+        valid.append(check_positions(torch.from_numpy(chunk.xyz), tokens).valid.numpy())
+    valid = np.concatenate(valid)
+    return {"frames": len(valid), "valid frames (%)": 100 * float(valid.mean())}
+
+
+def jumps(options) -> dict[str, float]:
+    """What the lines of the StarMDReporter sum up to; energies of the first and the last tenth."""
+    with open(f"{options.output}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    failed = Counter()
+    for row in rows:
+        failed.update({kind: int(count) for kind, count in (pair.split(":") for pair in row["Failed Checks"].split())})
+    retries = sum(int(row["Retries"]) for row in rows)
+    energies = np.array([float(row["Energy After Relaxation (kJ/mole)"]) for row in rows])
+    tenth = max(1, len(energies) // 10)
+    return {
+        "accepted conformations (%)": 100 * options.jumps / (options.jumps + retries),
+        **{f"failed {kind}": count for kind, count in sorted(failed.items())},
+        "energy, first tenth (kJ/mol)": float(energies[:tenth].mean()),
+        "energy, last tenth (kJ/mol)": float(energies[-tenth:].mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sequence", nargs="?", default="DWGR")
+    parser.add_argument("--model", default="starmd-peptide", help="embedded name or path")
+    parser.add_argument("--jumps", type=int, default=10_000)
+    parser.add_argument("--stride", type=float, default=100.0, help="ps")
+    parser.add_argument("--output", default="soak", help="stem of the files")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    topology, positions = build_peptide(options.sequence, seed=1)
+    result = simulate(topology, positions, options) | frames(topology, options) | jumps(options)
+    text = [f"# {options.sequence}: {options.jumps} jumps of {options.stride:g} ps by {options.model}", ""]
+    text += ["| Quantity | Value |", "|---|---|", *(f"| {name} | {value:.6g} |" for name, value in result.items())]
+    print("\n".join(text))
+    Path(f"{options.output}.md").write_text("\n".join(text) + "\n")
+    Path(f"{options.output}.json").write_text(
+        json.dumps({"settings": vars(options), "result": result}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
