@@ -280,7 +280,7 @@ def main() -> None:
     model = load_model(options.model)
     paths = [p for p in sorted(options.reference.glob("*.pdb")) if p.with_suffix(".xtc").exists()]
     references = [Reference.load(path) for path in paths]
-    text, peptides, begin = [f"# {options.model}: {options.frames} frames at {options.stride:g} ps"], {}, time.time()
+    text, peptides, begin = [f"# {model.name}: {options.frames} frames at {options.stride:g} ps"], {}, time.time()
     for reference in references:
         others = [o for o in references if o is not reference]
         peptides[reference.name] = judge(reference, others, model, options)
@@ -295,7 +295,8 @@ def main() -> None:
     def finite(values):
         return {k: finite(v) if isinstance(v, dict) else v if math.isfinite(v) else None for k, v in values.items()}
 
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    paths = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
+    settings = vars(options) | paths
     Path(f"{options.output}.json").write_text(
         json.dumps({"settings": settings, "peptides": finite(peptides), "mean": finite(mean)}, indent=1) + "\n"
     )

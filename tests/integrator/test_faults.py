@@ -162,7 +162,7 @@ MOMENTS = {
     "network": (Propagator, "step"),
     "minimisation": (Relaxation, "_hold"),
     "dynamics": (Relaxation, "_dynamics"),
-    "velocities": (openmm.Context, "setVelocitiesToTemperature"),
+    "velocities": (openmm.Context, "setVelocities"),
     "clock": (openmm.Context, "setTime"),
     "history": (Past, "add"),
     "store": (HistoryStore, "setPerDofVariable"),
