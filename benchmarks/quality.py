@@ -295,8 +295,8 @@ def main() -> None:
     def finite(values):
         return {k: finite(v) if isinstance(v, dict) else v if math.isfinite(v) else None for k, v in values.items()}
 
-    paths = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
-    settings = vars(options) | paths
+    names = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
+    settings = vars(options) | names
     Path(f"{options.output}.json").write_text(
         json.dumps({"settings": settings, "peptides": finite(peptides), "mean": finite(mean)}, indent=1) + "\n"
     )
