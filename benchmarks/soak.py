@@ -52,13 +52,15 @@ def simulate(topology, positions, options) -> dict[str, float]:
         CheckpointReporter(names[0], 100),
     ]
     begin = time.perf_counter()
-    simulation.step(min(WARM, options.jumps - done))
+    jumps = options.jumps - done
+    warm = min(WARM, jumps)
+    simulation.step(warm)
     early = resident()
-    simulation.step(options.jumps - simulation.currentStep)
-    late, jumps = resident(), options.jumps - done
+    simulation.step(jumps - warm)
+    late = resident()
     return {
         "jumps of this process": jumps,
-        f"memory after {WARM} jumps (MB)": early,
+        f"memory after {warm} jumps (MB)": early,
         "memory at the end (MB)": late,
         "growth of memory (%)": 100 * (late / early - 1),
         "ns per day": jumps * options.stride / 1000 / (time.perf_counter() - begin) * 86400,
