@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "openmm-torch": ["openmmtorch"],
     "train": ["lightning-fabric>=2.2"],
-    "analysis": ["deeptime>=0.4.4", "scikit-learn", "scipy"],
+    "analysis": ["deeptime>=0.4.4", "scikit-learn"],
     "cli": ["typer", "rich"],
 }
 # openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
@@ -34,6 +34,7 @@ setup(
         "pdbfixer",
         "roma",
         "safetensors",
+        "scipy",
         "matplotlib",  # the example of the README draws its Ramachandran map after a bare `pip install .`
     ],
     extras_require=EXTRAS,

@@ -40,7 +40,7 @@ from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
 from openmm_starmd.evaluation import kinetics, metrics
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.protein.validity import STRAINED, check_positions
 from openmm_starmd.training.simulate import peptide_system
 
 TEMPERATURE = 300.0
@@ -89,7 +89,7 @@ def propagate(reference, model, options) -> tuple[np.ndarray, dict]:
         frames.append(to_positions(conformation.to("cpu", torch.float64), start, tokens))
     seconds = time.perf_counter() - begin
     positions = torch.stack(frames, 1)
-    valid = check_positions(positions, tokens).valid.numpy()
+    valid = check_positions(positions, tokens, limits=STRAINED).passes_bioemu.numpy()
     steps = valid.size
     return positions.numpy(), {
         "valid": valid.mean(0),
@@ -122,7 +122,7 @@ def integrate(reference, model, options) -> tuple[np.ndarray, dict]:
         frames.append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value.copy())
     seconds = time.perf_counter() - begin
     positions = np.stack(frames)[None]
-    after = check_positions(torch.from_numpy(positions), reference.tokens).valid.numpy()
+    after = check_positions(torch.from_numpy(positions), reference.tokens).passes_bioemu.numpy()
     first_try = 1.0 / (1 + np.array(retries))
     return positions, {
         "valid": first_try,

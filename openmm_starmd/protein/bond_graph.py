@@ -47,6 +47,8 @@ class ProteinBondGraph:
         Atom index of each backbone and torsion atom of a token, under its standard name.
     owner : dict
         Token of each atom of protein residues and caps.
+    bonds : list of (int, int)
+        Atoms of every bond between heavy atoms of the protein, be it cut or not.
     disulfides : list of (int, int)
         Pairs of tokens.
     """
@@ -67,10 +69,11 @@ class ProteinBondGraph:
         self._neighbours: dict[int, set[int]] = {atom: set() for atom in self.owner}
         self._follows = [False] * len(self.residues)
         self.disulfides: list[tuple[int, int]] = []
+        bonds = [(a, b) for a, b in bonds if a in self.owner and b in self.owner]
         for a, b in bonds:
-            if a in self.owner and b in self.owner:
-                self._add_bond(a, b)
+            self._add_bond(a, b)
         self._check_connected()
+        self.bonds = [(a, b) for a, b in bonds if self.is_heavy(a) and self.is_heavy(b)]
 
     def _adopt_caps(self, bonds: list[tuple[int, int]]) -> None:
         """Give caps to the token that they are bonded to; refuse anything else that is bonded to a token."""
@@ -135,11 +138,18 @@ class ProteinBondGraph:
         element = self.atoms[atom].element
         return "" if element is None else element.symbol
 
+    def _beside(self, atom: int, *others: int) -> int | None:
+        """First heavy atom but oxygen that is bonded to ``atom`` inside its token and is none of the ``others``."""
+        beside = sorted(self._neighbours[atom].difference(others))
+        return next((a for a in beside if self.is_heavy(a) and self._symbol(a) != "O"), None)
+
     def _cap_atom(self, i: int, end: str) -> int | None:
         """Atom of a cap that is bonded to N or C of token ``i``; CHARMM's caps belong to the residue itself."""
-        beside = self._neighbours[self.named[i][end]] - {self.named[i]["CA"]}
-        heavy = [a for a in sorted(beside) if self.is_heavy(a) and self._symbol(a) != "O"]
-        return heavy[0] if heavy else None
+        return self._beside(self.named[i][end], self.named[i]["CA"])
+
+    def _before(self, i: int) -> int | None:
+        """Atom C of the token or cap before token ``i``."""
+        return self.named[i - 1]["C"] if self._follows[i] else self._cap_atom(i, "N")
 
     def ends(self, i: int) -> tuple[int, int]:
         """State of the N and the C end of token ``i``."""
@@ -150,8 +160,7 @@ class ProteinBondGraph:
 
     def torsion_atoms(self, i: int) -> list[list[int]]:
         """Four atoms of each of the six torsions of token ``i``, -1 where it is absent."""
-        named = self.named[i]
-        before = self.named[i - 1]["C"] if self._follows[i] else self._cap_atom(i, "N")
+        named, before = self.named[i], self._before(i)
         phi = [-1] * 4 if before is None else [before, named["N"], named["CA"], named["C"]]
         psi = [named[name] for name in ("N", "CA", "C", "O")]
         chi = [[named[name] for name in names] for names in CHI_ATOMS[self.types[i]]]
@@ -188,6 +197,46 @@ class ProteinBondGraph:
         if axis[0] in side:
             raise UnsupportedTopologyError(f"In {_label(self.residues[i])} the bond of {name} is part of a ring.")
         return axis, sorted(side if name == "angle" else side - {axis[1]})
+
+    def rings(self) -> list[tuple[int, ...]]:
+        """Atoms of each ring of five or six, in their order around it; proline's among them."""
+        beside: dict[int, list[int]] = {}
+        for a, b in self.bonds:
+            beside.setdefault(a, []).append(b)
+            beside.setdefault(b, []).append(a)
+        rings, paths = {}, [(atom,) for atom in beside]
+        while paths:
+            path = paths.pop()
+            for atom in beside[path[-1]]:
+                if atom == path[0] and len(path) > 2:
+                    rings.setdefault(frozenset(path), path)
+                elif atom > path[0] and atom not in path and len(path) < 6:
+                    paths.append((*path, atom))
+        return sorted(rings.values())
+
+    def chiral_centres(self) -> list[list[int]]:
+        """Each chiral centre and three of its neighbours, which go round the same way at all natural centres.
+
+        CA with N, C, CB; in ILE and THR CB with CA, CG1 or OG1, CG2.
+        """
+        centres = []
+        for residue_type, named in zip(self.types, self.named, strict=True):
+            if residue_type != "GLY":
+                centres.append([named["CA"], named["N"], named["C"]])
+            if residue_type in ("ILE", "THR"):
+                centres.append([named["CB"], named["CA"], named[CHI_ATOMS[residue_type][0][-1]]])
+        return [[*atoms, last] for atoms in centres if (last := self._beside(*atoms)) is not None]
+
+    def peptide_planes(self) -> list[list[int]]:
+        """CA, C, N, CA about each peptide bond; of caps the atom in the place of CA, where they have one."""
+        planes = []
+        for i, named in enumerate(self.named):
+            before, after = self._before(i), self._cap_atom(i, "C")
+            if before is not None:
+                planes.append([self._beside(before, named["N"]), before, named["N"], named["CA"]])
+            if after is not None:
+                planes.append([named["CA"], named["C"], after, self._beside(after, named["C"])])
+        return [plane for plane in planes if None not in plane]
 
     def residue_indices(self) -> list[int]:
         """Running number of each token.

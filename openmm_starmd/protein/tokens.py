@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from openmm.app import Topology
+from scipy.sparse import coo_matrix, identity, triu
 from torch import Tensor
 
-from openmm_starmd.protein.bond_graph import CAPPED, ProteinBondGraph
+from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph
 from openmm_starmd.protein.residues import ONE_LETTER, RESIDUE_TYPES, TORSIONS
 
 
@@ -118,6 +120,18 @@ class ResidueTokens:
         In the order in which the backmapping turns them: angle, phi, psi, chi1 to chi4.
     disulfides : list of (int, int)
         Pairs of tokens.
+    inner_bonds, peptide_bonds, disulfide_bonds : Tensor of int64, shape (K, 2)
+        Bonds between heavy atoms: inside tokens (caps and proline's ring included), C-N and SG-SG between them.
+    adjacent_ca : Tensor of int64, shape (K, 2)
+        CA on both sides of each of the peptide bonds.
+    close_kin : Tensor of int64, shape (K, 2)
+        Heavy atoms that are at most three bonds from each other, as their places in ``heavy_atoms``, ascending.
+    rings : Tensor of int64, shape (R, 6)
+        Atoms of each ring in their order around it; rings of five name their last atom twice.
+    chiral_centres : Tensor of int64, shape (K, 4)
+        Atoms N, C, CB about CA of residues other than GLY; CA, CG1 or OG1, CG2 about CB of ILE and THR. Centre first.
+    peptide_planes : Tensor of int64, shape (K, 4)
+        Atoms CA, C, N, CA of omega, caps included.
     """
 
     def __init__(self, graph: ProteinBondGraph):
@@ -135,6 +149,15 @@ class ResidueTokens:
         self.levels = tuple(_rotatable_group(graph, name) for name in ("angle", *TORSIONS))
         self.disulfides = graph.disulfides
         self.features = _features(graph)
+        self.inner_bonds = _atom_table([bond for bond in graph.bonds if len({graph.owner[a] for a in bond}) == 1], 2)
+        after = torch.nonzero(self.features.n_end == BONDED)[:, 0]
+        self.peptide_bonds = torch.stack([self.backbone[after - 1, 2], self.backbone[after, 0]], -1)
+        self.adjacent_ca = torch.stack([self.backbone[after - 1, 1], self.backbone[after, 1]], -1)
+        self.disulfide_bonds = _atom_table([[graph.named[i]["SG"] for i in pair] for pair in graph.disulfides], 2)
+        self.close_kin = _close_kin(self.heavy_atoms, _atom_table(graph.bonds, 2))
+        self.rings = _atom_table([(ring + ring[-1:])[:6] for ring in graph.rings()], 6)
+        self.chiral_centres = _atom_table(graph.chiral_centres(), 4)
+        self.peptide_planes = _atom_table(graph.peptide_planes(), 4)
 
     @classmethod
     def from_topology(cls, topology: Topology) -> ResidueTokens:
@@ -152,6 +175,19 @@ class ResidueTokens:
             disulfides. The message names the residue, its chain and number.
         """
         return cls(ProteinBondGraph(topology))
+
+
+def _atom_table(rows: Sequence[Sequence[int]], columns: int) -> Tensor:
+    """Atom indices (K, columns), also where there are none."""
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, columns)
+
+
+def _close_kin(heavy_atoms: Tensor, bonds: Tensor) -> Tensor:
+    """Pairs (K, 2) of the M heavy atoms that are at most three bonds from each other."""
+    ends = tuple(torch.searchsorted(heavy_atoms, bonds).T.numpy())
+    bonded = coo_matrix((np.ones(len(bonds), dtype=bool), ends), shape=2 * (len(heavy_atoms),)).tocsr()
+    near = bonded + bonded.T + identity(len(heavy_atoms), dtype=bool)
+    return torch.tensor(np.stack(triu(near @ near @ near, 1).nonzero(), -1), dtype=torch.int64)
 
 
 def _rotatable_group(graph: ProteinBondGraph, name: str) -> RotatableGroup:

@@ -1,18 +1,22 @@
 """Geometric checks of atom positions: does a conformation still look like a protein?
 
-The limits are those of BioEmu's filter of unphysical samples (Lewis et al., Science 389, eadv9817, 2025), and for CA
-pairs those of ConfDiff (Wang et al., ICML 2024, arXiv:2403.14088).
+Four checks are BioEmu's filter of unphysical samples (Lewis et al., Science 389, eadv9817, 2025), see
+`Validity.passes_bioemu`. Others find what no relaxation mends, because bonds stand in the way: a centre of the wrong
+hand, a turned peptide bond, a bond through a ring. The remaining limits stand outside of what ff14SB dynamics of
+peptides reaches; those of `STRAINED` stand where relaxation still led back to it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from openmm_starmd.protein.bond_graph import BONDED
+from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueTokens
 
 MAX_ADJACENT_CA = 0.45  # nm
@@ -20,7 +24,29 @@ MIN_CA = 0.30
 MAX_PEPTIDE_BOND = 0.20
 MIN_HEAVY = 0.10
 
-_CHUNK = 2**22  # distances held at a time
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits that differ before and after relaxation, nm.
+
+    Parameters
+    ----------
+    bond, disulfide : float
+        Largest length of a bond between heavy atoms of one token, and of a disulfide.
+    contact : float
+        Smallest distance of heavy atoms that are more than three bonds from each other.
+    """
+
+    bond: float
+    disulfide: float
+    contact: float
+
+
+RELAXED = Limits(bond=0.25, disulfide=0.25, contact=0.20)  # dynamics comes to 0.198, 0.216, 0.241
+STRAINED = Limits(bond=0.40, disulfide=0.60, contact=0.0)  # relaxation mended 0.38 (of proline), 0.60, 0.006
+
+_REACH = 0.30  # from the middle of a ring to that of a bond through it: ring of radius 0.2, bond of 0.2 nm
+_APART = 1.0  # beyond all limits
 
 
 @dataclass(frozen=True)
@@ -30,37 +56,58 @@ class Validity:
     Parameters
     ----------
     not_finite : Tensor
-        A protein atom has a coordinate that is NaN or infinite; no other check fails for that reason.
+        A protein atom has a coordinate that is NaN or infinite; no other check fails then.
     ca_breaks : Tensor
         CA of bonded residues farther than 0.45 nm from each other.
     peptide_breaks : Tensor
         A peptide bond C-N longer than 0.20 nm.
+    bond_breaks, disulfide_breaks : Tensor
+        A longer bond than the `Limits` say: between heavy atoms of one token, between two sulfur atoms.
     clashes : Tensor
         Two heavy atoms of the protein closer than 0.10 nm, shorter than any bond. Neighbours count, too: they are where
         side chains of peptides clash.
+    close_contacts : Tensor
+        Two heavy atoms more than three bonds from each other closer than the `Limits` say.
     ca_clashes : Tensor
-        Two CA closer than 0.30 nm. Told only: a cis peptide bond comes close to it, so `valid` ignores it.
+        CA of residues that are not bonded closer than 0.30 nm.
+    inversions : Tensor
+        CA, or CB of ILE and THR, of the other hand.
+    omega_flips : Tensor
+        A peptide bond turned from trans to cis or back.
+    ring_piercings : Tensor
+        A bond between heavy atoms that passes through a ring of PRO, HIS, PHE, TYR or TRP.
     """
 
     not_finite: Tensor
     ca_breaks: Tensor
     peptide_breaks: Tensor
+    bond_breaks: Tensor
+    disulfide_breaks: Tensor
     clashes: Tensor
+    close_contacts: Tensor
     ca_clashes: Tensor
-
-    _DECISIVE: ClassVar[tuple[str, ...]] = ("not_finite", "ca_breaks", "peptide_breaks", "clashes")
+    inversions: Tensor
+    omega_flips: Tensor
+    ring_piercings: Tensor
 
     @property
     def valid(self) -> Tensor:
-        """True where no decisive check fails, shape (*)."""
-        return ~torch.stack([getattr(self, name) for name in self._DECISIVE]).any(0)
+        """True where no check fails, shape (*)."""
+        return ~torch.stack(list(vars(self).values())).any(0)
+
+    @property
+    def passes_bioemu(self) -> Tensor:
+        """True where BioEmu's filter lets the positions pass, shape (*)."""
+        return ~(self.not_finite | self.ca_breaks | self.peptide_breaks | self.clashes)
 
     def failures(self, index) -> list[str]:
-        """Names of the decisive checks that one set of positions, at ``index`` of the leading axes, fails."""
-        return [name for name in self._DECISIVE if getattr(self, name)[index]]
+        """Names of the checks that one set of positions, at ``index`` of the leading axes, fails."""
+        return [name for name, failed in vars(self).items() if failed[index]]
 
 
-def check_positions(positions: Tensor, tokens: ResidueTokens) -> Validity:
+def check_positions(
+    positions: Tensor, tokens: ResidueTokens, before: Tensor | None = None, limits: Limits = RELAXED
+) -> Validity:
     """Check atom positions.
 
     Parameters
@@ -68,35 +115,138 @@ def check_positions(positions: Tensor, tokens: ResidueTokens) -> Validity:
     positions : Tensor, shape (*, A, 3)
         All atoms of the Topology, nm; molecules whole.
     tokens : ResidueTokens
+    before : Tensor, shape (A, 3) or (*, A, 3), optional
+        Positions that a jump started from: the hand of each centre and the turn of each peptide bond have to be as they
+        were. Without them residues have to be L, and peptide bonds trans; but those before PRO may be either.
+    limits : Limits
+        `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
 
     Returns
     -------
     Validity, shape (*)
     """
-    n, ca, c = positions[..., tokens.backbone, :].unbind(-2)
-    after = torch.nonzero(tokens.features.n_end == BONDED)[:, 0]
-    adjacent_ca = torch.linalg.vector_norm(ca[..., after, :] - ca[..., after - 1, :], dim=-1)
-    peptide_bonds = torch.linalg.vector_norm(n[..., after, :] - c[..., after - 1, :], dim=-1)
-    return Validity(
-        not_finite=~positions[..., tokens.protein_atoms, :].isfinite().flatten(-2).all(-1),
-        ca_breaks=(adjacent_ca > MAX_ADJACENT_CA).any(-1),
-        peptide_breaks=(peptide_bonds > MAX_PEPTIDE_BOND).any(-1),
-        clashes=_any_closer(positions[..., tokens.heavy_atoms, :], MIN_HEAVY),
-        ca_clashes=_any_closer(ca, MIN_CA),
-    )
+    atoms = _as_array(positions)
+    finite = np.isfinite(atoms[..., tokens.protein_atoms.numpy(), :]).all((-1, -2))
+    atoms = atoms[finite]
+    hands, cis = _left_handed(atoms, tokens), _cis(atoms, tokens)
+    if before is None:
+        old_hands, old_cis = False, cis & _before_proline(tokens)
+    else:
+        old = np.broadcast_to(_as_array(before), positions.shape)[finite]
+        old_hands, old_cis = _left_handed(old, tokens), _cis(old, tokens)
+    found = {
+        "ca_breaks": _any_longer(atoms, tokens.adjacent_ca, MAX_ADJACENT_CA),
+        "peptide_breaks": _any_longer(atoms, tokens.peptide_bonds, MAX_PEPTIDE_BOND),
+        "bond_breaks": _any_longer(atoms, tokens.inner_bonds, limits.bond),
+        "disulfide_breaks": _any_longer(atoms, tokens.disulfide_bonds, limits.disulfide),
+        **_heavy_atoms_too_close(atoms, tokens, limits),
+        "ca_clashes": _ca_too_close(atoms, tokens),
+        "inversions": (hands != old_hands).any(1),
+        "omega_flips": (cis != old_cis).any(1),
+        "ring_piercings": _ring_pierced(atoms, tokens),
+    }
+    everywhere = {"not_finite": ~finite} | {name: np.zeros_like(finite) for name in found}
+    for name, failed in found.items():
+        everywhere[name][finite] = failed
+    return Validity(**{name: torch.as_tensor(failed, device=positions.device) for name, failed in everywhere.items()})
 
 
-def _any_closer(points: Tensor, limit: float) -> Tensor:
-    """Whether any two of M points (*, M, 3) are closer than ``limit``, shape (*)."""
-    lead, m = points.shape[:-2], points.shape[-2]
-    points = points.reshape(-1, m, 3)
-    found = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    rows = min(m, max(1, _CHUNK // m))
-    frames = max(1, _CHUNK // (rows * m))
-    for frame in range(0, len(points), frames):
-        block = points[frame : frame + frames]
-        for row in range(0, m, rows):
-            # without matrix multiplication, whose cancellation error is as large as the limit squared in float32
-            distances = torch.cdist(block[:, row : row + rows], block, compute_mode="donot_use_mm_for_euclid_dist")
-            found[frame : frame + frames] |= (distances < limit).triu(row + 1).flatten(1).any(1)
-    return found.reshape(lead)
+def _as_array(positions: Tensor) -> np.ndarray:
+    return positions.detach().to("cpu", torch.float64).numpy()
+
+
+def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.einsum("...i,...i->...", first, second)
+
+
+def _any_longer(atoms: np.ndarray, bonds: Tensor, limit: float) -> np.ndarray:
+    """Which frames of atoms (F, A, 3) have one of the bonds (K, 2) longer than ``limit``, shape (F,)."""
+    first, second = bonds.T.numpy()
+    return (np.linalg.norm(atoms[:, first] - atoms[:, second], axis=-1) > limit).any(1)
+
+
+def _left_handed(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
+    """Whether each chiral centre of atoms (F, A, 3) is the mirror image of the natural one, shape (F, K)."""
+    centre, *others = np.moveaxis(atoms[:, tokens.chiral_centres.numpy()], 2, 0)
+    a, b, c = (other - centre for other in others)
+    return _dot(np.cross(a, b), c) < 0
+
+
+def _cis(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
+    """Whether each peptide bond of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
+    bonds = np.diff(atoms[:, tokens.peptide_planes.numpy()], axis=2)
+    normals = np.cross(bonds[:, :, :-1], bonds[:, :, 1:])
+    return _dot(normals[:, :, 0], normals[:, :, 1]) > 0
+
+
+def _before_proline(tokens: ResidueTokens) -> np.ndarray:
+    """Which of the peptide planes lead to a PRO, shape (K,)."""
+    proline = tokens.features.residue_type == RESIDUE_TYPES.index("PRO")
+    return torch.isin(tokens.peptide_planes[:, 2], tokens.backbone[proline, 0]).numpy()
+
+
+def _tree(points: np.ndarray) -> cKDTree:
+    """Search tree of points (F, M, 3) of many frames, which lie apart along a fourth axis."""
+    frame = np.broadcast_to(_APART * np.arange(len(points))[:, None, None], (*points.shape[:-1], 1))
+    return cKDTree(np.concatenate([points, frame], -1).reshape(-1, 4), balanced_tree=False, compact_nodes=False)
+
+
+def _close_pairs(points: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frame and the two indices, the lower first, of every two of points (F, M, 3) closer than ``limit``."""
+    first, second = _tree(points).query_pairs(limit, output_type="ndarray").T
+    return first // points.shape[1], first % points.shape[1], second % points.shape[1]
+
+
+def _marked(n: int, frames: np.ndarray) -> np.ndarray:
+    """Array (n,) that is True at each of the ``frames``."""
+    return np.bincount(frames, minlength=n) > 0
+
+
+def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Limits) -> dict[str, np.ndarray]:
+    """Which frames of atoms (F, A, 3) have clashes and close contacts, shape (F,) each."""
+    heavy = atoms[:, tokens.heavy_atoms.numpy()]
+    frame, first, second = _close_pairs(heavy, max(MIN_HEAVY, limits.contact))
+    distance = np.linalg.norm(heavy[frame, first] - heavy[frame, second], axis=-1)
+    clash, contact = distance < MIN_HEAVY, distance < limits.contact
+    weights = np.array([heavy.shape[1], 1])  # one number for each pair
+    contact[contact] = ~np.isin(np.stack([first, second], -1)[contact] @ weights, tokens.close_kin.numpy() @ weights)
+    return {"clashes": _marked(len(atoms), frame[clash]), "close_contacts": _marked(len(atoms), frame[contact])}
+
+
+def _ca_too_close(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
+    """Which frames of atoms (F, A, 3) have two CA that are not bonded too close, shape (F,)."""
+    frame, first, second = _close_pairs(atoms[:, tokens.backbone[:, 1].numpy()], MIN_CA)
+    bonded = (second == first + 1) & (tokens.features.n_end.numpy()[second] == BONDED)
+    return _marked(len(atoms), frame[~bonded])
+
+
+def _ring_pierced(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
+    """Which frames of atoms (F, A, 3) have a bond that passes through a ring, shape (F,).
+
+    It does where its ends lie on both sides of the ring's mean plane, and the point between them, seen along the
+    normal, inside of all edges.
+    """
+    rings = tokens.rings.numpy()
+    bonds = torch.cat([tokens.inner_bonds, tokens.peptide_bonds, tokens.disulfide_bonds]).numpy()
+    if len(rings) == 0 or len(atoms) == 0:
+        return np.zeros(len(atoms), dtype=bool)
+    corners, ends = atoms[:, rings], atoms[:, bonds]
+    near = _tree(corners.mean(2)).sparse_distance_matrix(_tree(ends.mean(2)), _REACH, output_type="ndarray")
+    (frame, ring), bond = np.divmod(near["i"], len(rings)), near["j"] % len(bonds)
+    strangers = (rings[ring][:, :, None] != bonds[bond][:, None]).all((1, 2))
+    frame, ring, bond = frame[strangers], ring[strangers], bond[strangers]
+
+    corners, ends = corners[frame, ring], ends[frame, bond]
+    middle = corners.mean(1, keepdims=True)
+    normal = _turns(corners - middle).sum(1, keepdims=True)
+    start, end = _dot(ends - middle, normal).T
+    crossing = start * end < 0
+    frame, corners, ends, normal, start, end = (x[crossing] for x in (frame, corners, ends, normal, start, end))
+    point = ends[:, 0] + (start / (start - end))[:, None] * (ends[:, 1] - ends[:, 0])
+    inside = (_dot(_turns(corners - point[:, None]), normal) >= 0).all(1)
+    return _marked(len(atoms), frame[inside])
+
+
+def _turns(points: np.ndarray) -> np.ndarray:
+    """Cross product of each of points (P, K, 3) with the next one round the ring."""
+    return np.cross(points, np.roll(points, -1, axis=1))
