@@ -37,7 +37,7 @@ from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
 from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.protein.validity import RELAXED, STRAINED, check_positions
 from openmm_starmd.relaxation import Relaxation
 
 PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
@@ -197,7 +197,7 @@ class StarMDIntegrator(CompoundIntegrator):
             with self._statistics.timed("backmapping"):
                 way, failures = self._toPositions(conformation, positions)
             if not failures:
-                relaxed, energies, failures = self._toContext(context, before, shifts, way, attempt)
+                relaxed, energies, failures = self._toContext(context, before, positions, shifts, way, attempt)
             if not failures:
                 self._past.add(self._propagator, history, *relaxed, generator)
                 self._store.jump += 1
@@ -218,9 +218,9 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
         way = way_between(old, new, torch.from_numpy(positions), self._tokens)
-        return way, check_positions(way(1.0)[None], self._tokens).failures(0)
+        return way, check_positions(way(1.0), self._tokens, torch.from_numpy(positions), STRAINED).failures(())
 
-    def _toContext(self, context, before, shifts, way, attempt: int):
+    def _toContext(self, context, before, old, shifts, way, attempt: int):
         """Write and relax positions, draw velocities, set the clock.
 
         Returns
@@ -254,20 +254,22 @@ class StarMDIntegrator(CompoundIntegrator):
                 raise
             return None, None, ["not_finite"]
         energies = [state.getPotentialEnergy()._value for state in states]
-        failures = self._failuresOf(positions[0], energies)
+        failures = self._failuresOf(old, positions[0], energies)
         if not failures:
             drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
             context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
             context.setStepCount(before.getStepCount() + 1)
         return positions, energies, failures
 
-    def _failuresOf(self, positions, energies) -> list[str]:
+    def _failuresOf(self, old, positions, energies) -> list[str]:
         """Names of the checks that the relaxed positions of whole molecules, or their energy, fail.
 
         Dynamics may bring no more potential energy than equipartition gives to a minimised structure, and ten times
         its fluctuation; what is far above has not been relaxed.
         """
-        failures = check_positions(torch.from_numpy(positions)[None], self._tokens).failures(0)
+        limits = RELAXED if self._relaxation.active else STRAINED
+        before = torch.from_numpy(old)
+        failures = check_positions(torch.from_numpy(positions), self._tokens, before, limits).failures(())
         start, _, relaxed = energies
         excess = KB * self._temperature * (self._freedoms / 2 + 10 * math.sqrt(self._freedoms))
         if not relaxed < (start + excess if self._relaxation.active else math.inf):
