@@ -283,8 +283,8 @@ def table(rows: list[dict]) -> str:
     lines = [
         "# Real structures under StarMDIntegrator",
         "",
-        "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far (nm)",
-        "atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
+        "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far",
+        "(nm) atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
         "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core.",
         "",
     ]

@@ -104,7 +104,7 @@ def test_an_error_is_a_row_and_a_finished_file_is_not_examined_again(structures,
     first = (tmp_path / "t.jsonl").read_text()
     rows = [json.loads(line) for line in first.splitlines()]
     assert [(row["way"], row["outcome"]) for row in rows] == [("as it comes", "error"), ("prepared", "error")]
-    assert "(DAL)" in rows[0]["text"] and "DAL 2 of chain A" in rows[0]["tokens"]
+    assert "No template found" in rows[0]["text"] and "DAL 2 of chain A" in rows[0]["tokens"]
     table = (tmp_path / "t.md").read_text()
     assert "DAL 2 of chain A" in table and "ZeroDivisionError" in table
     structures.main()
