@@ -94,6 +94,24 @@ def test_preparation_tells_of_a_gap_that_the_reader_bridges(structures, build_pe
     assert change.startswith("ALA 1 bonded to ALA 5 over")
 
 
+@pytest.mark.parametrize("limit, value, words", [("ABSURD", 0.0, "per atom too high"), ("LOOSE", 0.0, "constraints")])
+def test_energies_and_constraints_are_judged(structures, build_peptide, tmp_path, monkeypatch, limit, value, words):
+    path = written(tmp_path / "x.pdb", *build_peptide("GAG"))
+    monkeypatch.setattr(structures, limit, value)
+    row = structures.examine(path, structures.PREPARED)
+    assert row["outcome"] == "INVALID"
+    assert any(words in failure for failure in row["failures"])
+
+
+def test_a_programming_error_in_the_package_is_a_bug(structures, build_peptide, tmp_path, monkeypatch):
+    def broken(graph):
+        raise KeyError("CB")
+
+    monkeypatch.setattr("openmm_starmd.protein.tokens._features", broken)
+    row = structures.examine(written(tmp_path / "x.pdb", *build_peptide("GAG")), structures.PREPARED)
+    assert (row["outcome"], row["origin"]) == ("BUG", "openmm_starmd")
+
+
 def test_an_error_is_a_row_and_a_finished_file_is_not_examined_again(structures, build_peptide, tmp_path, monkeypatch):
     (tmp_path / "awkward").mkdir()
     path = written(tmp_path / "awkward" / "x.pdb", *build_peptide("GG"))
