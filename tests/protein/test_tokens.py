@@ -188,6 +188,10 @@ REFUSED = {
     "bonded ligand": (lambda: chain_of(["ALA", "HEM"], bonds=[(4, 9)]), ["HEM 8 of chain B", "ALA 7 of chain B"]),
     "missing backbone": (lambda: chain_of(["ALA"], ["N", "CA", "CB"]), ["ALA 7 of chain B", "C, O", "missing"]),
     "missing side chain": (lambda: chain_of(["LEU"]), ["LEU 7 of chain B", "CG, CD1", "missing"]),
+    "two residues in one place": (
+        lambda: chain_of(["SER"], ["N", "CA", "C", "O", "CB", "OG", "CG", "CD"]),
+        ["SER 7 of chain B", "CG, CD", "two residues in one place"],
+    ),
     "no bonds": (unbonded, ["ALA 7 of chain B", "createStandardBonds"]),
     "head to tail": (lambda: chain_of(["ALA"] * 3, bonds=[(0, 12)]), ["ALA 7 of chain B", "ALA 9 of chain B"]),
     "out of sequence": (lambda: chain_of(["ALA"] * 3, bonds=[(2, 10)]), ["C of residue ALA 7", "N of residue ALA 9"]),

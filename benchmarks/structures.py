@@ -1,0 +1,359 @@
+"""Do real protein structures run? Every file through preparation, tokens, jumps and relaxation.
+
+    python benchmarks/structures.py ../shared/data/structures
+
+The folder holds `clean`, `fast_folders` and `monomers`, where each file has to end in a valid run, and `awkward`, where
+each file has to end in a valid run or in one clear error that names the cause. Finished files are kept as JSON lines
+beside the table (STRUCTURES.jsonl), so that an interrupted run goes on where it was; delete them to measure anew.
+
+What happens to a file
+----------------------
+prepared     by PDBFixer: known modified residues replaced, missing atoms and hydrogens (pH 7) added, residues missing
+             inside a chain built; all but proteins, their caps and nucleic acids removed
+as it comes  (only `awkward`) what OpenMM's reader makes of the file, unchanged
+
+Then, on one thread of the CPU platform: ForceField (ff14SB and OBC2, with a cutoff of 1 nm in large proteins; Amber 14
+with that cutoff and without solvent where there is more than protein), a short minimisation, two jumps of a model with
+random weights in small steps about the last conformation, each with the default relaxation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+import traceback
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("OPENMM_CPU_THREADS", "1")
+
+import numpy as np
+import torch
+from openmm import GBSAOBCForce, NonbondedForce, Platform, System, unit
+from openmm.app import CutoffNonPeriodic, ForceField, HBonds, Modeller, PDBFile, PDBxFile, Simulation, Topology
+from pdbfixer import PDBFixer
+
+from openmm_starmd import Relaxation, StarMDIntegrator, StarMDModel
+from openmm_starmd.model import Domain
+from openmm_starmd.network.config import ModelConfig, NetworkConfig
+from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.protein.residues import C_CAPS, N_CAPS, canonical_name
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.training.simulate import peptide_system
+
+FOLDERS = ("clean", "fast_folders", "monomers", "awkward")
+PREPARED, AS_IT_COMES = "prepared", "as it comes"
+NUCLEOTIDES = {"A", "C", "G", "U", "DA", "DC", "DG", "DT"}
+LARGE = 600  # atoms
+CUTOFF = 1.0  # nm
+JUMPS = 2
+MINIMIZATION = 60, 1000  # iterations; the second where the structure then fails the checks
+ABSURD = 10.0  # kJ/mol and atom above the minimised structure; 300 K give less than 4
+LOOSE = 1e-4  # relative error of a constrained distance; ten times OpenMM's tolerance
+BUGS = (LookupError, AttributeError, TypeError, AssertionError, ArithmeticError, RuntimeError)  # no message for a user
+
+
+class WatchedRelaxation(Relaxation):
+    """The default relaxation, which writes down the potential energy (kJ/mol) before and after each run of it."""
+
+    energies: list[tuple[float, float]] = []
+
+    def relax(self, context, *args):
+        """Relax, as usual."""
+        before = energy_of(context)
+        super().relax(context, *args)
+        self.energies.append((before, energy_of(context)))
+
+
+def energy_of(context) -> float:
+    """Potential energy, kJ/mol."""
+    return context.getState(energy=True).getPotentialEnergy().value_in_unit(unit.kilojoules_per_mole)
+
+
+@cache
+def small_step_model() -> StarMDModel:
+    """An untrained model that knows every protein and makes small steps about the last conformation."""
+    network = NetworkConfig(blocks=1, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
+    domain = Domain(max_length=2000, min_stride=10.0, max_stride=1000.0, max_chains=100)
+    model = StarMDModel.create(ModelConfig(network, denoising_steps=3), domain, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # its heads start at zero, and the past would have no influence
+        for parameter in model.denoiser.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    model.denoiser.step_scales[:, 0] = 0.003  # nm
+    model.denoiser.step_scales[:, 1:] = 0.03  # rad
+    return model
+
+
+def read(path: Path) -> tuple[Topology, unit.Quantity, list[str]]:
+    """Topology and positions of the first model of a PDB or mmCIF file; nothing is changed."""
+    file = PDBxFile(str(path)) if path.suffix == ".cif" else PDBFile(str(path))
+    return file.topology, file.positions, []
+
+
+def prepare(path: Path) -> tuple[Topology, unit.Quantity, list[str]]:
+    """What a careful user makes of a file before a simulation in implicit solvent.
+
+    Returns
+    -------
+    topology, positions
+    changes : list of str
+        What a reader of the result should know.
+    """
+    random.seed(1)  # Modeller.addHydrogens draws from the global state
+    fixer = PDBFixer(filename=str(path))
+    fixer.findMissingResidues()
+    lengths = [len(list(chain.residues())) for chain in fixer.topology.chains()]
+    fixer.missingResidues = {k: v for k, v in fixer.missingResidues.items() if 0 < k[1] < lengths[k[0]]}
+    fixer.findNonstandardResidues()
+    replaced = [f"{residue.name} to {new}" for residue, new in fixer.nonstandardResidues]
+    fixer.replaceNonstandardResidues()
+    strangers = [residue for residue in fixer.topology.residues() if not _stays(residue)]
+    modeller = Modeller(fixer.topology, fixer.positions)
+    modeller.delete(strangers)
+    fixer.topology, fixer.positions = modeller.topology, modeller.positions
+    built = [name for names in fixer.missingResidues.values() for name in names]
+    changes = _counted("replaced", replaced) + _counted("removed", [residue.name for residue in strangers])
+    changes += [f"built {len(built)} residues"] if built else []
+    changes += _long_bonds(fixer.topology, fixer.positions) if not built else []
+    fixer.findMissingAtoms()
+    fixer.addMissingAtoms(seed=1)
+    modeller = Modeller(fixer.topology, fixer.positions)  # PDBFixer's own method asks the network about unknown names
+    modeller.addHydrogens(pH=7.0)
+    return modeller.topology, modeller.positions, changes
+
+
+def _stays(residue) -> bool:
+    """Whether a residue belongs to a protein chain (also where nobody knows it) or to a nucleic acid."""
+    amino_acid = {"N", "CA", "C"} <= {atom.name for atom in residue.atoms()}
+    return amino_acid or _is_protein(residue) or residue.name in NUCLEOTIDES
+
+
+def _is_protein(residue) -> bool:
+    return canonical_name(residue.name) is not None or residue.name in N_CAPS | C_CAPS
+
+
+def _counted(verb: str, names: list[str]) -> list[str]:
+    counts = Counter(names)
+    return [f"{verb} " + ", ".join(f"{n} {name}" for name, n in counts.items())] if counts else []
+
+
+def _long_bonds(topology: Topology, positions) -> list[str]:
+    """Bonds between residues longer than 0.25 nm: the reader saw a bond across a gap of the chain."""
+    x = np.array(positions.value_in_unit(unit.nanometer))
+    bonds = [(a, b, float(np.linalg.norm(x[a.index] - x[b.index]))) for a, b in topology.bonds()]
+    return [
+        f"{a.residue.name} {a.residue.id} bonded to {b.residue.name} {b.residue.id} over {length:.2f} nm"
+        for a, b, length in bonds
+        if length > 0.25
+    ]
+
+
+def make_system(topology: Topology) -> System:
+    """ff14SB + OBC2 for protein, Amber 14 in vacuum for anything beside it; with a cutoff where it is large."""
+    if not all(_is_protein(residue) for residue in topology.residues()):
+        return all_of_amber().createSystem(
+            topology, nonbondedMethod=CutoffNonPeriodic, nonbondedCutoff=CUTOFF, constraints=HBonds
+        )
+    system = peptide_system(topology)
+    if topology.getNumAtoms() > LARGE:
+        for force in system.getForces():
+            if isinstance(force, NonbondedForce | GBSAOBCForce):
+                force.setNonbondedMethod(type(force).CutoffNonPeriodic)
+                force.setCutoffDistance(CUTOFF)
+    return system
+
+
+@cache
+def all_of_amber() -> ForceField:
+    """Protein, nucleic acids, lipids, water and ions."""
+    return ForceField("amber14-all.xml", "amber14/tip3p.xml")
+
+
+def largest_constraint_error(system: System, positions: np.ndarray) -> float:
+    """Largest relative deviation of a constrained distance."""
+    if not system.getNumConstraints():
+        return 0.0
+    rows = [system.getConstraintParameters(i) for i in range(system.getNumConstraints())]
+    pairs, target = np.array([row[:2] for row in rows]), np.array([row[2]._value for row in rows])
+    distance = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=-1)
+    return float(np.abs(distance / target - 1).max())
+
+
+def run(topology: Topology, positions, row: dict):
+    """Simulate a structure for a few jumps; what is found goes into the row of the table.
+
+    Raises
+    ------
+    Exception
+        What a user would see.
+    """
+    system = make_system(topology)
+    row["atoms"] = topology.getNumAtoms()
+    relaxation = WatchedRelaxation()
+    relaxation.energies.clear()
+    integrator = StarMDIntegrator(
+        topology, 300, 100, small_step_model(), relaxation=relaxation, randomSeed=1, device="cpu"
+    )
+    simulation = Simulation(topology, system, integrator, Platform.getPlatform("CPU"), {"Threads": "1"})
+    context = simulation.context
+    context.setPositions(positions)
+    tokens = ResidueTokens.from_topology(topology)
+    row["residues"] = tokens.n_residues
+    for iterations in MINIMIZATION:
+        simulation.minimizeEnergy(maxIterations=iterations)
+        start = torch.from_numpy(_positions(context))
+        row["failures at the start"] = check_positions(start[None], tokens).failures(0)
+        if not row["failures at the start"]:
+            break
+    same = to_positions(from_positions(start, tokens), start, tokens)
+    row["identity"] = float((same - start).norm(dim=-1).max())
+    row["energies"] = [energy_of(context)]
+    simulation.step(JUMPS)
+    end = _positions(context)
+    row["retries"] = integrator.getStatistics()["resampled"]
+    row["energies"] += relaxation.energies[-1]
+    row["moved"] = float(np.linalg.norm(end - start.numpy(), axis=-1).max())
+    row["failures"] = check_positions(torch.from_numpy(end)[None], tokens).failures(0)
+    excess = (row["energies"][-1] - row["energies"][0]) / row["atoms"]
+    if not excess < ABSURD:
+        row["failures"].append(f"energy ({excess:.0f} kJ/mol per atom too high)")
+    row["constraints"] = largest_constraint_error(system, end)
+    if row["constraints"] > LOOSE:
+        row["failures"].append("constraints")
+
+
+def _positions(context) -> np.ndarray:
+    return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
+
+
+def examine(path: Path, way: str) -> dict:
+    """One row: the result of a run, or the error that it ended in; ``seconds`` are those of the CPU."""
+    begin = time.process_time()
+    row = {"file": f"{path.parent.name}/{path.name}", "way": way}
+    try:
+        topology, positions, row["changes"] = (prepare if way == PREPARED else read)(path)
+        if way == AS_IT_COMES:
+            row["tokens"] = tokens_or_error(topology)
+        run(topology, positions, row)
+        row["outcome"] = "INVALID" if row["failures"] else "valid"
+    except Exception as error:  # whatever a user would see
+        row["origin"] = _origin(error)
+        row["outcome"] = "BUG" if isinstance(error, BUGS) and row["origin"] == "openmm_starmd" else "error"
+        row["text"] = f"{type(error).__name__}: " + " ".join(str(error).split("For more information")[0].split())
+        row["traceback"] = traceback.format_exc()
+    return row | {"seconds": time.process_time() - begin}
+
+
+def tokens_or_error(topology: Topology) -> str:
+    """What `ResidueTokens` say to a Topology."""
+    try:
+        return f"{ResidueTokens.from_topology(topology).n_residues} residues"
+    except StarMDError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _origin(error: Exception) -> str:
+    """Who raised it: the last module of this package, of PDBFixer or of OpenMM on the way."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        parts = Path(frame.filename).with_suffix("").parts
+        for package in ("openmm_starmd", "pdbfixer", "openmm"):
+            if package in parts[:-1]:
+                return parts[-1] if package != "openmm_starmd" else package
+    return "structures"
+
+
+def jobs(folder: Path) -> list[tuple[Path, str]]:
+    """Every file and the ways in which it is examined, small files first."""
+    files = [p for name in FOLDERS for p in (folder / name).glob("*") if p.suffix in (".pdb", ".cif")]
+    found = []
+    for path in sorted(files, key=lambda p: (p.stat().st_size, p.name)):
+        found += [(path, way) for way in ((AS_IT_COMES, PREPARED) if path.parent.name == "awkward" else (PREPARED,))]
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """The Markdown page."""
+    lines = [
+        "# Real structures under StarMDIntegrator",
+        "",
+        "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far",
+        "(nm) atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
+        "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core.",
+        "",
+    ]
+    lines += _markdown(["folder", "files", "valid", "clear errors", "not valid", "CPU minutes"], _summary(rows))
+    for folder in FOLDERS:
+        found = sorted((r for r in rows if r["file"].startswith(f"{folder}/")), key=lambda r: (r["file"], r["way"]))
+        awkward = folder == "awkward"
+        head = ["file", *(["way"] if awkward else []), "residues", "atoms", "identity", "retries"]
+        head += ["minimised", "jump", "relaxed", "result", "seconds", "remarks"]
+        lines += ["", f"## {folder}", "", *_markdown(head, [_cells(row, awkward) for row in found])]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(rows: list[dict]) -> list[list[str]]:
+    cells = []
+    for folder in FOLDERS:
+        found = [row for row in rows if row["file"].startswith(f"{folder}/")]
+        for way in sorted({row["way"] for row in found}):
+            part = [row for row in found if row["way"] == way]
+            outcomes = Counter(row["outcome"] for row in part)
+            name = folder if folder != "awkward" else f"{folder}, {way}"
+            numbers = len(part), outcomes["valid"], outcomes["error"], outcomes["INVALID"] + outcomes["BUG"]
+            cells.append([name, *map(str, numbers), f"{sum(row['seconds'] for row in part) / 60:.1f}"])
+    return cells
+
+
+def _cells(row: dict, with_way: bool) -> list[str]:
+    name = row["file"].split("/")[1] + ("*" if row.get("atoms", 0) > LARGE else "")
+    cells = [name, *([row["way"]] if with_way else []), str(row.get("residues", "")), str(row.get("atoms", ""))]
+    cells += [f"{row['identity']:.0e}" if "identity" in row else "", str(row.get("retries", ""))]
+    energies = row.get("energies", [])
+    cells += [f"{energy:.0f}" for energy in energies] + [""] * (3 - len(energies))
+    remarks = list(row.get("changes", []))
+    if row.get("failures at the start"):
+        remarks.append("fails before the first jump: " + ", ".join(row["failures at the start"]))
+    if row.get("failures"):
+        remarks.append("fails at the end: " + ", ".join(row["failures"]))
+    if "text" in row:
+        remarks.append(f"{row['origin']}: {row['text']}")
+    if "tokens" in row:
+        remarks.append(f"tokens: {row['tokens']}")
+    return [*cells, row["outcome"], f"{row['seconds']:.1f}", "; ".join(remarks).replace("|", "/")]
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def main():
+    """Examine what is not yet examined, and write the table after each file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = Path(__file__).resolve().parents[1] / "../shared/data/structures"
+    parser.add_argument("folder", nargs="?", type=Path, default=shared)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("STRUCTURES.md"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = options.output.with_suffix(".jsonl")
+    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    known = {(row["file"], row["way"]) for row in rows}
+    for path, way in jobs(options.folder):
+        if (f"{path.parent.name}/{path.name}", way) in known:
+            continue
+        row = examine(path, way)
+        rows.append(row)
+        with lines.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        options.output.write_text(table(rows))
+        print(f"{row['file']} {way}: {row['outcome']} {row.get('text', '')} ({row['seconds']:.1f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
