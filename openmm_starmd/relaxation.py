@@ -17,8 +17,10 @@ from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 
 MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
+KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin)
 LARGEST_MOVE = 0.02  # nm per step and axis; thermal motion stays below it
-LARGEST_TIME_STEP = 2.5  # in units of timeStep; minimisation of heavy-atom bonds becomes unstable beyond it
+LARGEST_TIME_STEP = 0.004  # ps; minimisation of heavy-atom bonds loses its way not far beyond it
+TURN = 0.2  # first share of the force in the velocity of the minimisation
 WAYPOINTS, ARRIVAL = 40, 32  # the restraints stand still at the end of their way for the atoms to catch up
 FREE = 1e6  # nm; what stands in place of a reference position where an atom is not restrained
 UNITS = {
@@ -27,8 +29,8 @@ UNITS = {
     "friction": unit.picoseconds**-1,
 }
 # step length, FIRE's mixing parameter and its count of steps since the last uphill one; sums over all particles
-STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES = (
-    PREFIX + name for name in ("stage", "h", "alpha", "downhill", "power", "forces", "velocities")
+STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES, THERMAL = (
+    PREFIX + name for name in ("stage", "h", "alpha", "downhill", "power", "forces", "velocities", "thermal")
 )
 REFERENCE = scratchName(0)
 
@@ -106,12 +108,12 @@ class Relaxation:
 
     def addProgram(self, integrator: CustomIntegrator):
         """Add the program of the relaxation to an integrator that has the per-DOF variables for it."""
-        for name in (STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES):
+        for name in (STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES, THERMAL):
             integrator.addGlobalVariable(name, 0)
         restrained = f"(f - step({FREE / 2}-{REFERENCE})*{self.restraintConstant}*(x-{REFERENCE}))"
         if self.steers:
             integrator.beginIfBlock(f"{STAGE} = {STEERING}")
-            self._addVelocityVerlet(integrator, restrained, scratchName(1))
+            self._addDynamics(integrator, restrained, scratchName(1))
             integrator.endBlock()
         else:
             integrator.beginIfBlock(f"{STAGE} = {MINIMIZING}")
@@ -119,37 +121,41 @@ class Relaxation:
             integrator.endBlock()
         integrator.beginIfBlock(f"{STAGE} = {RELEASED}")
         integrator.addUpdateContextState()
-        self._addVelocityVerlet(integrator, "f", REFERENCE)  # nothing is restrained, the variable is free
+        self._addDynamics(integrator, "f", REFERENCE)  # nothing is restrained, the variable is free
         integrator.endBlock()
 
-    def _addVelocityVerlet(self, integrator: CustomIntegrator, force: str, unconstrained: str):
-        """One velocity Verlet step with constraints."""
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
+    def _addDynamics(self, integrator: CustomIntegrator, force: str, noise: str):
+        """One step of leapfrog; where THERMAL is kT and not 0, velocities are drawn half way of its drift."""
+        integrator.addComputePerDof("v", f"v + {H}*{force}/m")
         integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
-        integrator.addComputePerDof("x", f"x + {H}*v")
-        integrator.addComputePerDof(unconstrained, "x")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m + (x-{unconstrained})/{H}")
         integrator.addConstrainVelocities()
+        integrator.addComputePerDof("x", f"x + 0.5*{H}*v")
+        integrator.beginIfBlock(f"{THERMAL} > 0")
+        integrator.addComputePerDof("v", f"sqrt({THERMAL}/m)*{noise}")
+        integrator.addConstrainVelocities()
+        integrator.addComputeGlobal(THERMAL, "0")
+        integrator.endBlock()
+        integrator.addComputePerDof("x", f"x + 0.5*{H}*v")
+        integrator.addComputePerDof(noise, "x")
+        integrator.addConstrainPositions()
+        integrator.addComputePerDof("v", f"v + (x-{noise})/{H}")
 
     def _addMinimization(self, integrator: CustomIntegrator, force: str):
-        """One step of FIRE: turn the velocity towards the force, speed up downhill, stop uphill, as in the paper."""
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
-        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
-        integrator.addComputePerDof("x", f"x + {H}*v")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
-        integrator.addConstrainVelocities()
+        """One step of FIRE: turn the velocity towards the force, speed up downhill, stop uphill."""
         integrator.addComputeSum(POWER, f"{force}*v")
         integrator.addComputeSum(FORCES, f"{force}*{force}")
         integrator.addComputeSum(VELOCITIES, "v*v")
-        towards = f"{ALPHA}*{force}*sqrt({VELOCITIES}/({FORCES}+1e-30))"
-        integrator.addComputePerDof("v", f"step({POWER})*((1-{ALPHA})*v + {towards})")
         integrator.addComputeGlobal(DOWNHILL, f"step({POWER})*({DOWNHILL}+1)")
-        faster = f"select(step({DOWNHILL}-5), min(1.1*{H}, {LARGEST_TIME_STEP * self.timeStep}), {H})"
-        integrator.addComputeGlobal(H, f"select(step({POWER}), {faster}, 0.5*{H})")
-        less = f"select(step({DOWNHILL}-5), 0.99*{ALPHA}, {ALPHA})"
-        integrator.addComputeGlobal(ALPHA, f"select(step({POWER}), {less}, 0.1)")
+        faster = f"select(step({DOWNHILL}-2), min(1.1*{H}, {min(2 * self.timeStep, LARGEST_TIME_STEP)}), {H})"
+        integrator.addComputeGlobal(H, f"select(step({POWER}), {faster}, 0.8*{H})")
+        less = f"select(step({DOWNHILL}-2), 0.95*{ALPHA}, {ALPHA})"
+        integrator.addComputeGlobal(ALPHA, f"select(step({POWER}), {less}, {TURN})")
+        turned = f"(1-{ALPHA})*v + {ALPHA}*{force}*sqrt({VELOCITIES}/({FORCES}+1e-30))"
+        integrator.addComputePerDof("v", f"step({POWER})*({turned}) + {H}*{force}/m")
+        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
+        integrator.addComputePerDof("x", f"x + {H}*v")
+        integrator.addConstrainPositions()
+        integrator.addConstrainVelocities()
 
     def relax(
         self,
@@ -179,7 +185,7 @@ class Relaxation:
         """
         compound = context.getIntegrator()
         program = compound.getIntegrator(child)
-        seeds = iter(range(seed, seed + 2**30))
+        generator = np.random.default_rng(seed)
         current = compound.getCurrentIntegrator()
         compound.setCurrentIntegrator(child)
         program.setGlobalVariableByName(AT_WORK, 1)
@@ -189,20 +195,20 @@ class Relaxation:
                     self._enter(program, STEERING)
                     self._hold(program, held, path(min(1.0, (k + 1) / ARRIVAL)))
                     steps = self.steeringSteps * (k + 1) // WAYPOINTS - self.steeringSteps * k // WAYPOINTS
-                    self._dynamics(context, steps, temperature, seeds)
+                    self._dynamics(context, program, steps, temperature, generator)
             else:
                 context.setVelocities(np.zeros((context.getSystem().getNumParticles(), 3)))
                 self._enter(program, MINIMIZING)
                 self._hold(program, held, path(1.0))
                 CompoundIntegrator.step(compound, self.minimizationSteps)
             self._enter(program, RELEASED)
-            self._dynamics(context, self.dynamicsSteps, temperature, seeds)
+            self._dynamics(context, program, self.dynamicsSteps, temperature, generator)
         finally:
             program.setGlobalVariableByName(AT_WORK, 0)
             compound.setCurrentIntegrator(current)
 
     def _enter(self, program: CustomIntegrator, stage: int):
-        for name, value in {STAGE: stage, H: self.timeStep, ALPHA: 0.1, DOWNHILL: 0}.items():
+        for name, value in {STAGE: stage, H: self.timeStep, ALPHA: TURN, DOWNHILL: 0}.items():
             program.setGlobalVariableByName(name, value)
 
     def _hold(self, program: CustomIntegrator, held: Sequence[int], positions: np.ndarray):
@@ -210,9 +216,11 @@ class Relaxation:
         reference[held] = positions[held]
         program.setPerDofVariableByName(REFERENCE, reference)
 
-    def _dynamics(self, context: Context, steps: int, temperature: float, seeds):
-        """Velocity Verlet in pieces, before each of which the velocities are drawn anew."""
+    def _dynamics(self, context, program, steps, temperature, generator):
+        n = context.getSystem().getNumParticles()
         perDraw = max(1, round(1 / (self.friction * self.timeStep)))
+        noise = scratchName(self.scratch-1)
         for done in range(0, steps, perDraw):
-            context.setVelocitiesToTemperature(temperature, next(seeds))
+            program.setPerDofVariableByName(noise, generator.normal(size=(n, 3)))
+            program.setGlobalVariableByName(THERMAL, KB * temperature)
             CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))
