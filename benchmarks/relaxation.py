@@ -1,19 +1,20 @@
-"""What relaxation does to jumped structures: ways to minimise, and energies after dynamics, beside MD of the same System.
+"""What relaxation does to jumped structures, beside MD of the same System: ways to minimise, energies after dynamics.
 
     python benchmarks/relaxation.py --output benchmarks/relaxation
 
 Makes its own MD (300 K, as `openmm_starmd.training.simulate`, HBonds constraints) of the tetrapeptide DWGR and of
-villin, which OpenMM ships. Jumps of DWGR are those of `starmd-peptide`; in villin every residue is moved by 0.01 nm along
-each axis, turned by 0.06 rad and its torsions by 0.1 rad. Jumps that fail `check_positions` are left out, as the integrator
-does. Times are CPU times of one thread.
+villin, which OpenMM ships. Jumps of DWGR are those of `starmd-peptide`; random ones move every residue by 0.01 nm along
+each axis and turn it by 0.06 rad and its torsions by 0.1 rad. Jumps that fail `check_positions` are left out, as the
+integrator does. Times are CPU times of one thread.
 
 Tables
 ------
 Minimisation: energy above the median of MD frames that were minimised to convergence under the same restraints (median
 and 99th percentile over jumps; beside it the 99th percentile of those MD frames), share of jumps within that percentile
-and, like for like, within that of MD frames minimised in the same way; backbone moved (mean and largest root mean square);
-largest relative error of a constraint. FIRE is `Relaxation` without dynamics; descent is steepest descent with capped moves
-whose step follows the energy; L-BFGS is `LocalEnergyMinimizer` with the restraint as a force of the System.
+and, like for like, within that of MD frames minimised in the same way; backbone moved (mean and largest root mean
+square); largest relative error of a constraint. FIRE is `Relaxation` without dynamics; descent is steepest descent with
+capped moves whose step follows the energy; L-BFGS n is `LocalEnergyMinimizer` with n iterations a round and the
+restraint as a force of the System.
 
 Energies: potential energies of frames against those of MD (two-sample Kolmogorov-Smirnov), shift of the mean in standard
 deviations of MD, and by how much relaxation turns phi and psi.

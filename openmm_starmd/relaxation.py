@@ -42,7 +42,9 @@ class Relaxation:
     ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
     170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
     removes clashes and strained bonds; then short dynamics without restraint gives every degree of freedom its thermal
-    energy back. With ``dynamicsSteps=0`` the frames are minimised ones: their energies lie far below those of MD.
+    energy back. A short minimisation is best before dynamics: it takes the strain of stiff bonds and angles, but leaves
+    slow side chains the thermal energy that short dynamics would not give back. With ``dynamicsSteps=0`` the frames are
+    minimised ones: their energies lie far below those of MD.
 
     ``"steer"`` is for explicit solvent and ligands: the heavy atoms of the protein are pulled by moving restraints
     along the way from the old conformation to the new one, which is superposed on the old one before, while everything
@@ -50,23 +52,24 @@ class Relaxation:
 
         integrator = StarMDIntegrator(topology, 300*kelvin, 100*picoseconds, relaxation=Relaxation(mode="steer"))
 
-    Dynamics is velocity Verlet whose velocities are drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys. 72,
-    2384, 1980): its random numbers come from the integrator's seed alone, so that a restart from a State continues bit
-    for bit. Barostats and the like act while nothing is restrained. Time and step count of the Context are the
-    integrator's business; relaxation does not count as time.
+    Dynamics is leapfrog with velocities drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys. 72, 2384, 1980).
+    They are drawn in the middle of a step, so that the time step leaves no error in the positions of a harmonic well
+    (Zhang et al., J. Phys. Chem. A 123, 6056, 2019), and from the integrator's seed alone, so that a restart from a
+    State continues bit for bit. Barostats and the like act while nothing is restrained. Time and step count of the
+    Context are the integrator's business; relaxation does not count as time.
 
     Parameters
     ----------
     mode : {"minimize", "steer", "none"}
         "none" leaves the atoms where the jump and the constraints put them.
-    minimizationSteps : int
-        Steps of minimisation, one force evaluation each.
+    minimizationSteps : int, optional
+        Steps of minimisation, one force evaluation each; by default 25 before dynamics and 100 without.
     restraintConstant : energy/length^2
         Force constant k of the restraint k/2 (x - x0)^2, kJ/mol/nm^2.
     dynamicsSteps : int
         Steps of dynamics after the restraints have been released, one force evaluation each.
     timeStep : time
-        Time step of the dynamics and first time step of the minimisation, ps.
+        Time step of the dynamics and first time step of the minimisation, which grows to twice as much, ps.
     friction : 1/time
         Rate at which velocities are drawn anew, 1/ps.
     steeringSteps : int
@@ -74,14 +77,16 @@ class Relaxation:
     """
 
     mode: str = "minimize"
-    minimizationSteps: int = 50
+    minimizationSteps: int | None = None
     restraintConstant: float = 5000.0
-    dynamicsSteps: int = 100
+    dynamicsSteps: int = 200
     timeStep: float = 0.002
-    friction: float = 40.0
+    friction: float = 80.0
     steeringSteps: int = 2000
 
     def __post_init__(self):
+        if self.minimizationSteps is None:
+            object.__setattr__(self, "minimizationSteps", 25 if self.dynamicsSteps else 100)
         for name, target in UNITS.items():
             object.__setattr__(self, name, valueIn(getattr(self, name), target))
         for name in ("minimizationSteps", "dynamicsSteps", "steeringSteps"):
@@ -216,11 +221,11 @@ class Relaxation:
         reference[held] = positions[held]
         program.setPerDofVariableByName(REFERENCE, reference)
 
-    def _dynamics(self, context, program, steps, temperature, generator):
-        n = context.getSystem().getNumParticles()
+    def _dynamics(self, context: Context, program: CustomIntegrator, steps: int, temperature: float, generator):
+        """Dynamics in pieces, in the first step of each of which the velocities are drawn anew."""
         perDraw = max(1, round(1 / (self.friction * self.timeStep)))
-        noise = scratchName(self.scratch-1)
         for done in range(0, steps, perDraw):
-            program.setPerDofVariableByName(noise, generator.normal(size=(n, 3)))
+            noise = generator.normal(size=(context.getSystem().getNumParticles(), 3))
+            program.setPerDofVariableByName(scratchName(self.scratch - 1), noise)
             program.setGlobalVariableByName(THERMAL, KB * temperature)
             CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))
