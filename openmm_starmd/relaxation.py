@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
-from openmm_starmd.binding.context import drawVelocities, massesOf
+from openmm_starmd.binding.context import KB
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 
 MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
 LARGEST_MOVE = 0.02  # nm per step and axis; thermal motion stays below it
-LARGEST_TIME_STEP = 2.5  # in units of timeStep; minimisation of heavy-atom bonds becomes unstable beyond it
+LARGEST_TIME_STEP = 0.004  # ps; minimisation of heavy-atom bonds loses its way not far beyond it
+TURN = 0.2  # first share of the force in the velocity of the minimisation
 WAYPOINTS, ARRIVAL = 40, 32  # the restraints stand still at the end of their way for the atoms to catch up
 FREE = 1e6  # nm; what stands in place of a reference position where an atom is not restrained
 UNITS = {
@@ -29,8 +29,8 @@ UNITS = {
     "friction": unit.picoseconds**-1,
 }
 # step length, FIRE's mixing parameter and its count of steps since the last uphill one; sums over all particles
-STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES = (
-    PREFIX + name for name in ("stage", "h", "alpha", "downhill", "power", "forces", "velocities")
+STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES, THERMAL = (
+    PREFIX + name for name in ("stage", "h", "alpha", "downhill", "power", "forces", "velocities", "thermal")
 )
 REFERENCE = scratchName(0)
 
@@ -42,7 +42,9 @@ class Relaxation:
     ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
     170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
     removes clashes and strained bonds; then short dynamics without restraint gives every degree of freedom its thermal
-    energy back. With ``dynamicsSteps=0`` the frames are minimised ones: their energies lie far below those of MD.
+    energy back. A short minimisation is best before dynamics: it takes the strain of stiff bonds and angles, but leaves
+    slow side chains the thermal energy that short dynamics would not give back. With ``dynamicsSteps=0`` the frames are
+    minimised ones: their energies lie far below those of MD.
 
     ``"steer"`` is for explicit solvent and ligands: the heavy atoms of the protein are pulled by moving restraints
     along the way from the old conformation to the new one, which is superposed on the old one before, while everything
@@ -50,23 +52,24 @@ class Relaxation:
 
         integrator = StarMDIntegrator(topology, 300*kelvin, 100*picoseconds, relaxation=Relaxation(mode="steer"))
 
-    Dynamics is velocity Verlet whose velocities are drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys. 72,
-    2384, 1980): its random numbers come from the integrator's seed alone, so that a restart from a State continues bit
-    for bit. Barostats and the like act while nothing is restrained. Time and step count of the Context are the
-    integrator's business; relaxation does not count as time.
+    Dynamics is leapfrog with velocities drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys. 72, 2384, 1980).
+    They are drawn in the middle of a step, so that the time step leaves no error in the positions of a harmonic well
+    (Zhang et al., J. Phys. Chem. A 123, 6056, 2019), and from the integrator's seed alone, so that a restart from a
+    State continues bit for bit. Barostats and the like act while nothing is restrained. Time and step count of the
+    Context are the integrator's business; relaxation does not count as time.
 
     Parameters
     ----------
     mode : {"minimize", "steer", "none"}
         "none" leaves the atoms where the jump and the constraints put them.
-    minimizationSteps : int
-        Steps of minimisation, one force evaluation each.
+    minimizationSteps : int, optional
+        Steps of minimisation, one force evaluation each; by default 25 before dynamics and 100 without.
     restraintConstant : energy/length^2
         Force constant k of the restraint k/2 (x - x0)^2, kJ/mol/nm^2.
     dynamicsSteps : int
         Steps of dynamics after the restraints have been released, one force evaluation each.
     timeStep : time
-        Time step of the dynamics and first time step of the minimisation, ps.
+        Time step of the dynamics and first time step of the minimisation, which grows to twice as much, ps.
     friction : 1/time
         Rate at which velocities are drawn anew, 1/ps.
     steeringSteps : int
@@ -74,14 +77,16 @@ class Relaxation:
     """
 
     mode: str = "minimize"
-    minimizationSteps: int = 50
+    minimizationSteps: int | None = None
     restraintConstant: float = 5000.0
-    dynamicsSteps: int = 100
+    dynamicsSteps: int = 200
     timeStep: float = 0.002
-    friction: float = 40.0
+    friction: float = 80.0
     steeringSteps: int = 2000
 
     def __post_init__(self):
+        if self.minimizationSteps is None:
+            object.__setattr__(self, "minimizationSteps", 25 if self.dynamicsSteps else 100)
         for name, target in UNITS.items():
             object.__setattr__(self, name, valueIn(getattr(self, name), target))
         for name in ("minimizationSteps", "dynamicsSteps", "steeringSteps"):
@@ -108,12 +113,12 @@ class Relaxation:
 
     def addProgram(self, integrator: CustomIntegrator):
         """Add the program of the relaxation to an integrator that has the per-DOF variables for it."""
-        for name in (STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES):
+        for name in (STAGE, H, ALPHA, DOWNHILL, POWER, FORCES, VELOCITIES, THERMAL):
             integrator.addGlobalVariable(name, 0)
         restrained = f"(f - step({FREE / 2}-{REFERENCE})*{self.restraintConstant}*(x-{REFERENCE}))"
         if self.steers:
             integrator.beginIfBlock(f"{STAGE} = {STEERING}")
-            self._addVelocityVerlet(integrator, restrained, scratchName(1))
+            self._addDynamics(integrator, restrained)
             integrator.endBlock()
         else:
             integrator.beginIfBlock(f"{STAGE} = {MINIMIZING}")
@@ -121,37 +126,47 @@ class Relaxation:
             integrator.endBlock()
         integrator.beginIfBlock(f"{STAGE} = {RELEASED}")
         integrator.addUpdateContextState()
-        self._addVelocityVerlet(integrator, "f", REFERENCE)  # nothing is restrained, the variable is free
+        self._addDynamics(integrator, "f")
         integrator.endBlock()
 
-    def _addVelocityVerlet(self, integrator: CustomIntegrator, force: str, unconstrained: str):
-        """One velocity Verlet step with constraints."""
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
+    @property
+    def _noise(self) -> str:
+        """The last variable: where nothing is restrained, that of the reference positions is free."""
+        return scratchName(self.scratch - 1)
+
+    def _addDynamics(self, integrator: CustomIntegrator, force: str):
+        """One step of leapfrog; where THERMAL is kT and not 0, velocities are drawn half way of its drift."""
+        noise = self._noise
+        integrator.addComputePerDof("v", f"v + {H}*{force}/m")
         integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
-        integrator.addComputePerDof("x", f"x + {H}*v")
-        integrator.addComputePerDof(unconstrained, "x")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m + (x-{unconstrained})/{H}")
         integrator.addConstrainVelocities()
+        integrator.addComputePerDof("x", f"x + 0.5*{H}*v")
+        integrator.beginIfBlock(f"{THERMAL} > 0")
+        integrator.addComputePerDof("v", f"sqrt({THERMAL}/m)*{noise}")
+        integrator.addConstrainVelocities()
+        integrator.addComputeGlobal(THERMAL, "0")
+        integrator.endBlock()
+        integrator.addComputePerDof("x", f"x + 0.5*{H}*v")
+        integrator.addComputePerDof(noise, "x")
+        integrator.addConstrainPositions()
+        integrator.addComputePerDof("v", f"v + (x-{noise})/{H}")
 
     def _addMinimization(self, integrator: CustomIntegrator, force: str):
-        """One step of FIRE: turn the velocity towards the force, speed up downhill, stop uphill, as in the paper."""
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
-        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
-        integrator.addComputePerDof("x", f"x + {H}*v")
-        integrator.addConstrainPositions()
-        integrator.addComputePerDof("v", f"v + 0.5*{H}*{force}/m")
-        integrator.addConstrainVelocities()
+        """One step of FIRE: turn the velocity towards the force, speed up downhill, stop uphill."""
         integrator.addComputeSum(POWER, f"{force}*v")
         integrator.addComputeSum(FORCES, f"{force}*{force}")
         integrator.addComputeSum(VELOCITIES, "v*v")
-        towards = f"{ALPHA}*{force}*sqrt({VELOCITIES}/({FORCES}+1e-30))"
-        integrator.addComputePerDof("v", f"step({POWER})*((1-{ALPHA})*v + {towards})")
         integrator.addComputeGlobal(DOWNHILL, f"step({POWER})*({DOWNHILL}+1)")
-        faster = f"select(step({DOWNHILL}-5), min(1.1*{H}, {LARGEST_TIME_STEP * self.timeStep}), {H})"
-        integrator.addComputeGlobal(H, f"select(step({POWER}), {faster}, 0.5*{H})")
-        less = f"select(step({DOWNHILL}-5), 0.99*{ALPHA}, {ALPHA})"
-        integrator.addComputeGlobal(ALPHA, f"select(step({POWER}), {less}, 0.1)")
+        faster = f"select(step({DOWNHILL}-2), min(1.1*{H}, {min(2 * self.timeStep, LARGEST_TIME_STEP)}), {H})"
+        integrator.addComputeGlobal(H, f"select(step({POWER}), {faster}, 0.8*{H})")
+        less = f"select(step({DOWNHILL}-2), 0.95*{ALPHA}, {ALPHA})"
+        integrator.addComputeGlobal(ALPHA, f"select(step({POWER}), {less}, {TURN})")
+        turned = f"(1-{ALPHA})*v + {ALPHA}*{force}*sqrt({VELOCITIES}/({FORCES}+1e-30))"
+        integrator.addComputePerDof("v", f"step({POWER})*({turned}) + {H}*{force}/m")
+        integrator.addComputePerDof("v", f"max(-{LARGEST_MOVE}, min({LARGEST_MOVE}, {H}*v))/{H}")
+        integrator.addComputePerDof("x", f"x + {H}*v")
+        integrator.addConstrainPositions()
+        integrator.addConstrainVelocities()
 
     def relax(
         self,
@@ -177,11 +192,11 @@ class Relaxation:
         temperature : float
             K.
         seed : int
-            Seed of the velocities.
+            Seed of the velocities, between 1 and 2^30.
         """
         compound = context.getIntegrator()
         program = compound.getIntegrator(child)
-        draw = partial(drawVelocities, context, massesOf(context.getSystem()), temperature, np.random.default_rng(seed))
+        generator = np.random.default_rng(seed)
         current = compound.getCurrentIntegrator()
         compound.setCurrentIntegrator(child)
         program.setGlobalVariableByName(AT_WORK, 1)
@@ -191,20 +206,20 @@ class Relaxation:
                     self._enter(program, STEERING)
                     self._hold(program, held, path(min(1.0, (k + 1) / ARRIVAL)))
                     steps = self.steeringSteps * (k + 1) // WAYPOINTS - self.steeringSteps * k // WAYPOINTS
-                    self._dynamics(context, steps, draw)
+                    self._dynamics(context, program, steps, temperature, generator)
             else:
                 context.setVelocities(np.zeros((context.getSystem().getNumParticles(), 3)))
                 self._enter(program, MINIMIZING)
                 self._hold(program, held, path(1.0))
                 CompoundIntegrator.step(compound, self.minimizationSteps)
             self._enter(program, RELEASED)
-            self._dynamics(context, self.dynamicsSteps, draw)
+            self._dynamics(context, program, self.dynamicsSteps, temperature, generator)
         finally:
             program.setGlobalVariableByName(AT_WORK, 0)
             compound.setCurrentIntegrator(current)
 
     def _enter(self, program: CustomIntegrator, stage: int):
-        for name, value in {STAGE: stage, H: self.timeStep, ALPHA: 0.1, DOWNHILL: 0}.items():
+        for name, value in {STAGE: stage, H: self.timeStep, ALPHA: TURN, DOWNHILL: 0}.items():
             program.setGlobalVariableByName(name, value)
 
     def _hold(self, program: CustomIntegrator, held: Sequence[int], positions: np.ndarray):
@@ -212,9 +227,11 @@ class Relaxation:
         reference[held] = positions[held]
         program.setPerDofVariableByName(REFERENCE, reference)
 
-    def _dynamics(self, context: Context, steps: int, draw: Callable[[], None]):
-        """Velocity Verlet in pieces, before each of which the velocities are drawn anew."""
+    def _dynamics(self, context: Context, program: CustomIntegrator, steps: int, temperature: float, generator):
+        """Dynamics in pieces, in the first step of each of which the velocities are drawn anew."""
         perDraw = max(1, round(1 / (self.friction * self.timeStep)))
         for done in range(0, steps, perDraw):
-            draw()
+            noise = generator.normal(size=(context.getSystem().getNumParticles(), 3))
+            program.setPerDofVariableByName(self._noise, noise)
+            program.setGlobalVariableByName(THERMAL, KB * temperature)
             CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))
