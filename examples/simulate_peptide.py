@@ -1,5 +1,4 @@
 """100 ns of a peptide in 100 ps steps by a learned integrator, beside plain MD of the same System on this machine."""
-
 import sys
 import time
 
