@@ -19,11 +19,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from openmm import GBSAOBCForce, LangevinMiddleIntegrator, NonbondedForce, Platform, System, unit
 from openmm.app import HBonds, NoCutoff, PDBFile, Simulation, Topology, XTCReporter
 from openmm.app.internal.customgbforces import GBSAOBC2Force
 
 from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.training.build import THREE_LETTER, build_peptide, force_field
 
 __all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate"]
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 TIME_STEP = 0.004
 FRICTION = 1.0
 EQUILIBRATION_STEPS = 25_000
+ATTEMPTS = 5
 
 
 def peptide_system(topology: Topology) -> System:
@@ -153,13 +157,23 @@ def _save(run: _Run, simulation: Simulation) -> None:
     os.replace(part, run.path("chk"))
 
 
+def _minimized(run: _Run) -> tuple[Topology, Simulation]:
+    """A built peptide after minimisation, which can turn a crowded residue into its mirror image: then a new one."""
+    for attempt in range(ATTEMPTS):
+        topology, positions = build_peptide(*run.caps, run.run_seed + attempt)
+        simulation = _new_simulation(run, topology)
+        simulation.context.setPositions(positions)
+        simulation.minimizeEnergy(maxIterations=500)
+        minimized = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+        failures = check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
+        if not failures:
+            return topology, simulation
+    raise StarMDError(f"None of {ATTEMPTS} structures built for {run.name} was sound after minimisation: {failures}.")
+
+
 def _start(run: _Run) -> Simulation:
     """Build, minimise and equilibrate; leaves NAME.pdb, an empty NAME.xtc and the first checkpoint."""
-    sequence, n_cap, c_cap = run.caps
-    topology, positions = build_peptide(sequence, n_cap, c_cap, run.run_seed)
-    simulation = _new_simulation(run, topology)
-    simulation.context.setPositions(positions)
-    simulation.minimizeEnergy(maxIterations=500)
+    topology, simulation = _minimized(run)
     simulation.context.setVelocitiesToTemperature(run.temperature, run.run_seed)
     simulation.step(EQUILIBRATION_STEPS)
     simulation.context.setTime(0)

@@ -6,10 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator, unit
 from openmm.app import ForceField, HBonds, NoCutoff, PDBFile
 
 from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.training.simulate import build_peptide, coverage_sequences, peptide_system, simulate
 
 module = sys.modules["openmm_starmd.training.simulate"]  # the package's attribute of that name is the function
@@ -151,3 +154,12 @@ def test_failures_are_named_and_the_others_are_made(tmp_path, short):
     with pytest.raises(StarMDError, match="AX"):
         simulate(["AX", "GA"], tmp_path, 0.0002, **short)
     assert (tmp_path / "GA.done").exists()
+
+
+def test_a_residue_that_minimisation_turns_into_its_mirror_image_is_built_anew(tmp_path, monkeypatch):
+    """SEWMNFICFNRN with this seed: the first structure ends up with D-ASN."""
+    monkeypatch.setattr(module, "EQUILIBRATION_STEPS", 10)
+    simulate(["SEWMNFICFNRN"], tmp_path, 0.001, frame_interval=0.5)
+    pdb = PDBFile(str(tmp_path / "SEWMNFICFNRN.pdb"))
+    positions = torch.tensor(pdb.getPositions(asNumpy=True)._value)
+    assert check_positions(positions, ResidueTokens.from_topology(pdb.topology)).failures(()) == []
