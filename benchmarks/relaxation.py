@@ -16,8 +16,9 @@ square); largest relative error of a constraint. FIRE is `Relaxation` without dy
 capped moves whose step follows the energy; L-BFGS n is `LocalEnergyMinimizer` with n iterations a round and the
 restraint as a force of the System.
 
-Energies: potential energies of frames against those of MD (two-sample Kolmogorov-Smirnov), shift of the mean in standard
-deviations of MD, and by how much relaxation turns phi and psi.
+Energies: of MD frames that are relaxed where they are, of single jumps from MD frames, each with the steps of
+minimisation + dynamics, and of an ordinary run; against those of MD (two-sample Kolmogorov-Smirnov), shift of the mean
+in standard deviations of MD, and by how much relaxation turns phi and psi.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class Fire:
         compound.addIntegrator(program)
         self.context = new_context(molecule.system, compound)
 
-    def __call__(self, start, seed=1):
+    def __call__(self, start: np.ndarray, seed: int = 1):
         self.relaxation.relax(self.context, 0, self.held, lambda fraction: start, TEMPERATURE, seed)
 
 
@@ -180,7 +181,7 @@ class Descent:
         program.addConstrainPositions()
         self.context = new_context(molecule.system, program)
 
-    def __call__(self, start):
+    def __call__(self, start: np.ndarray):
         reference = np.full_like(start, 1e6)
         reference[self.held] = start[self.held]
         self.program.setPerDofVariableByName("reference", reference)
@@ -206,7 +207,7 @@ class Minimizer:
         system.addForce(self.restraint)
         self.context = new_context(system, openmm.VerletIntegrator(0.001))
 
-    def __call__(self, start):
+    def __call__(self, start: np.ndarray):
         for index, atom in enumerate(self.held):
             self.restraint.setParticleParameters(index, atom, start[atom])
         self.restraint.updateParametersInContext(self.context)
@@ -248,9 +249,9 @@ def milliseconds_of_one_evaluation(molecule: Molecule) -> float:
 def compare_minimisers(molecule: Molecule, jumps: np.ndarray, frames: np.ndarray) -> dict[str, dict[str, float]]:
     """A row for each way."""
     k = Relaxation().restraintConstant
-    ways = {f"FIRE {n}": Fire(molecule, Relaxation(minimizationSteps=n, dynamicsSteps=0)) for n in (25, 50, 100, 150)}
-    ways |= {f"descent {n}": Descent(molecule, n, k) for n in (100, 150)}
-    ways |= {f"L-BFGS {n}": Minimizer(molecule, n, k) for n in (20, 40)}
+    ways = {f"FIRE {n}": Fire(molecule, Relaxation(minimizationSteps=n, dynamicsSteps=0)) for n in (25, 50, 100, 140)}
+    ways |= {f"descent {n}": Descent(molecule, n, k) for n in (100, 140)}
+    ways |= {f"L-BFGS {n or 'to the end'}": Minimizer(molecule, n, k) for n in (20, 40, 0)}
     one = milliseconds_of_one_evaluation(molecule)
     converged = apply(Minimizer(molecule, 0, k), frames)
     zero, limit = np.median(converged["energy"]), np.percentile(converged["energy"], 99)
@@ -296,23 +297,26 @@ def against_md(energies, molecule: Molecule) -> dict[str, float]:
     }
 
 
-def compare_dynamics(molecule: Molecule, kinds: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """A row for each kind of jumps and number of steps of dynamics."""
-    rows = {}
-    for kind, structures in kinds.items():
-        for steps in (0, 50, 100, 200, 400):
-            way = Fire(molecule, Relaxation(dynamicsSteps=steps))
-            starts, ends, energies, begin = [], [], [], time.process_time()
-            for seed, structure in enumerate(structures, start=1):
-                starts.append(place(way.context, structure))
-                way(starts[-1], seed)
-                ends.append(positions_of(way.context))
-                energies.append(energy_of(way.context))
-            ms = 1000 * (time.process_time() - begin) / len(structures)
-            turn = {"phi, psi turned (degrees)": backbone_turn(molecule, starts, ends), "ms": ms}
-            name = f"{kind}, {way.relaxation.minimizationSteps} + {steps} steps"
-            rows[name] = against_md(energies, molecule) | turn
-            print(name, {key: f"{value:.4g}" for key, value in rows[name].items()}, flush=True)
+def compare_dynamics(molecule: Molecule) -> dict[str, dict[str, float]]:
+    """A row for each kind of jump and numbers of steps."""
+    kinds = {"MD frames": molecule.frames, "jumps": jumps_of_model(molecule, molecule.frames)}
+    usual, rows = Relaxation(), {}
+    trials = [("MD frames", usual.minimizationSteps, n) for n in (0, 50, 100, 200, 400)]
+    trials += [("MD frames", 25, n) for n in (200, 400)]
+    trials += [("jumps", n, usual.dynamicsSteps) for n in (25, usual.minimizationSteps)]
+    for kind, minimization, dynamics in trials:
+        way = Fire(molecule, Relaxation(minimizationSteps=minimization, dynamicsSteps=dynamics))
+        starts, ends, energies, begin = [], [], [], time.process_time()
+        for index, structure in enumerate(kinds[kind]):
+            starts.append(place(way.context, structure))
+            way(starts[-1], 1000 * (len(rows) + 1) + index)
+            ends.append(positions_of(way.context))
+            energies.append(energy_of(way.context))
+        ms = 1000 * (time.process_time() - begin) / len(starts)
+        turn = {"phi, psi turned (degrees)": backbone_turn(molecule, starts, ends), "ms": ms}
+        name = f"{kind}, {minimization} + {dynamics} steps"
+        rows[name] = against_md(energies, molecule) | turn
+        print(name, {key: f"{value:.4g}" for key, value in rows[name].items()}, flush=True)
     return rows
 
 
@@ -358,8 +362,7 @@ def main() -> None:
             protein, random_jumps(protein, chosen_of_protein), chosen_of_protein
         ),
     }
-    kinds = {"MD frames": peptide.frames, "random jumps": random_jumps(peptide, peptide.frames)}
-    results["Energies of DWGR"] = compare_dynamics(peptide, kinds) | {
+    results["Energies of DWGR"] = compare_dynamics(peptide) | {
         "MD, one half": against_md(peptide.energies[: many // 2], peptide),
         "StarMDIntegrator": against_md(run_of_integrator(peptide, many), peptide),
     }

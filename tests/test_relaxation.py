@@ -1,12 +1,14 @@
 """Relaxation against analytic oracles, and against the energies of ordinary dynamics."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
 from openmm import unit
-from openmm.app import ForceField, HBonds
+from openmm.app import ForceField, HBonds, Modeller, PDBFile
+from scipy.stats import ks_2samp
 
 from openmm_starmd import Relaxation
 from openmm_starmd.binding.store import AT_WORK, scratchName
@@ -15,7 +17,7 @@ KT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kel
 CHILD = 1
 
 
-def context_of(system, relaxation, physics=None):
+def context_of(system, relaxation, physics=None, platform="Reference"):
     compound, program = openmm.CompoundIntegrator(), openmm.CustomIntegrator(100)
     compound.addIntegrator(physics or openmm.LangevinMiddleIntegrator(300, 1, 0.002))
     program.addGlobalVariable(AT_WORK, 0)
@@ -23,7 +25,7 @@ def context_of(system, relaxation, physics=None):
         program.addPerDofVariable(scratchName(index), 0)
     relaxation.addProgram(program)
     compound.addIntegrator(program)
-    return openmm.Context(system, compound, openmm.Platform.getPlatform("Reference"))
+    return openmm.Context(system, compound, openmm.Platform.getPlatform(platform))
 
 
 def relax(relaxation, context, held, seed):
@@ -81,6 +83,17 @@ def test_dynamics_samples_the_temperature(steered):
     context.setPositions(np.zeros((n, 3)))
     relax(relaxation, context, list(range(n)), 3)
     x = positions_of(context)[1:]
+    assert abs(x.var() / (KT / k) - 1) < 6 * math.sqrt(2 / x.size)
+
+
+def test_the_time_step_leaves_no_error_in_positions():
+    """A well in which velocity Verlet would give a variance that is 1.5 times too large."""
+    n, k = 2000, 12 * (2 / math.sqrt(3) / 0.002) ** 2
+    relaxation = Relaxation(minimizationSteps=0, dynamicsSteps=240)
+    context = context_of(well(n, k, [12.0]), relaxation)
+    context.setPositions(np.zeros((n, 3)))
+    relax(relaxation, context, [], 3)
+    x = positions_of(context)
     assert abs(x.var() / (KT / k) - 1) < 6 * math.sqrt(2 / x.size)
 
 
@@ -146,26 +159,37 @@ def native_obc2(topology):
     return system
 
 
-@pytest.fixture(scope="module")
-def dynamics(build_peptide):
-    """Backbone atoms, owner residue of each atom, System, and frames and energies of ordinary dynamics."""
-    topology, positions = build_peptide("AKFS")
-    backbone = [atom.index for atom in topology.atoms() if atom.name in ("N", "CA", "C")]
-    owners = np.array([atom.residue.index for atom in topology.atoms()])
+def simulate(topology, positions, n, interval, platform):
+    """System, backbone atoms, owner residue of each atom, and n frames and energies of ordinary dynamics."""
     system = native_obc2(topology)
     physics = openmm.LangevinMiddleIntegrator(300, 5, 0.002)
     physics.setRandomNumberSeed(1)
-    context = context_of(system, Relaxation(), physics)
+    context = context_of(system, Relaxation(), physics, platform)
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context, 10, 100)
     context.setVelocitiesToTemperature(300, 1)
-    context.getIntegrator().step(1000)
+    context.getIntegrator().step(20 * interval)
     frames, energies = [], []
-    for _ in range(60):
-        context.getIntegrator().step(50)
+    for _ in range(n):
+        context.getIntegrator().step(interval)
         frames.append(positions_of(context))
         energies.append(energy_of(context))
+    backbone = [atom.index for atom in topology.atoms() if atom.name in ("N", "CA", "C")]
+    owners = np.array([atom.residue.index for atom in topology.atoms()])
     return backbone, owners, system, frames, np.array(energies)
+
+
+@pytest.fixture(scope="module")
+def dynamics(build_peptide):
+    return simulate(*build_peptide("AKFS"), 60, 50, "Reference")
+
+
+@pytest.fixture(scope="module")
+def villin():
+    pdb = PDBFile(str(Path(openmm.__file__).parent / "app" / "data" / "test.pdb"))
+    modeller = Modeller(pdb.topology, pdb.positions)
+    modeller.delete([residue for residue in modeller.topology.residues() if residue.name in ("HOH", "Cl")])
+    return simulate(modeller.topology, modeller.positions, 6, 20, "CPU")
 
 
 def jumped(frame, owners, generator):
@@ -179,12 +203,40 @@ def jumped(frame, owners, generator):
     return frame
 
 
+def largest_strain(context):
+    """Largest relative error of a constraint."""
+    system, x = context.getSystem(), positions_of(context)
+    constraints = [system.getConstraintParameters(index) for index in range(system.getNumConstraints())]
+    return max(abs(np.linalg.norm(x[i] - x[j]) / length._value - 1) for i, j, length in constraints)
+
+
+@pytest.mark.parametrize("molecule", ["dynamics", "villin"])
+def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, request):
+    """Within the 99th percentile in fewer than 150 evaluations; the backbone stays, constraints hold."""
+    backbone, owners, system, frames, _ = request.getfixturevalue(molecule)
+    relaxation, generator = Relaxation(dynamicsSteps=0), np.random.default_rng(2)
+    assert relaxation.minimizationSteps < 150
+    context = context_of(system, relaxation, platform="CPU")
+    energies = {False: [], True: []}
+    for frame in frames[:: len(frames) // 6]:
+        for jump in (False, True):
+            context.setPositions(jumped(frame, owners, generator) if jump else frame)
+            context.applyConstraints(1e-5)
+            start = positions_of(context)
+            relax(relaxation, context, backbone, 1)
+            energies[jump].append(energy_of(context))
+            assert math.sqrt(((positions_of(context) - start)[backbone] ** 2).sum(1).mean()) < 0.05
+            assert largest_strain(context) < 2e-5
+    print(molecule, energies)
+    assert np.mean(np.array(energies[True]) <= np.percentile(energies[False], 99)) > 0.8
+
+
 def test_relaxed_energies_are_those_of_dynamics(dynamics):
     backbone, owners, system, frames, energies = dynamics
     relaxation, generator = Relaxation(), np.random.default_rng(2)
     context = context_of(system, relaxation)
     before, after, moves = [], [], []
-    for seed, frame in enumerate(frames[::5], start=1):
+    for seed, frame in enumerate(frames[::2], start=1):
         start = jumped(frame, owners, generator)
         context.setPositions(start)
         context.applyConstraints(1e-5)
@@ -192,10 +244,10 @@ def test_relaxed_energies_are_those_of_dynamics(dynamics):
         relax(relaxation, context, backbone, 100 * seed)
         after.append(energy_of(context))
         moves.append((positions_of(context) - start)[backbone])
-    spread = energies.std()
-    assert np.mean(before) > energies.mean() + 4 * spread
-    assert abs(np.mean(after) - energies.mean()) < 1.5 * spread
-    assert max(after) < energies.mean() + 5 * spread
+    print(np.mean(energies), energies.std(), np.mean(before), np.mean(after), np.std(after), ks_2samp(after, energies), np.max(after),np.sqrt(np.mean(np.square(moves))))
+    assert ks_2samp(before, energies).pvalue < 1e-9
+    assert ks_2samp(after, energies).pvalue > 0.01
+    assert max(after) < energies.mean() + 5 * energies.std()
     assert np.sqrt(np.mean(np.square(moves))) < 0.03
 
 
@@ -211,10 +263,7 @@ def test_a_clash_is_resolved(dynamics):
     assert energy_of(context) > energies.mean() + 1e4
     relax(relaxation, context, backbone, 1)
     assert energy_of(context) < energies.mean() + 100 * energies.std()
-    for index in range(system.getNumConstraints()):
-        i, j, distance = system.getConstraintParameters(index)
-        x = positions_of(context)
-        assert np.linalg.norm(x[i] - x[j]) == pytest.approx(distance._value, rel=1e-4)
+    assert largest_strain(context) < 1e-4
 
 
 def test_more_minimisation_is_lower(dynamics):
