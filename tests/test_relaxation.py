@@ -190,7 +190,7 @@ def villin():
     pdb = PDBFile(str(Path(openmm.__file__).parent / "app" / "data" / "test.pdb"))
     modeller = Modeller(pdb.topology, pdb.positions)
     modeller.delete([residue for residue in modeller.topology.residues() if residue.name in ("HOH", "Cl")])
-    return simulate(modeller.topology, modeller.positions, 4, 20, "CPU")
+    return simulate(modeller.topology, modeller.positions, 3, 20, "CPU")
 
 
 def jumped(frame, owners, generator):
@@ -219,7 +219,7 @@ def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, reque
     assert relaxation.minimizationSteps < 150
     context = context_of(system, relaxation, platform="CPU")
     energies = {False: [], True: []}
-    for frame in frames[:: len(frames) // 4]:
+    for frame in frames[:: len(frames) // 3]:
         for jump in (False, True):
             context.setPositions(jumped(frame, owners, generator) if jump else frame)
             context.applyConstraints(1e-5)
@@ -228,7 +228,6 @@ def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, reque
             energies[jump].append(energy_of(context))
             assert math.sqrt(((positions_of(context) - start)[backbone] ** 2).sum(1).mean()) < 0.05
             assert largest_strain(context) < 1e-5
-    print(molecule, energies)
     within = np.array(energies[True]) < np.median(energies[False]) + MINIMISED_SPREAD
     assert within.mean() > 0.7
 
@@ -238,7 +237,7 @@ def test_relaxed_energies_are_those_of_dynamics(dynamics):
     relaxation, generator = Relaxation(), np.random.default_rng(2)
     context = context_of(system, relaxation)
     before, after, moves = [], [], []
-    for seed, frame in enumerate(frames[::2], start=1):
+    for seed, frame in enumerate(frames[::3], start=1):
         start = jumped(frame, owners, generator)
         context.setPositions(start)
         context.applyConstraints(1e-5)
@@ -246,8 +245,7 @@ def test_relaxed_energies_are_those_of_dynamics(dynamics):
         relax(relaxation, context, backbone, 100 * seed)
         after.append(energy_of(context))
         moves.append((positions_of(context) - start)[backbone])
-    print('TWO', (np.mean(after)-np.mean(energies))/np.std(energies), ks_2samp(after, energies))
-    assert ks_2samp(before, energies).pvalue < 1e-9
+    assert ks_2samp(before, energies).pvalue < 1e-6
     assert ks_2samp(after, energies).pvalue > 0.01
     assert max(after) < energies.mean() + 5 * energies.std()
     assert np.sqrt(np.mean(np.square(moves))) < 0.03
