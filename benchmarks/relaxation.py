@@ -301,9 +301,9 @@ def compare_dynamics(molecule: Molecule) -> dict[str, dict[str, float]]:
     """A row for each kind of jump and numbers of steps."""
     kinds = {"MD frames": molecule.frames, "jumps": jumps_of_model(molecule, molecule.frames)}
     usual, rows = Relaxation(), {}
-    trials = [("MD frames", usual.minimizationSteps, n) for n in (0, 50, 100, 200, 400)]
-    trials += [("MD frames", 25, n) for n in (200, 400)]
-    trials += [("jumps", n, usual.dynamicsSteps) for n in (25, usual.minimizationSteps)]
+    trials = [("MD frames", None, n) for n in (0, 50, 100, 200, 300, 400)]
+    trials += [("MD frames", 140, usual.dynamicsSteps), ("jumps", None, 0)]
+    trials += [("jumps", n, usual.dynamicsSteps) for n in (25, 140)]
     for kind, minimization, dynamics in trials:
         way = Fire(molecule, Relaxation(minimizationSteps=minimization, dynamicsSteps=dynamics))
         starts, ends, energies, begin = [], [], [], time.process_time()
@@ -314,7 +314,7 @@ def compare_dynamics(molecule: Molecule) -> dict[str, dict[str, float]]:
             energies.append(energy_of(way.context))
         ms = 1000 * (time.process_time() - begin) / len(starts)
         turn = {"phi, psi turned (degrees)": backbone_turn(molecule, starts, ends), "ms": ms}
-        name = f"{kind}, {minimization} + {dynamics} steps"
+        name = f"{kind}, {way.evaluations} + {dynamics} steps"
         rows[name] = against_md(energies, molecule) | turn
         print(name, {key: f"{value:.4g}" for key, value in rows[name].items()}, flush=True)
     return rows

@@ -42,7 +42,9 @@ class Relaxation:
     ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
     170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
     removes clashes and strained bonds; then short dynamics without restraint gives every degree of freedom its thermal
-    energy back. With ``dynamicsSteps=0`` the frames are minimised ones: their energies lie far below those of MD.
+    energy back. Before dynamics the minimisation is short: it takes the strain of stiff bonds and angles, but leaves
+    slow motions their thermal energy, which short dynamics would not give back. With ``dynamicsSteps=0`` the frames are
+    minimised ones: their energies lie far below those of MD.
 
     ``"steer"`` is for explicit solvent and ligands: the heavy atoms of the protein are pulled by moving restraints
     along the way from the old conformation to the new one, which is superposed on the old one before, while everything
@@ -60,8 +62,8 @@ class Relaxation:
     ----------
     mode : {"minimize", "steer", "none"}
         "none" leaves the atoms where the jump and the constraints put them.
-    minimizationSteps : int
-        Steps of minimisation, one force evaluation each.
+    minimizationSteps : int, optional
+        Steps of minimisation, one force evaluation each; by default 25 before dynamics and 140 without.
     restraintConstant : energy/length^2, optional
         Force constant k of the restraint k/2 (x - x0)^2, kJ/mol/nm^2; by default 1000 to minimise and 5000 to steer.
     dynamicsSteps : int
@@ -75,14 +77,16 @@ class Relaxation:
     """
 
     mode: str = "minimize"
-    minimizationSteps: int = 140
+    minimizationSteps: int | None = None
     restraintConstant: float | None = None
-    dynamicsSteps: int = 200
+    dynamicsSteps: int = 300
     timeStep: float = 0.002
     friction: float = 80.0
     steeringSteps: int = 2000
 
     def __post_init__(self):
+        if self.minimizationSteps is None:
+            object.__setattr__(self, "minimizationSteps", 25 if self.dynamicsSteps else 140)
         if self.restraintConstant is None:
             object.__setattr__(self, "restraintConstant", 5000.0 if self.mode == "steer" else 1000.0)
         for name, target in UNITS.items():

@@ -15,6 +15,7 @@ from openmm_starmd.binding.store import AT_WORK, scratchName
 
 KT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin) * 300
 CHILD = 1
+MINIMISED_SPREAD = 18  # kJ/mol; 99th percentile less median of minimised frames of long MD, benchmarks/relaxation.md
 
 
 def context_of(system, relaxation, physics=None, platform="Reference"):
@@ -189,7 +190,7 @@ def villin():
     pdb = PDBFile(str(Path(openmm.__file__).parent / "app" / "data" / "test.pdb"))
     modeller = Modeller(pdb.topology, pdb.positions)
     modeller.delete([residue for residue in modeller.topology.residues() if residue.name in ("HOH", "Cl")])
-    return simulate(modeller.topology, modeller.positions, 6, 20, "CPU")
+    return simulate(modeller.topology, modeller.positions, 3, 20, "CPU")
 
 
 def jumped(frame, owners, generator):
@@ -212,13 +213,13 @@ def largest_strain(context):
 
 @pytest.mark.parametrize("molecule", ["dynamics", "villin"])
 def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, request):
-    """Within the 99th percentile in fewer than 150 evaluations; the backbone stays, constraints hold."""
+    """Within MD's 99th percentile in fewer than 150 evaluations; the backbone stays, constraints hold."""
     backbone, owners, system, frames, _ = request.getfixturevalue(molecule)
     relaxation, generator = Relaxation(dynamicsSteps=0), np.random.default_rng(2)
     assert relaxation.minimizationSteps < 150
     context = context_of(system, relaxation, platform="CPU")
     energies = {False: [], True: []}
-    for frame in frames[:: len(frames) // 6]:
+    for frame in frames[:: len(frames) // 3]:
         for jump in (False, True):
             context.setPositions(jumped(frame, owners, generator) if jump else frame)
             context.applyConstraints(1e-5)
@@ -226,9 +227,9 @@ def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, reque
             relax(relaxation, context, backbone, 1)
             energies[jump].append(energy_of(context))
             assert math.sqrt(((positions_of(context) - start)[backbone] ** 2).sum(1).mean()) < 0.05
-            assert largest_strain(context) < 2e-5
-    print(molecule, energies)
-    assert np.mean(np.array(energies[True]) <= np.percentile(energies[False], 99)) > 0.8
+            assert largest_strain(context) < 1e-5
+    within = np.array(energies[True]) < np.median(energies[False]) + MINIMISED_SPREAD
+    assert within.mean() > 0.7
 
 
 def test_relaxed_energies_are_those_of_dynamics(dynamics):
@@ -236,7 +237,7 @@ def test_relaxed_energies_are_those_of_dynamics(dynamics):
     relaxation, generator = Relaxation(), np.random.default_rng(2)
     context = context_of(system, relaxation)
     before, after, moves = [], [], []
-    for seed, frame in enumerate(frames[::2], start=1):
+    for seed, frame in enumerate(frames[::3], start=1):
         start = jumped(frame, owners, generator)
         context.setPositions(start)
         context.applyConstraints(1e-5)
@@ -244,8 +245,7 @@ def test_relaxed_energies_are_those_of_dynamics(dynamics):
         relax(relaxation, context, backbone, 100 * seed)
         after.append(energy_of(context))
         moves.append((positions_of(context) - start)[backbone])
-    print(np.mean(energies), energies.std(), np.mean(before), np.mean(after), np.std(after), ks_2samp(after, energies), np.max(after),np.sqrt(np.mean(np.square(moves))))
-    assert ks_2samp(before, energies).pvalue < 1e-9
+    assert ks_2samp(before, energies).pvalue < 1e-6
     assert ks_2samp(after, energies).pvalue > 0.01
     assert max(after) < energies.mean() + 5 * energies.std()
     assert np.sqrt(np.mean(np.square(moves))) < 0.03
