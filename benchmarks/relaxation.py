@@ -164,20 +164,19 @@ class Fire:
 
 
 class Descent:
-    """Steepest descent with moves of 0.005 nm at most, its step 1.2 times as long downhill and half as long uphill."""
+    """Steepest descent by 0.005 nm an axis at most, its step 1.2 times as long where the last led down, else half."""
 
     def __init__(self, molecule: Molecule, steps: int, constant: float):
         self.held, self.evaluations = molecule.held, steps
         self.program = program = openmm.CustomIntegrator(0.001)
-        for name in ("length", "now", "before"):
+        for name in ("length", "power"):
             program.addGlobalVariable(name, 0)
         program.addPerDofVariable("reference", 0)
-        apart = "step(5e5-reference)*(x-reference)"
-        program.addComputeSum("now", f"0.5*{constant}*({apart})^2")
-        program.addComputeGlobal("now", "now + energy")
-        program.addComputeGlobal("length", "length*select(step(before-now), 1.2, 0.5)")
-        program.addComputeGlobal("before", "now")
-        program.addComputePerDof("x", f"x + max(-0.005, min(0.005, length*(f-{constant}*{apart})))")
+        force = f"(f-step(5e5-reference)*{constant}*(x-reference))"
+        program.addComputeSum("power", f"{force}*v")
+        program.addComputeGlobal("length", "length*select(step(power), 1.2, 0.5)")
+        program.addComputePerDof("v", f"max(-0.005, min(0.005, length*{force}))")
+        program.addComputePerDof("x", "x + v")
         program.addConstrainPositions()
         self.context = new_context(molecule.system, program)
 
@@ -186,7 +185,7 @@ class Descent:
         reference[self.held] = start[self.held]
         self.program.setPerDofVariableByName("reference", reference)
         self.program.setGlobalVariableByName("length", 2e-6)
-        self.program.setGlobalVariableByName("before", 1e30)
+        self.context.setVelocities(0 * start)
         self.program.step(self.evaluations)
 
 
@@ -230,9 +229,8 @@ def apply(way, structures) -> dict[str, np.ndarray]:
 def strain(context) -> float:
     """Largest relative error of a constraint."""
     system, x = context.getSystem(), positions_of(context)
-    i, j, length = zip(*(system.getConstraintParameters(k) for k in range(system.getNumConstraints())), strict=True)
-    length = np.array([d._value for d in length])
-    return float(np.abs(np.linalg.norm(x[list(i)] - x[list(j)], axis=1) / length - 1).max())
+    constraints = [system.getConstraintParameters(k) for k in range(system.getNumConstraints())]
+    return max(abs(np.linalg.norm(x[i] - x[j]) / length._value - 1) for i, j, length in constraints)
 
 
 def milliseconds_of_one_evaluation(molecule: Molecule) -> float:
