@@ -16,7 +16,6 @@ from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import (
-    KB,
     checkedPositions,
     checkIntegrator,
     checkSystem,
@@ -25,19 +24,19 @@ from openmm_starmd.binding.context import (
     refuseWater,
     watchContexts,
 )
+from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore, identityOf
 from openmm_starmd.geometry.rigid import superpose
-from openmm_starmd.model import StarMDModel, choose_device, load_model
+from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
 from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import RELAXED, STRAINED, check_positions
 from openmm_starmd.relaxation import Relaxation
 
 PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
@@ -127,7 +126,7 @@ class StarMDIntegrator(CompoundIntegrator):
             refuseWater(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
-        self._model = _modelOn(model, device)
+        self._model = model.on(device) if isinstance(model, StarMDModel) else load_model(model, device)
         self._propagator = self._createPropagator(stepSize)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
@@ -141,6 +140,7 @@ class StarMDIntegrator(CompoundIntegrator):
         )
         if self._relaxation.active:
             self._relaxation.addProgram(self._store)
+        self._gate = ValidityGate(topology, self._tokens, self._temperature, self._relaxation.active)
         self._past = Past(self._store, self._tokens, self._random)
         self.addIntegrator(self._createPhysics(physicalIntegrator))
         self.addIntegrator(self._store)
@@ -205,20 +205,16 @@ class StarMDIntegrator(CompoundIntegrator):
                 return
             context.loadCheckpoint(saved)
             self._statistics.reject(failures)
-        raise JumpRejectedError(
-            f"None of {self._maxRetries + 1} sampled conformations passed the checks (the last failed: "
-            f"{', '.join(failures)}). The Context is in its last good state; relax the structure, raise maxRetries or "
-            "use another model."
-        )
+        raise self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures)
 
     def _toPositions(self, conformation: Conformation, positions):
-        """The way of all atoms (A, 3) to a conformation (1, N), and the names of the checks that fail at its end."""
+        """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
         old = from_positions(torch.from_numpy(positions), self._tokens)
         new = conformation[0].to("cpu", torch.float64)
         if self._relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
         way = way_between(old, new, torch.from_numpy(positions), self._tokens)
-        return way, check_positions(way(1.0), self._tokens, torch.from_numpy(positions), STRAINED).failures(())
+        return way, self._gate.sampled(way(1.0), positions)
 
     def _toContext(self, context, before, old, shifts, way, attempt: int):
         """Write and relax positions, draw velocities, set the clock.
@@ -229,8 +225,8 @@ class StarMDIntegrator(CompoundIntegrator):
             Those of whole molecules, and what was added to the Context's for that.
         energies : list of float
             Potential energies before the jump, and before and after relaxation, kJ/mol.
-        failures : list of str
-            Names of the checks that the result fails.
+        failures : dict
+            Checks that the result fails, and atoms where it does.
         """
 
         def at(fraction: float) -> np.ndarray:
@@ -252,29 +248,14 @@ class StarMDIntegrator(CompoundIntegrator):
         except NOT_FINITE as error:
             if isinstance(error, OpenMMException) and "NaN" not in str(error):
                 raise
-            return None, None, ["not_finite"]
+            return None, None, {"not_finite": []}
         energies = [state.getPotentialEnergy()._value for state in states]
-        failures = self._failuresOf(old, positions[0], energies)
+        failures = self._gate.relaxed(positions[0], old, energies, self._freedoms)
         if not failures:
             drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
             context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
             context.setStepCount(before.getStepCount() + 1)
         return positions, energies, failures
-
-    def _failuresOf(self, old, positions, energies) -> list[str]:
-        """Names of the checks that the relaxed positions of whole molecules, or their energy, fail.
-
-        Dynamics may bring no more potential energy than equipartition gives to a minimised structure, and ten times
-        its fluctuation; what is far above has not been relaxed.
-        """
-        limits = RELAXED if self._relaxation.active else STRAINED
-        before = torch.from_numpy(old)
-        failures = check_positions(torch.from_numpy(positions), self._tokens, before, limits).failures(())
-        start, _, relaxed = energies
-        excess = KB * self._temperature * (self._freedoms / 2 + 10 * math.sqrt(self._freedoms))
-        if not relaxed < (start + excess if self._relaxation.active else math.inf):
-            failures.append("energy")
-        return failures
 
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
@@ -306,6 +287,13 @@ class StarMDIntegrator(CompoundIntegrator):
     def reset(self):
         """Forget the history of past conformations; the next step starts from the positions in the Context alone."""
         self._store.clear()
+
+    def checkHistory(self):
+        """Raise HistoryError if the history of past conformations is damaged, or of another model or protein.
+
+        A step does so by itself; this is for those who have just loaded a checkpoint or State.
+        """
+        self._store.read(self._model.device)
 
     def getStepSize(self):
         """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
@@ -431,15 +419,6 @@ class StarMDIntegrator(CompoundIntegrator):
 def _create(settings) -> StarMDIntegrator:
     """A new integrator; it must not share the physical one, which can belong to one integrator only."""
     return StarMDIntegrator(**settings | {"physicalIntegrator": copy.deepcopy(settings["physicalIntegrator"])})
-
-
-def _modelOn(model, device) -> StarMDModel:
-    if not isinstance(model, StarMDModel):
-        return load_model(model, device)
-    if device == "auto" or choose_device(device) == model.device:
-        return model
-    denoiser = copy.deepcopy(model.denoiser).to(choose_device(device))
-    return StarMDModel(denoiser, model.config, model.domain, model.card, model.name)
 
 
 watchContexts()

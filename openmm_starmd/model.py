@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from dataclasses import asdict, dataclass
@@ -129,6 +130,13 @@ class StarMDModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.denoiser.parameters()).device
+
+    def on(self, device: str | torch.device) -> StarMDModel:
+        """This model on a device, a copy if it is elsewhere; ``"auto"`` leaves it where it is."""
+        if device == "auto" or choose_device(device) == self.device:
+            return self
+        denoiser = copy.deepcopy(self.denoiser).to(choose_device(device))
+        return StarMDModel(denoiser, self.config, self.domain, self.card, self.name)
 
     def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict: bool = True) -> None:
         """Compare a system with the domain.

@@ -210,7 +210,7 @@ def _load(simulation, checkpoint):
         if len(simulation.context.createCheckpoint()) != len(data):
             raise HistoryError("The file has another length than a checkpoint of this Simulation.")
         if isinstance(simulation.integrator, StarMDIntegrator):
-            simulation.integrator._store.read(simulation.integrator._model.device)
+            simulation.integrator.checkHistory()
     except Exception as error:
         raise HistoryError(
             f"{checkpoint} cannot be loaded; it is damaged, or of another system, model, platform or version of OpenMM "

@@ -9,6 +9,7 @@ import openmm
 from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.store import TAG
+from openmm_starmd.protein.bond_graph import label
 from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -56,8 +57,8 @@ def refuseWater(topology: openmm.app.Topology):
         elements = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
         if elements in (["H", "H", "O"], ["O"]):
             raise UnsupportedTopologyError(
-                f"Explicit water (residue {residue.name} {residue.id} of chain {residue.chain.id}) must make way for a "
-                'jump: use relaxation=Relaxation(mode="steer"), or an implicit solvent such as implicit/obc2.xml.'
+                f"Explicit water ({label(residue)}) must make way for a jump: use "
+                'relaxation=Relaxation(mode="steer"), or an implicit solvent such as implicit/obc2.xml.'
             )
 
 

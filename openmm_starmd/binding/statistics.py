@@ -19,12 +19,12 @@ class JumpStatistics:
 
     def startJump(self):
         """Begin to count for one jump."""
-        self._begin, self._now = time.perf_counter(), Counter()
+        self._begin, self.failedNow = time.perf_counter(), Counter()
 
     def reject(self, failures):
         """A conformation has failed the checks of these names."""
-        self._now.update(failures)
-        self._failed.update(failures)
+        self.failedNow.update(list(failures))
+        self._failed.update(list(failures))
         self._counts["resampled"] += 1
 
     def finishJump(self, retries: int, energies):
@@ -32,7 +32,7 @@ class JumpStatistics:
         self._counts["steps"] += 1
         self._last = {
             "retries": retries,
-            "failed": dict(self._now),
+            "failed": dict(self.failedNow),
             "energyBefore": energies[0],
             "energyAfter": energies[1],
             "seconds": time.perf_counter() - self._begin,

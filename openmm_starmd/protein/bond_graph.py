@@ -28,7 +28,8 @@ BONDED, FREE, CAPPED = range(3)
 """State of a token's end: bonded to the neighbouring token, free or broken, capped."""
 
 
-def _label(residue: Residue) -> str:
+def label(residue: Residue) -> str:
+    """How errors name a residue."""
     return f"residue {residue.name} {residue.id}{residue.insertionCode.strip()} of chain {residue.chain.id}"
 
 
@@ -83,7 +84,7 @@ class ProteinBondGraph:
                 residue = self.atoms[b].residue
                 if residue.name not in N_CAPS | C_CAPS:
                     raise UnsupportedTopologyError(
-                        f"The {_label(residue)} is bonded to the {_label(self.atoms[a].residue)}, but is neither one "
+                        f"The {label(residue)} is bonded to the {label(self.atoms[a].residue)}, but is neither one "
                         f"of the 20 standard amino acids nor a cap ({', '.join(sorted(N_CAPS | C_CAPS))})."
                     )
                 caps[residue] = self.owner[a]
@@ -104,8 +105,8 @@ class ProteinBondGraph:
             self.disulfides.append((i, j))
         else:
             raise UnsupportedTopologyError(
-                f"Atom {self.atoms[a].name} of {_label(self.residues[i])} is bonded to {self.atoms[b].name} of "
-                f"{_label(self.residues[j])}; between residues only peptide bonds in sequence and disulfides are known."
+                f"Atom {self.atoms[a].name} of {label(self.residues[i])} is bonded to {self.atoms[b].name} of "
+                f"{label(self.residues[j])}; between residues only peptide bonds in sequence and disulfides are known."
             )
 
     def _check_connected(self) -> None:
@@ -116,7 +117,7 @@ class ProteinBondGraph:
             residue = self.atoms[lost[0]].residue
             names = ", ".join(self.atoms[a].name for a in lost if self.atoms[a].residue is residue)
             raise UnsupportedTopologyError(
-                f"In {_label(residue)} no bonds lead from CA to {names}. What turns together is found through bonds: "
+                f"In {label(residue)} no bonds lead from CA to {names}. What turns together is found through bonds: "
                 "call topology.createStandardBonds(), or add the bonds; where a file holds two residues in one place, "
                 "keep one of them."
             )
@@ -196,7 +197,7 @@ class ProteinBondGraph:
             return axis, []
         side = self._reachable(axis[1], axis[0])
         if axis[0] in side:
-            raise UnsupportedTopologyError(f"In {_label(self.residues[i])} the bond of {name} is part of a ring.")
+            raise UnsupportedTopologyError(f"In {label(self.residues[i])} the bond of {name} is part of a ring.")
         return axis, sorted(side if name == "angle" else side - {axis[1]})
 
     def rings(self) -> list[tuple[int, ...]]:
@@ -263,7 +264,7 @@ def _name_atoms(residue: Residue, residue_type: str) -> dict[str, int]:
     missing = [name for name, index in found.items() if index < 0]
     if missing:
         raise UnsupportedTopologyError(
-            f"In {_label(residue)} the atoms {', '.join(missing)} are missing; add them, for example with PDBFixer."
+            f"In {label(residue)} the atoms {', '.join(missing)} are missing; add them, for example with PDBFixer."
         )
     return found
 
@@ -278,6 +279,6 @@ def _refuse_unbonded_strangers(topology: Topology) -> None:
                 continue
             if {"N", "CA", "C"} <= {atom.name for atom in residue.atoms()}:
                 raise UnsupportedTopologyError(
-                    f"The {_label(residue)} stands beside protein residues, but is none of the 20 standard amino acids "
+                    f"The {label(residue)} stands beside protein residues, but is none of the 20 standard amino acids "
                     "that residue tokens describe."
                 )

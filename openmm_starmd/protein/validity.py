@@ -48,10 +48,12 @@ STRAINED = Limits(bond=0.40, disulfide=0.60, contact=0.0)  # relaxation mended 0
 _REACH = 0.30  # from the middle of a ring to that of a bond through it: ring of radius 0.2, bond of 0.2 nm
 _APART = 1.0  # beyond all limits
 
+Offenders = tuple[np.ndarray, np.ndarray]  # frames (M,) that fail a check, and the atoms (M, K) where they do
+
 
 @dataclass(frozen=True)
 class Validity:
-    """What is wrong with each of many atom positions; all fields are Tensors of bool, shape (*).
+    """What is wrong with each of many atom positions; the checks are Tensors of bool, shape (*).
 
     Parameters
     ----------
@@ -89,11 +91,12 @@ class Validity:
     inversions: Tensor
     omega_flips: Tensor
     ring_piercings: Tensor
+    offenders: dict[str, Offenders]
 
     @property
     def valid(self) -> Tensor:
         """True where no check fails, shape (*)."""
-        return ~torch.stack(list(vars(self).values())).any(0)
+        return ~torch.stack([getattr(self, name) for name in self.offenders]).any(0)
 
     @property
     def passes_bioemu(self) -> Tensor:
@@ -102,7 +105,16 @@ class Validity:
 
     def failures(self, index) -> list[str]:
         """Names of the checks that one set of positions, at ``index`` of the leading axes, fails."""
-        return [name for name, failed in vars(self).items() if failed[index]]
+        return [name for name in self.offenders if getattr(self, name)[index]]
+
+    def culprits(self, index) -> dict[str, list[int]]:
+        """For each check that the positions at ``index`` fail, atoms where they do (of the first place found)."""
+        number = np.arange(self.not_finite.numel()).reshape(self.not_finite.shape)[index]
+        found = {}
+        for name in self.failures(index):
+            numbers, atoms = self.offenders[name]
+            found[name] = atoms[numbers == number][0].tolist()
+        return found
 
 
 def check_positions(
@@ -125,30 +137,33 @@ def check_positions(
     -------
     Validity, shape (*)
     """
-    atoms = _as_array(positions)
-    finite = np.isfinite(atoms[..., tokens.protein_atoms.numpy(), :]).all((-1, -2))
-    atoms = atoms[finite]
-    hands, cis = _left_handed(atoms, tokens), _cis(atoms, tokens)
+    atoms = _as_array(positions).reshape(-1, *positions.shape[-2:])
+    lost, place = np.nonzero(~np.isfinite(atoms[:, tokens.protein_atoms.numpy()]).all(-1))
+    finite = np.setdiff1d(np.arange(len(atoms)), lost)
+    atoms, centres, planes = atoms[finite], tokens.chiral_centres.numpy(), tokens.peptide_planes.numpy()
+    hands, cis = _left_handed(atoms, centres), _cis(atoms, planes)
     if before is None:
         old_hands, old_cis = False, cis & _before_proline(tokens)
     else:
-        old = np.broadcast_to(_as_array(before), positions.shape)[finite]
-        old_hands, old_cis = _left_handed(old, tokens), _cis(old, tokens)
+        old = np.broadcast_to(_as_array(before), positions.shape).reshape(-1, *positions.shape[-2:])[finite]
+        old_hands, old_cis = _left_handed(old, centres), _cis(old, planes)
     found = {
-        "ca_breaks": _any_longer(atoms, tokens.adjacent_ca, MAX_ADJACENT_CA),
-        "peptide_breaks": _any_longer(atoms, tokens.peptide_bonds, MAX_PEPTIDE_BOND),
-        "bond_breaks": _any_longer(atoms, tokens.inner_bonds, limits.bond),
-        "disulfide_breaks": _any_longer(atoms, tokens.disulfide_bonds, limits.disulfide),
+        "ca_breaks": _longer(atoms, tokens.adjacent_ca, MAX_ADJACENT_CA),
+        "peptide_breaks": _longer(atoms, tokens.peptide_bonds, MAX_PEPTIDE_BOND),
+        "bond_breaks": _longer(atoms, tokens.inner_bonds, limits.bond),
+        "disulfide_breaks": _longer(atoms, tokens.disulfide_bonds, limits.disulfide),
         **_heavy_atoms_too_close(atoms, tokens, limits),
         "ca_clashes": _ca_too_close(atoms, tokens),
-        "inversions": (hands != old_hands).any(1),
-        "omega_flips": (cis != old_cis).any(1),
-        "ring_piercings": _ring_pierced(atoms, tokens),
+        "inversions": _where(hands != old_hands, centres[:, :1]),
+        "omega_flips": _where(cis != old_cis, planes[:, 1:3]),
+        "ring_piercings": _rings_pierced(atoms, tokens),
     }
-    everywhere = {"not_finite": ~finite} | {name: np.zeros_like(finite) for name in found}
-    for name, failed in found.items():
-        everywhere[name][finite] = failed
-    return Validity(**{name: torch.as_tensor(failed, device=positions.device) for name, failed in everywhere.items()})
+    offenders = {"not_finite": (lost, tokens.protein_atoms.numpy()[place, None])}
+    offenders |= {name: (finite[frame], culprits) for name, (frame, culprits) in found.items()}
+    shape = positions.shape[:-2]
+    failed = {name: _marked(shape.numel(), frame).reshape(shape) for name, (frame, _) in offenders.items()}
+    marks = {name: torch.as_tensor(mark, device=positions.device) for name, mark in failed.items()}
+    return Validity(**marks, offenders=offenders)
 
 
 def _as_array(positions: Tensor) -> np.ndarray:
@@ -159,22 +174,28 @@ def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.einsum("...i,...i->...", first, second)
 
 
-def _any_longer(atoms: np.ndarray, bonds: Tensor, limit: float) -> np.ndarray:
-    """Which frames of atoms (F, A, 3) have one of the bonds (K, 2) longer than ``limit``, shape (F,)."""
+def _where(failed: np.ndarray, culprits: np.ndarray) -> Offenders:
+    """Frames of ``failed`` (F, M), and the ``culprits`` (M, K) of each."""
+    frame, place = np.nonzero(failed)
+    return frame, culprits[place]
+
+
+def _longer(atoms: np.ndarray, bonds: Tensor, limit: float) -> Offenders:
+    """Bonds (M, 2) of atoms (F, A, 3) longer than ``limit``."""
     first, second = bonds.T.numpy()
-    return (np.linalg.norm(atoms[:, first] - atoms[:, second], axis=-1) > limit).any(1)
+    return _where(np.linalg.norm(atoms[:, first] - atoms[:, second], axis=-1) > limit, bonds.numpy())
 
 
-def _left_handed(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
-    """Whether each chiral centre of atoms (F, A, 3) is the mirror image of the natural one, shape (F, K)."""
-    centre, *others = np.moveaxis(atoms[:, tokens.chiral_centres.numpy()], 2, 0)
+def _left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Whether each of the chiral centres (K, 4) of atoms (F, A, 3) is the mirror image of the natural one, (F, K)."""
+    centre, *others = np.moveaxis(atoms[:, centres], 2, 0)
     a, b, c = (other - centre for other in others)
     return _dot(np.cross(a, b), c) < 0
 
 
-def _cis(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
-    """Whether each peptide bond of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
-    bonds = np.diff(atoms[:, tokens.peptide_planes.numpy()], axis=2)
+def _cis(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """Whether each of the peptide planes (K, 4) of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
+    bonds = np.diff(atoms[:, planes], axis=2)
     normals = np.cross(bonds[:, :, :-1], bonds[:, :, 1:])
     return _dot(normals[:, :, 0], normals[:, :, 1]) > 0
 
@@ -202,26 +223,28 @@ def _marked(n: int, frames: np.ndarray) -> np.ndarray:
     return np.bincount(frames, minlength=n) > 0
 
 
-def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Limits) -> dict[str, np.ndarray]:
-    """Which frames of atoms (F, A, 3) have clashes and close contacts, shape (F,) each."""
+def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Limits) -> dict[str, Offenders]:
+    """Clashes and close contacts of atoms (F, A, 3)."""
     heavy = atoms[:, tokens.heavy_atoms.numpy()]
     frame, first, second = _close_pairs(heavy, max(MIN_HEAVY, limits.contact))
     distance = np.linalg.norm(heavy[frame, first] - heavy[frame, second], axis=-1)
     clash, contact = distance < MIN_HEAVY, distance < limits.contact
     weights = np.array([heavy.shape[1], 1])  # one number for each pair
     contact[contact] = ~np.isin(np.stack([first, second], -1)[contact] @ weights, tokens.close_kin.numpy() @ weights)
-    return {"clashes": _marked(len(atoms), frame[clash]), "close_contacts": _marked(len(atoms), frame[contact])}
+    pairs = tokens.heavy_atoms.numpy()[np.stack([first, second], -1)]
+    return {"clashes": (frame[clash], pairs[clash]), "close_contacts": (frame[contact], pairs[contact])}
 
 
-def _ca_too_close(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
-    """Which frames of atoms (F, A, 3) have two CA that are not bonded too close, shape (F,)."""
-    frame, first, second = _close_pairs(atoms[:, tokens.backbone[:, 1].numpy()], MIN_CA)
-    bonded = (second == first + 1) & (tokens.features.n_end.numpy()[second] == BONDED)
-    return _marked(len(atoms), frame[~bonded])
+def _ca_too_close(atoms: np.ndarray, tokens: ResidueTokens) -> Offenders:
+    """Two CA of atoms (F, A, 3) that are not bonded and too close."""
+    ca = tokens.backbone[:, 1].numpy()
+    frame, first, second = _close_pairs(atoms[:, ca], MIN_CA)
+    strangers = (second != first + 1) | (tokens.features.n_end.numpy()[second] != BONDED)
+    return frame[strangers], ca[np.stack([first, second], -1)[strangers]]
 
 
-def _ring_pierced(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
-    """Which frames of atoms (F, A, 3) have a bond that passes through a ring, shape (F,).
+def _rings_pierced(atoms: np.ndarray, tokens: ResidueTokens) -> Offenders:
+    """Bonds of atoms (F, A, 3) that pass through a ring.
 
     It does where its ends lie on both sides of the ring's mean plane, and the point between them, seen along the
     normal, inside of all edges.
@@ -229,7 +252,7 @@ def _ring_pierced(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
     rings = tokens.rings.numpy()
     bonds = torch.cat([tokens.inner_bonds, tokens.peptide_bonds, tokens.disulfide_bonds]).numpy()
     if len(rings) == 0 or len(atoms) == 0:
-        return np.zeros(len(atoms), dtype=bool)
+        return np.zeros(0, dtype=int), bonds[:0]
     corners, ends = atoms[:, rings], atoms[:, bonds]
     near = _tree(corners.mean(2)).sparse_distance_matrix(_tree(ends.mean(2)), _REACH, output_type="ndarray")
     (frame, ring), bond = np.divmod(near["i"], len(rings)), near["j"] % len(bonds)
@@ -241,10 +264,12 @@ def _ring_pierced(atoms: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
     normal = _turns(corners - middle).sum(1, keepdims=True)
     start, end = _dot(ends - middle, normal).T
     crossing = start * end < 0
-    frame, corners, ends, normal, start, end = (x[crossing] for x in (frame, corners, ends, normal, start, end))
+    frame, bond, corners, ends, normal, start, end = (
+        x[crossing] for x in (frame, bond, corners, ends, normal, start, end)
+    )
     point = ends[:, 0] + (start / (start - end))[:, None] * (ends[:, 1] - ends[:, 0])
     inside = (_dot(_turns(corners - point[:, None]), normal) >= 0).all(1)
-    return _marked(len(atoms), frame[inside])
+    return frame[inside], bonds[bond[inside]]
 
 
 def _turns(points: np.ndarray) -> np.ndarray:

@@ -259,11 +259,22 @@ def test_rejection_leaves_the_context_as_it_was(new_simulation, snapshot):
     simulation.step(1)
     before = snapshot(simulation)
     seeds = _spoil(simulation.integrator._propagator, 3)
-    with pytest.raises(JumpRejectedError, match="peptide_breaks"):
+    with pytest.raises(JumpRejectedError, match="peptide_breaks in 3; .*peptide_breaks at C of residue .* and N of"):
         simulation.step(1)
     assert snapshot(simulation) == before
     simulation.step(1)
     assert simulation.currentStep == 2 and len(set(seeds)) == 4
+
+
+def test_a_rejection_tells_of_a_start_that_fails_itself(new_simulation, peptide):
+    simulation = new_simulation(maxRetries=0)
+    atoms = {(atom.residue.index, atom.name): atom.index for atom in peptide[0].atoms()}
+    positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value.copy()
+    positions[atoms[1, "CA"]] = positions[atoms[1, "CB"]] + 0.05
+    simulation.context.setPositions(positions)
+    _spoil(simulation.integrator._propagator, 1)
+    with pytest.raises(JumpRejectedError, match="start from .*clashes at CA, CB of residue .* minimise it first"):
+        simulation.step(1)
 
 
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])

@@ -292,6 +292,7 @@ def test_what_is_not_finite_fails_for_that_alone(sample):
         broken = s.positions.clone()
         broken[s.tokens.protein_atoms[-1]] = value
         assert s.failures(broken) == ["not_finite"]
+        assert check_positions(broken, s.tokens).culprits(()) == {"not_finite": [s.tokens.protein_atoms[-1]]}
         assert not check_positions(broken, s.tokens).passes_bioemu
 
 
@@ -302,7 +303,7 @@ def noisy(s, scale, n=40):
 
 
 def fields(checked):
-    return torch.stack(list(vars(checked).values()))
+    return torch.stack([getattr(checked, name) for name in checked.offenders])
 
 
 @pytest.mark.parametrize("limits", [RELAXED, STRAINED])
@@ -324,6 +325,23 @@ def test_many_are_checked_as_each_alone(sample, limits):
         assert torch.equal(together.valid.flatten(), torch.stack([x.valid for x in alone]))
     seen = fields(check_positions(many, s.tokens, s.positions, limits)).flatten(1).double().mean(1)
     assert (seen < 1).all() and (seen > 0).sum() > 4  # most checks speak, and none of them always
+
+
+def test_atoms_to_blame_are_where_the_fault_was_planted(sample, two_chains):
+    s = sample("AGVDK")
+    atom = s.atom
+    n, ca, cb, c = (atom[2, x] for x in ("N", "CA", "CB", "C"))
+    along = s.positions[atom[3, "N"]] - s.positions[c]
+    planted = [
+        ("inversions", {ca}, s.mirrored(s.side(ca, n, c), n, ca, c)),
+        ("omega_flips", {c, atom[3, "N"]}, s.turned(c, atom[3, "N"])),
+        ("peptide_breaks", {c, atom[3, "N"]}, s.shifted(s.side(atom[3, "N"], c), along)),
+        ("clashes", {ca, cb}, s.shifted(s.side(cb, ca), 0.95 * (s.positions[ca] - s.positions[cb]))),
+    ]
+    checked = check_positions(torch.stack([s.positions, *(moved for *_, moved in planted)])[:, None], s.tokens)
+    for number, (kind, where, _) in enumerate(planted, 1):
+        assert set(checked.culprits((number, 0))[kind]) == where
+    assert checked.culprits((0, 0)) == {}
 
 
 def test_no_frames_at_all_may_be_checked(sample):
@@ -362,9 +380,10 @@ def test_motion_as_a_whole_changes_nothing_and_a_mirror_only_hands(sample):
     rotation *= torch.linalg.det(rotation)
     at_home = check_positions(many, s.tokens)
     assert torch.equal(fields(check_positions(many @ rotation + 7.0, s.tokens)), fields(at_home))
-    mirrored = vars(check_positions(-many, s.tokens))
-    assert mirrored.pop("inversions").all()
-    assert all(torch.equal(mirrored[name], getattr(at_home, name)) for name in mirrored)
+    mirrored = check_positions(-many, s.tokens)
+    assert mirrored.inversions.all()
+    same = mirrored.offenders.keys() - {"inversions"}
+    assert all(torch.equal(getattr(mirrored, name), getattr(at_home, name)) for name in same)
 
 
 def test_dynamics_passes(sample):

@@ -1,0 +1,74 @@
+"""ValidityGate: which sampled conformations may enter the Context, and what to say if none of them may."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from openmm.app import Topology
+
+from openmm_starmd.binding.context import KB
+from openmm_starmd.protein.bond_graph import label
+from openmm_starmd.protein.errors import JumpRejectedError
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import RELAXED, STRAINED, check_positions
+
+
+class ValidityGate:
+    """Checks before and after relaxation; failures are told by their names and the atoms where they are.
+
+    Parameters
+    ----------
+    topology : Topology
+    tokens : ResidueTokens
+        Of its protein.
+    temperature : float
+        K.
+    relaxes : bool
+        Whether there is a relaxation; without one, its limits and that of the energy do not apply.
+    """
+
+    def __init__(self, topology: Topology, tokens: ResidueTokens, temperature: float, relaxes: bool):
+        self._atoms, self._tokens = list(topology.atoms()), tokens
+        self._temperature, self._relaxes = temperature, relaxes
+
+    def sampled(self, positions, before) -> dict[str, list[int]]:
+        """Checks that positions (A, 3) of a jump from ``before`` (A, 3) fail, and atoms where they do."""
+        return check_positions(positions, self._tokens, torch.as_tensor(before), STRAINED).culprits(())
+
+    def relaxed(self, positions, before, energies, freedoms: int) -> dict[str, list[int]]:
+        """Checks that relaxed positions (A, 3) fail, or their energy.
+
+        Dynamics may bring no more potential energy than equipartition gives to a minimised structure of ``freedoms``
+        degrees of freedom, and ten times its fluctuation; what is far above has not been relaxed. The ``energies``
+        (kJ/mol) are those before the jump, before and after relaxation.
+        """
+        limits = RELAXED if self._relaxes else STRAINED
+        checked = check_positions(torch.as_tensor(positions), self._tokens, torch.as_tensor(before), limits)
+        start, _, end = energies
+        excess = KB * self._temperature * (freedoms / 2 + 10 * math.sqrt(freedoms)) if self._relaxes else math.inf
+        return checked.culprits(()) | ({} if end < start + excess else {"energy": []})
+
+    def rejection(self, before, attempts: int, counts: Counter, last: dict[str, list[int]]) -> JumpRejectedError:
+        """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed."""
+        seen = ", ".join(f"{name} in {count}" for name, count in counts.most_common())
+        text = f"None of {attempts} sampled conformations passed the checks ({seen}; the last: {self._places(last)})."
+        before = torch.as_tensor(before)
+        limits = RELAXED if self._relaxes else STRAINED
+        start = check_positions(before, self._tokens, before, limits).culprits(())
+        if start:
+            text += f" Nor does the structure that they start from ({self._places(start)}): minimise it first."
+        else:
+            text += " Minimise the structure, raise maxRetries or use another model."
+        return JumpRejectedError(f"{text} The Context is in its last good state.")
+
+    def _places(self, failures: dict[str, list[int]]) -> str:
+        return ", ".join(f"{name} at {self._place(found)}" if found else name for name, found in failures.items())
+
+    def _place(self, atoms: list[int]) -> str:
+        """Atoms by name and residue: ``CA of residue CYS 5 of chain A and SG of residue ...``."""
+        names = {}
+        for atom in (self._atoms[index] for index in atoms):
+            names.setdefault(label(atom.residue), []).append(atom.name)
+        return " and ".join(f"{', '.join(found)} of {residue}" for residue, found in names.items())
