@@ -8,8 +8,7 @@ beside the table (STRUCTURES.jsonl), so that an interrupted run goes on where it
 
 What happens to a file
 ----------------------
-prepared     by PDBFixer: known modified residues replaced, missing atoms and hydrogens (pH 7) added, residues missing
-             inside a chain built; all but proteins, their caps and nucleic acids removed
+prepared     by `openmm_starmd.training.prepare`
 as it comes  (only `awkward`) what OpenMM's reader makes of the file, unchanged
 
 Then, on one thread of the CPU platform: ForceField (ff14SB and OBC2, with a cutoff of 1 nm in large proteins; Amber 14
@@ -22,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import time
 import traceback
 from collections import Counter
@@ -34,22 +32,20 @@ os.environ.setdefault("OPENMM_CPU_THREADS", "1")
 import numpy as np
 import torch
 from openmm import GBSAOBCForce, NonbondedForce, Platform, System, unit
-from openmm.app import CutoffNonPeriodic, ForceField, HBonds, Modeller, PDBFile, PDBxFile, Simulation, Topology
-from pdbfixer import PDBFixer
+from openmm.app import CutoffNonPeriodic, ForceField, HBonds, PDBFile, PDBxFile, Simulation, Topology
 
 from openmm_starmd import StarMDIntegrator, StarMDModel
 from openmm_starmd.model import Domain
 from openmm_starmd.network.config import ModelConfig, NetworkConfig
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.protein.residues import C_CAPS, N_CAPS, canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training.simulate import peptide_system
+from openmm_starmd.training import peptide_system, prepare
+from openmm_starmd.training.prepare import is_protein
 
 FOLDERS = ("clean", "fast_folders", "monomers", "awkward")
 PREPARED, AS_IT_COMES = "prepared", "as it comes"
-NUCLEOTIDES = {"A", "C", "G", "U", "DA", "DC", "DG", "DT"}
 LARGE = 600  # atoms
 CUTOFF = 1.0  # nm
 JUMPS = 2
@@ -85,67 +81,9 @@ def read(path: Path) -> tuple[Topology, unit.Quantity, list[str]]:
     return file.topology, file.positions, []
 
 
-def prepare(path: Path) -> tuple[Topology, unit.Quantity, list[str]]:
-    """What a careful user makes of a file before a simulation in implicit solvent.
-
-    Returns
-    -------
-    topology, positions
-    changes : list of str
-        What a reader of the result should know.
-    """
-    random.seed(1)  # Modeller.addHydrogens draws from the global state
-    fixer = PDBFixer(filename=str(path))
-    fixer.findMissingResidues()
-    lengths = [len(list(chain.residues())) for chain in fixer.topology.chains()]
-    fixer.missingResidues = {k: v for k, v in fixer.missingResidues.items() if 0 < k[1] < lengths[k[0]]}
-    fixer.findNonstandardResidues()
-    replaced = [f"{residue.name} to {new}" for residue, new in fixer.nonstandardResidues]
-    fixer.replaceNonstandardResidues()
-    strangers = [residue for residue in fixer.topology.residues() if not _stays(residue)]
-    modeller = Modeller(fixer.topology, fixer.positions)
-    modeller.delete(strangers)
-    fixer.topology, fixer.positions = modeller.topology, modeller.positions
-    built = [name for names in fixer.missingResidues.values() for name in names]
-    changes = _counted("replaced", replaced) + _counted("removed", [residue.name for residue in strangers])
-    changes += [f"built {len(built)} residues"] if built else []
-    changes += _long_bonds(fixer.topology, fixer.positions) if not built else []
-    fixer.findMissingAtoms()
-    fixer.addMissingAtoms(seed=1)
-    modeller = Modeller(fixer.topology, fixer.positions)  # PDBFixer's own method asks the network about unknown names
-    modeller.addHydrogens(pH=7.0)
-    return modeller.topology, modeller.positions, changes
-
-
-def _stays(residue) -> bool:
-    """Whether a residue belongs to a protein chain (also where nobody knows it) or to a nucleic acid."""
-    amino_acid = {"N", "CA", "C"} <= {atom.name for atom in residue.atoms()}
-    return amino_acid or _is_protein(residue) or residue.name in NUCLEOTIDES
-
-
-def _is_protein(residue) -> bool:
-    return canonical_name(residue.name) is not None or residue.name in N_CAPS | C_CAPS
-
-
-def _counted(verb: str, names: list[str]) -> list[str]:
-    counts = Counter(names)
-    return [f"{verb} " + ", ".join(f"{n} {name}" for name, n in counts.items())] if counts else []
-
-
-def _long_bonds(topology: Topology, positions) -> list[str]:
-    """Bonds between residues longer than 0.25 nm: the reader saw a bond across a gap of the chain."""
-    x = np.array(positions.value_in_unit(unit.nanometer))
-    bonds = [(a, b, float(np.linalg.norm(x[a.index] - x[b.index]))) for a, b in topology.bonds()]
-    return [
-        f"{a.residue.name} {a.residue.id} bonded to {b.residue.name} {b.residue.id} over {length:.2f} nm"
-        for a, b, length in bonds
-        if length > 0.25
-    ]
-
-
 def make_system(topology: Topology) -> System:
     """ff14SB + OBC2 for protein, Amber 14 in vacuum for anything beside it; with a cutoff where it is large."""
-    if not all(_is_protein(residue) for residue in topology.residues()):
+    if not all(is_protein(residue) for residue in topology.residues()):
         return all_of_amber().createSystem(
             topology, nonbondedMethod=CutoffNonPeriodic, nonbondedCutoff=CUTOFF, constraints=HBonds
         )
@@ -231,8 +169,8 @@ def examine(path: Path, way: str) -> dict:
     except Exception as error:  # whatever a user would see
         row["origin"] = _origin(error)
         row["outcome"] = "BUG" if isinstance(error, BUGS) and row["origin"] == "openmm_starmd" else "error"
-        row["text"] = f"{type(error).__name__}: " + " ".join(str(error).split("For more information")[0].split())
-        row["traceback"] = traceback.format_exc()
+        text = str(error).replace(str(path), path.name).split("For more information")[0]
+        row["text"] = f"{type(error).__name__}: {' '.join(text.split())}"
     return row | {"seconds": time.process_time() - begin}
 
 
@@ -270,10 +208,12 @@ def table(rows: list[dict]) -> str:
         "",
         "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far",
         "(nm) atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
-        "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core.",
+        "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core. Errors are",
+        "each one line that names the cause, ours; those of OpenMM come before this package sees a file.",
         "",
     ]
-    lines += _markdown(["folder", "files", "valid", "clear errors", "not valid", "CPU minutes"], _summary(rows))
+    head = ["folder", "files", "valid", "our errors", "OpenMM's errors", "not valid", "CPU minutes"]
+    lines += _markdown(head, _summary(rows))
     for folder in FOLDERS:
         found = sorted((r for r in rows if r["file"].startswith(f"{folder}/")), key=lambda r: (r["file"], r["way"]))
         awkward = folder == "awkward"
@@ -291,7 +231,9 @@ def _summary(rows: list[dict]) -> list[list[str]]:
             part = [row for row in found if row["way"] == way]
             outcomes = Counter(row["outcome"] for row in part)
             name = folder if folder != "awkward" else f"{folder}, {way}"
-            numbers = len(part), outcomes["valid"], outcomes["error"], outcomes["INVALID"] + outcomes["BUG"]
+            ours = sum(row["outcome"] == "error" and row["origin"] == "openmm_starmd" for row in part)
+            errors = ours, outcomes["error"] - ours
+            numbers = len(part), outcomes["valid"], *errors, outcomes["INVALID"] + outcomes["BUG"]
             cells.append([name, *map(str, numbers), f"{sum(row['seconds'] for row in part) / 60:.1f}"])
     return cells
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import openmm.app
 import pytest
 from openmm import unit
-from openmm.app import Element, Modeller, PDBFile, Topology
+from openmm.app import Modeller, PDBFile
 
 from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -31,6 +31,7 @@ def structures():
 
 
 def written(path, topology, positions):
+    positions = positions if unit.is_quantity(positions) else positions * unit.nanometer
     with path.open("w") as file:
         PDBFile.writeFile(topology, positions, file, keepIds=True)
     return path
@@ -72,28 +73,6 @@ def test_every_residue_type_runs_from_heavy_atoms(structures, build_peptide, tmp
     assert row["changes"] == []
 
 
-def test_preparation_keeps_the_protein_and_tells_what_it_removed(structures, build_peptide, tmp_path):
-    topology, positions = build_peptide("AKF", False, True)
-    modeller = Modeller(topology, positions * unit.nanometer)
-    other = Topology()
-    for _ in range(2):
-        other.addAtom("ZN", Element.getBySymbol("Zn"), other.addResidue("ZN", other.addChain()))
-    modeller.add(other, [openmm.Vec3(3, 3, z) for z in (3, 4)] * unit.nanometer)
-    prepared, _, changes = structures.prepare(written(tmp_path / "x.pdb", modeller.topology, modeller.positions))
-    assert [r.name for r in prepared.residues()] == ["ALA", "LYS", "PHE", "NME"]
-    assert prepared.getNumAtoms() == topology.getNumAtoms()
-    assert changes == ["removed 2 ZN"]
-
-
-def test_preparation_tells_of_a_gap_that_the_reader_bridges(structures, build_peptide, tmp_path):
-    topology, positions = build_peptide("AGGGA")
-    modeller = Modeller(topology, positions * unit.nanometer)
-    modeller.delete([residue for residue in topology.residues() if residue.id in "234"])
-    path = written(tmp_path / "x.pdb", modeller.topology, modeller.positions)
-    (change,) = structures.prepare(path)[2]
-    assert change.startswith("ALA 1 bonded to ALA 5 over")
-
-
 @pytest.mark.parametrize("limit, value, words", [("ABSURD", 0.0, "per atom too high"), ("LOOSE", 0.0, "constraints")])
 def test_energies_and_constraints_are_judged(structures, build_peptide, tmp_path, monkeypatch, limit, value, words):
     path = written(tmp_path / "x.pdb", *build_peptide("GAG"))
@@ -116,7 +95,7 @@ def test_an_error_is_a_row_and_a_finished_file_is_not_examined_again(structures,
     (tmp_path / "awkward").mkdir()
     path = written(tmp_path / "awkward" / "x.pdb", *build_peptide("GG"))
     path.write_text(re.sub(r"GLY (.{4})2", r"DAL \g<1>2", path.read_text()))
-    monkeypatch.setattr(structures, "_stays", lambda residue: 1 / 0)
+    monkeypatch.setattr(structures, "prepare", lambda path: 1 / 0)
     monkeypatch.setattr("sys.argv", ["structures.py", str(tmp_path), "--output", str(tmp_path / "t.md")])
     structures.main()
     first = (tmp_path / "t.jsonl").read_text()

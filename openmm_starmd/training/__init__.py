@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from openmm_starmd.training.build import build_peptide
+from openmm_starmd.training.prepare import prepare
 from openmm_starmd.training.simulate import coverage_sequences, peptide_system, simulate
 
 _NAMES = {
@@ -10,7 +11,7 @@ _NAMES = {
     "TrajectoryDataset": "dataset",
     "train": "loop",
 }
-__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate", *_NAMES]
+__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "prepare", "simulate", *_NAMES]
 
 
 def __getattr__(name):
