@@ -188,6 +188,8 @@ class StarMDIntegrator(CompoundIntegrator):
         self.setCurrentIntegrator(CLOCK)
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
+        if self._past.known(self._propagator, positions - shifts) is None:
+            self._model.refuse(self._gate.foreign(positions), self._settings["strict"])
         history = self._past.history(self._propagator, positions, shifts)
         self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):

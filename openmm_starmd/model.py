@@ -146,7 +146,10 @@ class StarMDModel:
         ModelDomainError
             If it lies outside; with ``strict=False`` a warning is given instead.
         """
-        found = self.domain.violations(tokens, stride, temperature)
+        self.refuse(self.domain.violations(tokens, stride, temperature), strict)
+
+    def refuse(self, found: list[str], strict: bool = True) -> None:
+        """Raise ModelDomainError, or warn, if anything was found to lie outside the domain."""
         if not found:
             return
         message = f"Outside the domain of model {self.name!r}: {'; '.join(found)}."

@@ -33,6 +33,11 @@ class ValidityGate:
         self._atoms, self._tokens = list(topology.atoms()), tokens
         self._temperature, self._relaxes = temperature, relaxes
 
+    def foreign(self, positions) -> list[str]:
+        """What a model of natural amino acids cannot know in positions (A, 3) that a history starts with."""
+        found = check_positions(torch.as_tensor(positions), self._tokens).culprits(())
+        return [f"{self._place(found['inversions'])} has the D configuration"] if "inversions" in found else []
+
     def sampled(self, positions, before) -> dict[str, list[int]]:
         """Checks that positions (A, 3) of a jump from ``before`` (A, 3) fail, and atoms where they do."""
         return check_positions(positions, self._tokens, torch.as_tensor(before), STRAINED).culprits(())

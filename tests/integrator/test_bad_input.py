@@ -10,6 +10,8 @@ import torch
 from openmm import app, unit
 
 from openmm_starmd import ModelDomainError, Relaxation, StarMDError, StarMDIntegrator, UnsupportedTopologyError
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
 
 
 def test_positions_not_set(peptide, new_integrator):
@@ -83,6 +85,22 @@ def test_temperature_and_stride_outside_the_domain(new_integrator, settings, tol
         new_integrator(**settings)
     with pytest.warns(UserWarning, match=told):
         new_integrator(**settings, strict=False)
+
+
+def test_d_residues_are_outside_of_the_domain_and_stay_what_they_are(new_simulation, peptide):
+    simulation = new_simulation()
+    simulation.context.setPositions(-peptide[1])
+    with pytest.raises(ModelDomainError, match="CA of residue .* has the D configuration"):
+        simulation.step(1)
+    simulation = new_simulation(strict=False)
+    simulation.context.setPositions(-peptide[1])
+    with pytest.warns(UserWarning, match="has the D configuration"):
+        simulation.step(1)
+    simulation.step(2)
+    tokens = ResidueTokens.from_topology(peptide[0])
+    positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+    mirror = check_positions(torch.from_numpy(-positions), tokens)
+    assert not mirror.inversions and check_positions(torch.from_numpy(positions), tokens).inversions
 
 
 def test_length_outside_the_domain(build_peptide, tiny_model):
