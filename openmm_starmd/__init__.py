@@ -17,6 +17,7 @@ from openmm_starmd.protein.errors import (
 )
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.reporters import StarMDReporter, resume
+from openmm_starmd.rollout import rollout
 
 __version__ = "0.1.0"
 
@@ -35,4 +36,5 @@ __all__ = [
     "available_models",
     "load_model",
     "resume",
+    "rollout",
 ]

@@ -1,12 +1,16 @@
-"""Peptides for the tests of every room."""
+"""Peptides, and a tiny model that knows them, for the tests of every room."""
 
 from functools import cache
 
 import numpy as np
 import pytest
-from openmm import Platform, unit
-from openmm.app import ForceField, Modeller
+import torch
+from openmm import LangevinMiddleIntegrator, Platform, unit
+from openmm.app import ForceField, HBonds, Modeller, Simulation
 
+from openmm_starmd import StarMDModel
+from openmm_starmd.model import Domain
+from openmm_starmd.network.config import ModelConfig, NetworkConfig
 from openmm_starmd.training import build_peptide as build
 
 
@@ -36,3 +40,30 @@ def build_peptide():
         return topology, positions.copy()
 
     return peptide
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """An untrained model whose jumps are small steps about the last conformation."""
+    network = NetworkConfig(blocks=1, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
+    domain = Domain(min_length=2, max_length=12, min_stride=10.0, max_stride=1000.0)
+    model = StarMDModel.create(ModelConfig(network, denoising_steps=3), domain, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # its heads start at zero, and the past would have no influence
+        for parameter in model.denoiser.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    model.denoiser.step_scales[:, 0] = 0.003  # nm
+    model.denoiser.step_scales[:, 1:] = 0.03  # rad
+    return model
+
+
+@pytest.fixture(scope="session")
+def peptide(build_peptide):
+    """Topology, positions and vacuum System of a minimised tripeptide."""
+    topology, positions = build_peptide("ASG")
+    system = ForceField("amber14/protein.ff14SB.xml").createSystem(topology, constraints=HBonds)
+    platform = Platform.getPlatform("Reference")
+    simulation = Simulation(topology, system, LangevinMiddleIntegrator(300, 1, 0.002), platform)
+    simulation.context.setPositions(positions)
+    simulation.minimizeEnergy(maxIterations=50)
+    return topology, simulation.context.getState(positions=True).getPositions(asNumpy=True), system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,18 @@ class History:
         times = torch.tensor([time], dtype=torch.float64)
         conformation = _on_grid(conformation)
         return cls(conformation.map(lambda x: x[:, None]), times, conformation)
+
+    @classmethod
+    def join(cls, histories: Sequence[History]) -> History:
+        """One history of the replicas of several, which have the same times."""
+        first = histories[0]
+        windows, references = ([getattr(h, name) for h in histories] for name in ("conformations", "reference"))
+        return cls(Conformation.cat(windows), first.times, Conformation.cat(references), first.dropped)
+
+    def replicas(self, index: Sequence[int]) -> History:
+        """History of some of the replicas."""
+        index = torch.as_tensor(index, device=self.conformations.angles.device)
+        return History(self.conformations[index], self.times, self.reference[index], self.dropped)
 
     @property
     def n_frames(self) -> int:

@@ -1,0 +1,180 @@
+"""Rollouts: a replica is the same alone and in company, and goes on where it was."""
+
+import mdtraj
+import numpy as np
+import openmm
+import pytest
+import torch
+from openmm import unit
+
+from openmm_starmd import (
+    HistoryError,
+    JumpRejectedError,
+    ModelDomainError,
+    Propagator,
+    Relaxation,
+    StarMDError,
+    rollout,
+)
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+
+PRECISION = 2e-3  # nm; XTC rounds to 0.001
+
+
+@pytest.fixture
+def run(peptide, tiny_model, tmp_path):
+    """Function (name, n_steps, n_replicas, **options) -> positions (B, T, A, 3) of a rollout in folder ``name``."""
+
+    def run(name, n_steps, n_replicas=1, **options):
+        topology, positions, _ = peptide
+        options = {"stride": 100, "seed": 3, "checkpoint_steps": 2, "resume": True} | options
+        start = options.pop("start", positions)
+        output = tmp_path / name
+        files = rollout(
+            tiny_model, topology, start, n_steps=n_steps, n_replicas=n_replicas, output=output, device="cpu", **options
+        )
+        return np.stack([mdtraj.load(str(file), top=str(output / "topology.pdb")).xyz for file in files])
+
+    return run
+
+
+def test_frames_are_whole_valid_and_a_stride_apart(run, peptide, tmp_path):
+    frames = run("a", 6, 2)
+    assert frames.shape == (2, 6, peptide[0].getNumAtoms(), 3)
+    trajectory = mdtraj.load(str(tmp_path / "a" / "replica0001.xtc"), top=str(tmp_path / "a" / "topology.pdb"))
+    assert trajectory.time.tolist() == [100.0 * k for k in range(1, 7)]
+    tokens = ResidueTokens.from_topology(peptide[0])
+    assert check_positions(torch.from_numpy(frames), tokens).passes_bioemu.all()
+    assert np.abs(np.diff(frames, axis=1)).max((-1, -2)).min() > 0.001
+    assert np.abs(frames[0] - frames[1]).max() > 0.005
+
+
+def test_a_replica_is_the_same_alone_and_in_company(run):
+    company = run("company", 8, 4)
+    np.testing.assert_allclose(run("alone", 8)[0], company[0], atol=PRECISION)
+    assert np.abs(run("other", 8, seed=4)[0] - company[0]).max() > 2 * PRECISION
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_an_interrupted_run_continues_bit_for_bit(run, tmp_path, steps):
+    whole = run("whole", 9, 2)
+    seen = []
+
+    def interrupt(frames):
+        seen.append(frames)
+        if len(seen) == steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", 9, 2, progress=interrupt)
+    assert seen == [2] * steps
+    assert np.array_equal(run("broken", 9, 2), whole)
+    for name in ("replica0000.xtc", "replica0001.xtc"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_more_steps_and_more_replicas_later(run):
+    whole = run("whole", 8, 3)
+    first = run("grown", 3, 1)
+    np.testing.assert_allclose(first[0], whole[0, :3], atol=PRECISION)
+    np.testing.assert_allclose(run("grown", 8, 3), whole, atol=PRECISION)
+
+
+def test_every_replica_may_have_a_start_of_its_own(run, peptide):
+    starts = np.stack([peptide[1]._value, peptide[1]._value + 5.0])
+    frames = run("a", 2, 2, start=starts * unit.nanometer)
+    centres = frames.mean((1, 2))
+    np.testing.assert_allclose(centres[1] - centres[0], 5.0, atol=0.1)
+
+
+def spoil(monkeypatch, times):
+    """Tear a residue off the second replica, in the first ``times`` samples that it has a part in."""
+    sample, seeds = Propagator.step, []
+
+    def step(self, history, generators):
+        seeds.append([generator.initial_seed() for generator in generators])
+        conformation = sample(self, history, generators)
+        if len(seeds) <= times:
+            with torch.inference_mode():
+                conformation.frames.translations[-1, 0] += 1.0
+        return conformation
+
+    monkeypatch.setattr(Propagator, "step", step)
+    return seeds
+
+
+def test_only_what_fails_is_sampled_again(run, monkeypatch):
+    whole = run("whole", 4, 2)
+    seeds = spoil(monkeypatch, 2)
+    frames = run("spoilt", 4, 2)
+    assert [len(numbers) for numbers in seeds] == [2, 1, 1, 2, 2, 2]
+    assert len({number for numbers in seeds for number in numbers}) == 10
+    np.testing.assert_allclose(frames[0], whole[0], atol=PRECISION)
+    assert np.abs(frames[1] - whole[1]).max() > 2 * PRECISION
+
+
+def test_a_rejected_jump_names_the_replica_and_the_run_can_go_on(run, monkeypatch):
+    whole = run("whole", 5, 2)
+    run("broken", 4, 2)
+    with monkeypatch.context() as patch:
+        spoil(patch, 9)
+        with pytest.raises(JumpRejectedError, match="Replica 1, step 5: None of 3 .*peptide_breaks in 3"):
+            run("broken", 5, 2, max_retries=2)
+    assert np.array_equal(run("broken", 5, 2), whole)
+
+
+def test_relaxation_brings_energies_down_whoever_does_it(run, peptide):
+    system = peptide[2]
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference"))
+
+    def energies(frames):
+        for frame in frames.reshape(-1, *frames.shape[-2:]):
+            context.setPositions(frame)
+            context.applyConstraints(1e-5)
+            yield context.getState(energy=True).getPotentialEnergy()._value
+
+    raw = run("raw", 4, 2)
+    options = {"system": system, "relaxation": Relaxation(minimizationSteps=40, dynamicsSteps=10)}
+    relaxed = run("relaxed", 4, 2, **options)
+    assert np.mean(list(energies(relaxed))) < np.mean(list(energies(raw))) - 20
+    assert np.array_equal(run("workers", 4, 2, workers=2, **options), relaxed)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"start": np.zeros((3, 3))}, "positions must be finite and of shape"),
+        ({"n_steps": 0}, "n_steps"),
+        ({"n_replicas": 0}, "n_replicas"),
+        ({"stride": 0.001}, "strides of"),
+    ],
+)
+def test_bad_settings_leave_no_files(run, tmp_path, options, told):
+    with pytest.raises((ValueError, ModelDomainError), match=told):
+        run("a", **{"n_steps": 2} | options)
+    assert not list(tmp_path.glob("a/*.xtc"))
+
+
+def test_a_folder_with_trajectories_is_not_overwritten(run, tmp_path):
+    run("a", 2)
+    before = (tmp_path / "a" / "replica0000.xtc").read_bytes()
+    with pytest.raises(StarMDError, match="resume=True"):
+        run("a", 2, resume=False)
+    assert (tmp_path / "a" / "replica0000.xtc").read_bytes() == before
+
+
+def test_foreign_and_damaged_states_are_refused(run, tmp_path):
+    run("a", 2)
+    state = tmp_path / "a" / "replica0000.state"
+    for change in ({"seed": 4}, {"stride": 50}):
+        with pytest.raises(HistoryError, match="belongs to another"):
+            run("a", 4, **change)
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-20])
+    with pytest.raises(HistoryError, match="damaged"):
+        run("a", 4)
+    state.write_bytes(whole)
+    (tmp_path / "a" / "replica0000.xtc").write_bytes(b"")
+    with pytest.raises(HistoryError, match="lacks frames"):
+        run("a", 4)
