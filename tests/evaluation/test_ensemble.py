@@ -45,6 +45,11 @@ def test_smallest_rmsd_agrees_with_mdtraj_and_knows_a_mirror_image(shape, rng):
     assert ensemble.paired_rmsd(shape[None], shape[None] * [1, 1, -1])[0] > 0.1
 
 
+def test_the_mean_structure_is_free_of_the_noise_of_single_frames(shape, rng):
+    mean = ensemble.mean_structure(tumble(shape + rng.normal(0, 0.1, (2_000, 12, 3)), rng))
+    assert ensemble.paired_rmsd(mean[None], shape[None])[0] < 0.02
+
+
 def modes(shape, rng, amplitudes):
     """Tumbling shape that moves along as many random directions as there are amplitudes (T, M)."""
     directions = np.linalg.qr(rng.normal(size=(shape.size, amplitudes.shape[1])))[0]
