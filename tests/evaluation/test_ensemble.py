@@ -32,6 +32,8 @@ def test_superposition_undoes_any_rigid_motion(shape, rng):
     assert (moved == before).all()
     with pytest.raises(ValueError, match="3 atoms"):
         ensemble.superpose(moved[:, :2], shape[:2])
+    with pytest.raises(ValueError, match="finite positions"):
+        ensemble.superpose(np.where(moved > 0, np.nan, moved), shape)
 
 
 def test_smallest_rmsd_agrees_with_mdtraj_and_knows_a_mirror_image(shape, rng):
@@ -89,6 +91,10 @@ def test_a_reference_that_stands_still_and_one_too_short(shape):
     with pytest.raises(ValueError, match="3 frames"):
         ensemble.fit_pca(still[:2])
     assert ensemble.rmsf(still) == pytest.approx(0, abs=1e-3)
+    with pytest.raises(ValueError, match="at least 1 frame"):
+        ensemble.rmsf(still[:0])
+    with pytest.raises(ValueError, match="points with features"):
+        ensemble.free_energy(np.ones((0, 2)), 300.0)
 
 
 def test_rmsd_against_lag_of_a_growing_shape(shape, rng):
