@@ -172,7 +172,7 @@ def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: 
 
 
 def project(model, features: np.ndarray, chunk: int = 20_000) -> np.ndarray:
-    """``model.transform`` of features (T, F), some frames at a time: many features of long trajectories fit in memory."""
+    """``model.transform`` of features (T, F), some frames at a time for the sake of memory."""
     starts = range(0, max(1, len(features)), chunk)
     return np.concatenate([model.transform(features[i : i + chunk]) for i in starts])
 
