@@ -1,0 +1,126 @@
+"""The benchmark scripts on tiny data: they run, resume, write what they promise, and their own arithmetic is right."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from openmm.app import PDBFile
+
+pytest.importorskip("lightning_fabric")
+
+from openmm_starmd.evaluation import kinetics  # noqa: E402
+from openmm_starmd.protein.conformation import from_positions, to_positions  # noqa: E402
+from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
+from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+INTERVAL = 20.0  # ps
+FRAMES = 400
+
+
+@pytest.fixture(scope="module")
+def script():
+    """Import a benchmark by its name; they import each other as they do when they are run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module
+
+
+@pytest.fixture
+def run(script, monkeypatch):
+    """Run a benchmark by its command line; returns its module."""
+
+    def main(name, *words):
+        module = script(name)
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), *map(str, words)])
+        module.main()
+        return module
+
+    return main
+
+
+@pytest.fixture(scope="module")
+def peptides(build_peptide, tmp_path_factory):
+    """Folder of NAME.pdb and NAME.xtc: structures that jitter as an Ornstein-Uhlenbeck process does."""
+    folder = tmp_path_factory.mktemp("peptides")
+    for seed, sequence in enumerate(("SVA", "TAV")):
+        topology, positions = build_peptide(sequence)
+        tokens, start = ResidueTokens.from_topology(topology), torch.from_numpy(positions)
+        first = from_positions(start, tokens)
+        scales = torch.tensor([0.002, 0.02, 0.3, 0.01], dtype=torch.float64)
+        generator, state, frames = torch.Generator().manual_seed(seed), 0.0, []
+        for _ in range(FRAMES):
+            fresh = tangent_noise(first.angles, tokens.features.torsion_mask, generator).scaled(scales)
+            parts = [getattr(fresh, name) for name in ("translation", "rotation", "torsion", "angle")]
+            state = [0.8 * old + 0.6 * new for old, new in zip(state or [0.0] * 4, parts, strict=True)]
+            frames.append(to_positions(type(fresh)(*state).apply(first), start, tokens))
+        with open(folder / f"{sequence}.pdb", "w") as file:
+            PDBFile.writeFile(topology, positions * 10, file, keepIds=True)
+        times = INTERVAL * np.arange(1, FRAMES + 1)
+        xyz = torch.stack(frames).numpy().astype(np.float32)
+        mdtraj.Trajectory(xyz, mdtraj.Topology.from_openmm(topology), times).save_xtc(str(folder / f"{sequence}.xtc"))
+    return folder
+
+
+def read(stem):
+    text = Path(f"{stem}.md").read_text()
+    return text, json.loads(Path(f"{stem}.json").read_text())
+
+
+def test_a_command_names_no_folders(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/b/x.py", "/c/d", "--e=/f/g", "--h", "i/j.csv", "DWGR", "-1.5"])
+    assert script("common").command() == "python benchmarks/x.py d --e=g --h j.csv DWGR -1.5"
+
+
+def test_tables_and_json_hold_no_nan(script, tmp_path):
+    common = script("common")
+    rows = {"a": {"x": 1.0, "y": float("nan")}, "b": {"z": "word", "x": np.float32(0.5)}}
+    lines = common.table(rows, "kind").splitlines()
+    assert lines[0] == "| kind | x | y | z |"
+    assert lines[2:] == ["| a | 1 |  |  |", "| b | 0.5 |  | word |"]
+    common.write(tmp_path / "t", "Title", {"date": "today"}, {"One": "text"}, rows)
+    assert (tmp_path / "t.md").read_text() == "# Title\n\n- date: today\n\n## One\n\ntext\n"
+    assert json.loads((tmp_path / "t.json").read_text())["results"]["a"] == {"x": 1.0, "y": None}
+
+
+def test_compare_md_times_every_way(run, peptides, tmp_path):
+    stem = tmp_path / "out"
+    run("compare_md", "SVA", "GAGAGAGAG", "--minutes", 0, "--replicas", 2, "--reference", peptides, "--output", stem)
+    text, written = read(stem)
+    inside, outside = written["results"]["SVA"], written["results"]["GAGAGAGAG"]
+    assert list(inside) == ["MD", "StarMDIntegrator", "StarMDIntegrator, no relaxation", "Propagator, 2 replicas"]
+    for row, interval in zip(inside.values(), (10, 100, 100, 100), strict=True):
+        assert row["ns/day"] == pytest.approx(row["frames"] * interval / 1000 / row["wall time (s)"] * 86400)
+    jump = inside["StarMDIntegrator"]
+    phases = sum(jump[f"{phase} (ms)"] for phase in ("network", "backmapping", "relaxation", "other"))
+    assert phases == pytest.approx(1000 * jump["wall time (s)"] / jump["frames"], rel=0.1)
+    assert inside["StarMDIntegrator, no relaxation"]["relaxation (ms)"] < 0.1 * jump["relaxation (ms)"]
+    assert 0 <= inside["Propagator, 2 replicas"]["JSD backbone"] <= 1
+    assert not any(key.startswith(("JSD", "effective")) for row in outside.values() for key in row)
+    assert "outside the model's domain" in text and str(tmp_path) not in text + json.dumps(written)
+
+
+def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
+    compare = script("compare_md")
+    reference = mdtraj.load(str(peptides / "SVA.xtc"), top=str(peptides / "SVA.pdb"))
+    what = SimpleNamespace(name="SVA", topology=build_peptide("SVA")[0], stride=100.0)
+    options = SimpleNamespace(reference=peptides, seed=1)
+    same = compare.Measurement([reference.xyz], INTERVAL, 3600.0)
+    scorer = compare.Scorer(what, same, options)
+    row = scorer(same, is_md=False)
+    samples = kinetics.effective_samples(scorer.judge.projection[:, 0])
+    assert row["effective samples an hour"] == pytest.approx(samples, rel=1e-3)
+    assert row["effective samples it rests on"] == pytest.approx(samples, rel=1e-3)
+    assert row["JSD backbone"] == pytest.approx(0, abs=1e-6)
+    short = compare.Measurement([reference.xyz[:40]], INTERVAL, 360.0)
+    of_md = scorer(short, is_md=True)
+    assert of_md["autocorrelation time (ps)"] == row["autocorrelation time (ps)"]
+    assert of_md["effective samples an hour"] == pytest.approx(samples)  # a tenth of the frames in a tenth of the time
+    without = compare.Scorer(what, same, SimpleNamespace(reference=None, seed=1))
+    assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
