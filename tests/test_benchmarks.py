@@ -15,6 +15,7 @@ from openmm.app import PDBFile
 pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.evaluation import kinetics  # noqa: E402
+from openmm_starmd.network.config import NetworkConfig  # noqa: E402
 from openmm_starmd.protein.conformation import from_positions, to_positions  # noqa: E402
 from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
@@ -124,3 +125,100 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     assert of_md["effective samples an hour"] == pytest.approx(samples)  # a tenth of the frames in a tenth of the time
     without = compare.Scorer(what, same, SimpleNamespace(reference=None, seed=1))
     assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
+
+
+ABLATIONS = ("full", "separable attention", "no context noise", "no stride", "one target a window")
+
+
+@pytest.fixture
+def window(script, peptides):
+    """A dataset's batch of windows of 4 frames, and denoisers whose outputs are no longer zero."""
+    ablations = script("ablations")
+    dataset = ablations.TrajectoryDataset(peptides)
+    batch = dataset.window_batch(3, 4, torch.Generator().manual_seed(1), (20.0, 600.0))
+
+    def denoiser(kind):
+        torch.manual_seed(0)
+        made = kind(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2))
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        made.step_scales.copy_(ablations.step_scales(dataset))
+        return made
+
+    return ablations, batch, denoiser
+
+
+def captured(ablations, batch, loss):
+    """Inputs and outputs of the denoiser when a loss is computed."""
+    seen = {}
+
+    class Spy(ablations.Denoiser):
+        def forward(self, statics, context, noisy):
+            estimate, unit = super().forward(statics, context, noisy)
+            seen.update(context=context, noisy=noisy, unit=unit)
+            return estimate, unit
+
+    torch.manual_seed(0)
+    spy = Spy(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2))
+    loss(spy, ablations.Process(ablations.ProcessConfig()), batch, torch.Generator().manual_seed(3))
+    return seen
+
+
+def test_sequential_training_denoises_the_last_frame_of_a_cut_window(window):
+    ablations, batch, _ = window
+    seen = captured(ablations, batch, ablations.one_target)
+    last, context = seen["noisy"].index.tolist(), seen["context"]
+    assert last == [len(context.index) - 1]
+    before = context.conformation[:, last[0] - 1 : last[0]]
+    assert torch.equal(seen["noisy"].previous.torsions, before.torsions)
+    assert torch.equal(seen["noisy"].stride, batch.strides[:, last[0] : last[0] + 1])
+    assert captured(ablations, batch, ablations.all_targets)["noisy"].index.tolist() == [1, 2, 3]
+
+
+def test_a_model_without_stride_cannot_tell_strides(window):
+    ablations, batch, denoiser = window
+    process = ablations.Process(ablations.ProcessConfig())
+
+    def terms(module, stride):
+        same = ablations.Batch(batch.features, batch.conformations, torch.full_like(batch.strides, stride))
+        return ablations.all_targets(module, process, same, torch.Generator().manual_seed(2))[0]
+
+    told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
+    assert terms(told, 100.0) != terms(told, 400.0)
+    assert terms(untold, 100.0) == terms(untold, 400.0) == terms(told, 100.0)
+
+
+def test_errors_are_compared_in_the_units_of_the_stride(window):
+    ablations, batch, denoiser = window
+    inputs = captured(ablations, batch, ablations.all_targets)
+    told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
+    statics = told.statics(batch.features)
+    estimate, unit = told(statics, inputs["context"], inputs["noisy"])
+    common = ablations.CommonUnits(told)(statics, inputs["context"], inputs["noisy"])
+    assert all(torch.equal(a, b) for a, b in zip(vars(common[1]).values(), vars(unit).values(), strict=True))
+    assert torch.equal(common[0].torsion, estimate.torsion)
+    of_untold = ablations.CommonUnits(untold)(statics, inputs["context"], inputs["noisy"])[1]
+    assert torch.equal(of_untold.translation, unit.translation)
+    assert not torch.equal(untold(statics, inputs["context"], inputs["noisy"])[1].translation, unit.translation)
+
+
+@pytest.mark.filterwarnings("ignore:Outside the domain")
+def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monkeypatch, capsys):
+    words = ["--data", peptides, "--validation", "TAV", "--steps", 2, "--batch", 2, "--jumps", 20]
+    words += ["--output", tmp_path / "out"]
+    module = script("ablations")
+    monkeypatch.setattr(module.TrainingConfig, "validation_batches", 1)
+    run("ablations", *words, "--variants", "full", "torsion regression")
+    _, written = read(tmp_path / "out")
+    full, regression = written["results"]["full"], written["results"]["torsion regression"]
+    assert set(written["results"]) == {"full", "torsion regression", "MD halves", "frozen"}
+    assert full["CPU seconds of training"] > 0 and full["validation loss"] > 0
+    assert regression["torsion"] is None and regression["validation loss"] is None and regression["translation"] > 0
+    assert all(0 <= row[q] <= 1 for row in (full, regression) for q in module.QUALITY)
+    monkeypatch.setattr(module, "measure", lambda *whatever: 1 / 0)
+    run("ablations", *words, "--variants", "full")
+    assert read(tmp_path / "out")[1]["results"] == written["results"]
+    with pytest.raises(ZeroDivisionError):
+        run("ablations", *words, "--variants", *ABLATIONS)
+    with pytest.raises(SystemExit, match="was made with"):
+        run("ablations", *words, "--seed", 5)
