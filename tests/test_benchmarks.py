@@ -222,3 +222,46 @@ def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monke
         run("ablations", *words, "--variants", *ABLATIONS)
     with pytest.raises(SystemExit, match="was made with"):
         run("ablations", *words, "--seed", 5)
+
+
+def test_drift_is_found_and_measured_per_thousand_jumps(script):
+    long_horizon = script("long_horizon")
+    noise = np.random.default_rng(0).normal(0, 0.1, 2000)
+    steady = long_horizon.Series(noise, 5).drift(10)
+    rising = long_horizon.Series(noise + 0.001 * np.arange(2000), 5).drift(10)  # 0.001 in 5 jumps
+    assert steady["p"] > 0.05 and rising["p"] < 1e-6
+    assert rising["slope per 1,000 jumps"] == pytest.approx(0.2 + steady["slope per 1,000 jumps"])
+    assert rising["standard error"] == pytest.approx(steady["standard error"])
+    assert long_horizon.Series(np.arange(20.0), 1).windows(10) == pytest.approx(np.arange(0.5, 20, 2))
+
+
+def test_a_long_run_is_read_in_windows(run, peptides, tmp_path):
+    lines = ['#"Step","Retries","Energy After Relaxation (kJ/mole)"']
+    lines += [f"{10 * (k + 1)},{10 * (k >= 20)},{-k}" for k in range(40)]
+    (tmp_path / "soak.csv").write_text("\n".join(lines) + "\n")
+    words = ["SVA", "--trajectory", peptides / "SVA.xtc", "--table", tmp_path / "soak.csv", "--reference", peptides]
+    module = run("long_horizon", *words, "--output", tmp_path / "out")
+    _, written = read(tmp_path / "out")
+    rows = written["results"]
+    accepted = [rows["accepted conformations"][f"window {k}"] for k in range(1, 11)]
+    assert accepted == pytest.approx([1.0] * 5 + [0.5] * 5)
+    assert rows["energy (kJ/mol)"]["slope per 1,000 jumps"] == pytest.approx(-100)
+    size = [rows["radius of gyration (nm)"][f"window {k}"] for k in range(1, 11)]
+    assert np.mean(size) == pytest.approx(rows["radius of gyration (nm)"]["MD"], rel=1e-5)
+    reference = module.Reference.load(peptides / "SVA.pdb")
+    judge = module.Judge(reference, 100.0, 1)
+    third = judge.divergences(judge.angles[80:120])
+    assert {q: rows[q]["window 3"] for q in module.DIVERGENCES} == pytest.approx(third)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="at least 2000 frames for 1000 windows; found 400"):
+        run("long_horizon", *words, "--windows", 1000, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match="Expected TAVS.pdb"):
+        run("long_horizon", "TAVS", *words[1:], "--output", tmp_path / "out")
+
+
+def test_a_long_run_is_made_as_soak_makes_it(run, tmp_path):
+    words = ["GAG", "--jumps", 4, "--windows", 2, "--output", tmp_path / "out"]
+    run("long_horizon", *words)
+    rows = read(tmp_path / "out")[1]["results"]
+    assert set(rows) == {"valid frames", "radius of gyration (nm)"}  # four jumps leave no line in the table
+    assert rows["valid frames"]["window 2"] == 1.0
