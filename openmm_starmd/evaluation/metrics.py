@@ -45,9 +45,13 @@ def lagged_pairs(trajectories: list[np.ndarray], lag: int, chunk: int = 10_000):
     longest = max(map(len, trajectories), default=0)
     if longest <= lag:
         raise ValueError(f"expected a trajectory longer than the lag of {lag} frames, found {longest} frames at most")
+    if any(trajectory.shape[1:] == (0,) for trajectory in trajectories):
+        raise ValueError("expected at least one feature, found none")
     for trajectory in trajectories:
         for start in range(0, len(trajectory) - lag, chunk):
             end = min(start + chunk, len(trajectory) - lag)
+            if not np.isfinite(trajectory[start : end + lag]).all():
+                raise ValueError("expected finite features, found some that are no numbers; cut the trajectory there")
             yield trajectory[start:end], trajectory[start + lag : end + lag]
 
 
@@ -106,7 +110,10 @@ def torsion_features(angles: np.ndarray, periods: np.ndarray | float = TWO_PI) -
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
     """Jensen-Shannon divergence, in bits, of two histograms of one shape (counts or probabilities)."""
-    p, q = (np.ravel(x) / np.sum(x) for x in (p, q))
+    totals = np.sum(p), np.sum(q)
+    if not min(totals) > 0:
+        raise ValueError(f"expected two histograms with something in them, found totals of {totals[0]} and {totals[1]}")
+    p, q = (np.ravel(x) / total for x, total in zip((p, q), totals, strict=True))
     mean = (p + q) / 2
     return float(max(0.0, rel_entr(p, mean).sum() + rel_entr(q, mean).sum()) / (2 * np.log(2)))
 
@@ -118,6 +125,10 @@ def torsion_jsd(
 
     Histograms of ``bins`` over one period (MDGen, Jing et al. 2024: 100 bins).
     """
+    if not (np.isfinite(reference).all() and np.isfinite(generated).all()):
+        raise ValueError(
+            "expected finite torsions, found some that are no numbers; leave these frames out and count them"
+        )
     periods = np.broadcast_to(periods, reference.shape[-1:])
     divergences = []
     for k, period in enumerate(periods):

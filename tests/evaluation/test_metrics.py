@@ -52,6 +52,10 @@ def test_divergence_is_zero_for_equal_one_for_disjoint_and_symmetric(rng):
     assert metrics.jensen_shannon(p, 3 * p) == pytest.approx(0, abs=1e-12)
     assert metrics.jensen_shannon([1, 0], [0, 1]) == pytest.approx(1)
     assert metrics.jensen_shannon(p, q) == pytest.approx(metrics.jensen_shannon(q, p))
+    with pytest.raises(ValueError, match="something in them"):
+        metrics.jensen_shannon(p, np.zeros((7, 5)))
+    with pytest.raises(ValueError, match="finite torsions"):
+        metrics.torsion_jsd(p, np.where(p > 0.5, np.nan, p))
 
 
 def test_tica_finds_the_slow_direction_and_tells_distributions_apart(rng):
@@ -146,6 +150,8 @@ def test_tica_says_what_it_lacks_and_passes_over_short_trajectories(rng):
         metrics.fit_tica(np.ones((50, 3)), 2)
     with pytest.raises(ValueError, match="longer than the lag of 50"):
         metrics.fit_tica(rng.normal(size=(50, 3)), 50)
+    with pytest.raises(ValueError, match="finite features"):
+        metrics.fit_tica(np.full((50, 3), np.nan), 2)
     x = np.cumsum(rng.normal(size=(25_000, 2)), 0)
     whole, parts = metrics.fit_tica(x, 3), metrics.fit_tica([x, x[:2]], 3)
     assert np.allclose(whole.transform(x[:10]), parts.transform(x[:10]))
