@@ -10,13 +10,13 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from openmm.app import PDBFile
+from scipy.signal import lfilter
 
 pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.evaluation import kinetics  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
-from openmm_starmd.protein.conformation import from_positions, to_positions  # noqa: E402
+from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402
 from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 
@@ -46,26 +46,34 @@ def run(script, monkeypatch):
     return main
 
 
+def jitter(topology, positions, n_frames, seed):
+    """Positions (T, A, 3): residues that move as an Ornstein-Uhlenbeck process with a memory of five frames."""
+    tokens, start = ResidueTokens.from_topology(topology), torch.from_numpy(positions)
+    first = Conformation.stack([from_positions(start, tokens)] * n_frames)
+    scales = torch.tensor([0.002, 0.02, 0.3, 0.01], dtype=torch.float64)
+    noise = tangent_noise(first.angles, tokens.features.torsion_mask, torch.Generator().manual_seed(seed))
+    moves = {name: lfilter([0.6], [1, -0.8], value, axis=0) for name, value in vars(noise.scaled(scales)).items()}
+    walk = type(noise)(**{name: torch.from_numpy(value) for name, value in moves.items()})
+    return to_positions(walk.apply(first), start, tokens).numpy().astype(np.float32)
+
+
+def save(folder, name, topology, xyz, interval, atoms=None, pdb=None):
+    """NAME.xtc and its PDB file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    times = interval * np.arange(1, len(xyz) + 1)
+    trajectory = mdtraj.Trajectory(xyz, mdtraj.Topology.from_openmm(topology), times)
+    trajectory = trajectory if atoms is None else trajectory.atom_slice(trajectory.topology.select(atoms))
+    trajectory.save_xtc(str(folder / f"{name}.xtc"))
+    trajectory[0].save_pdb(str(folder / f"{pdb or name}.pdb"))
+
+
 @pytest.fixture(scope="module")
 def peptides(build_peptide, tmp_path_factory):
-    """Folder of NAME.pdb and NAME.xtc: structures that jitter as an Ornstein-Uhlenbeck process does."""
+    """Folder of NAME.pdb and NAME.xtc."""
     folder = tmp_path_factory.mktemp("peptides")
     for seed, sequence in enumerate(("SVA", "TAV")):
         topology, positions = build_peptide(sequence)
-        tokens, start = ResidueTokens.from_topology(topology), torch.from_numpy(positions)
-        first = from_positions(start, tokens)
-        scales = torch.tensor([0.002, 0.02, 0.3, 0.01], dtype=torch.float64)
-        generator, state, frames = torch.Generator().manual_seed(seed), 0.0, []
-        for _ in range(FRAMES):
-            fresh = tangent_noise(first.angles, tokens.features.torsion_mask, generator).scaled(scales)
-            parts = [getattr(fresh, name) for name in ("translation", "rotation", "torsion", "angle")]
-            state = [0.8 * old + 0.6 * new for old, new in zip(state or [0.0] * 4, parts, strict=True)]
-            frames.append(to_positions(type(fresh)(*state).apply(first), start, tokens))
-        with open(folder / f"{sequence}.pdb", "w") as file:
-            PDBFile.writeFile(topology, positions * 10, file, keepIds=True)
-        times = INTERVAL * np.arange(1, FRAMES + 1)
-        xyz = torch.stack(frames).numpy().astype(np.float32)
-        mdtraj.Trajectory(xyz, mdtraj.Topology.from_openmm(topology), times).save_xtc(str(folder / f"{sequence}.xtc"))
+        save(folder, sequence, topology, jitter(topology, positions, FRAMES, seed), INTERVAL)
     return folder
 
 
@@ -265,3 +273,82 @@ def test_a_long_run_is_made_as_soak_makes_it(run, tmp_path):
     rows = read(tmp_path / "out")[1]["results"]
     assert set(rows) == {"valid frames", "radius of gyration (nm)"}  # four jumps leave no line in the table
     assert rows["valid frames"]["window 2"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def atlas(build_peptide, tmp_path_factory):
+    """Two chains in ATLAS's layout, 100 ps a frame, a split, and generated trajectories: R2 itself, and CA alone."""
+    folder = tmp_path_factory.mktemp("atlas")
+    topology, positions = build_peptide("AVSGLWTA")
+    for name in ("1abc_A", "2def_B"):
+        for k in (1, 2):
+            xyz = jitter(topology, positions, 984, 10 * k)
+            save(folder / "md" / name, f"{name}_prod_R{k}_fit", topology, xyz, 100.0, pdb=name)
+    save(folder / "made", "1abc_A", topology, xyz[::12], 7.0)
+    save(folder / "made", "2def_B", topology, jitter(topology, positions, 50, 3), 7.0, atoms="name CA")
+    dates = {"1abc_A": "2019-05-01", "2def_B": "2021-02-03", "3old_A": "2019-04-30", "4new_C": "2020-01-01"}
+    (folder / "split.csv").write_text("name,seqres,release_date\n" + "".join(f"{n},A,{d}\n" for n, d in dates.items()))
+    return folder
+
+
+def test_atlas_scores_chains_and_resumes(run, script, atlas, tmp_path, monkeypatch):
+    words = [atlas / "md", "--split", atlas / "split.csv", "--generated", atlas / "made", "--output", tmp_path / "out"]
+    run("atlas", *words)
+    text, written = read(tmp_path / "out_100ns")
+    chains = written["results"]["chains"]
+    assert list(chains) == ["1abc_A", "2def_B"] and "4new_C: ChainError: expected 4new_C.pdb" in text
+    assert "chains: 2 of 3 in the split" in text
+    same, backbone = chains["1abc_A"], chains["2def_B"]
+    assert same["generated"] == pytest.approx(same["MD R2"], abs=1e-4)  # PDB files round to 0.0001 nm, XTC to 0.001
+    assert same["generated"]["frames"] == 80 and backbone["generated"]["frames"] == 50
+    assert "all-atom valid" in same["MD R2"] and "all-atom valid" not in backbone["MD R2"]
+    frozen, shuffled = same["frozen"], same["shuffled"]
+    assert frozen["tICA correlation"] == frozen["RMSF r"] == 0
+    assert frozen["PCA recall"] < 0.1 < 0.4 < same["MD R2"]["PCA recall"] < shuffled["PCA recall"]
+    assert frozen["PCA JSD"] > 0.9 > same["MD R2"]["PCA JSD"]
+    chain = script("atlas").Chain(atlas / "md", "1abc_A", "100ns")
+    ordered = chain.score(chain.coarse)
+    for name in ("PCA JSD", "PCA recall", "tICA-0 JSD", "RMSF r"):
+        assert shuffled[name] == pytest.approx(ordered[name], rel=1e-3)
+    assert ordered["VAMP-2 difference"] == 0 < shuffled["VAMP-2 difference"]
+    mean = written["results"]["mean"]["PCA JSD"]["MD R2"]
+    assert mean["mean"] == pytest.approx(np.mean([c["MD R2"]["PCA JSD"] for c in chains.values()]))
+    assert mean["low"] <= mean["mean"] <= mean["high"]
+    monkeypatch.setattr(script("atlas"), "examine", lambda *whatever: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("atlas", *words)  # 4new_C is tried again
+    run("atlas", *words, "--after", "2021-01-01")
+    assert read(tmp_path / "out_100ns")[1]["results"]["chains"] == {"2def_B": backbone}
+
+
+def test_a_trajectory_of_atlas_against_itself(script, atlas):
+    module = script("atlas")
+    chain = module.Chain(atlas / "md", "1abc_A", "100ns")
+    assert (chain.step, chain.lag, chain.coarse.trajectory.n_frames) == (12, 12, 80)
+    row = chain.score(module.Candidate(chain.load(1, 1)[:960:12]))
+    assert row["VAMP-2 difference"] == pytest.approx(0, abs=1e-6)
+    everything = chain.score(module.Candidate(chain.load(1, 1)))
+    assert everything["RMSF r"] == pytest.approx(1)
+    for name, value in {"PCA JSD": 0, "PCA recall": 1, "tICA-0 JSD": 0, "tICA-0,1 JSD": 0}.items():
+        assert everything[name] == pytest.approx(value, abs=1e-6)
+    assert 0 < row["PCA recall"] < 1
+    assert module.Chain(atlas / "md", "1abc_A", "1us").coarse.trajectory.n_frames == 40
+
+
+@pytest.mark.filterwarnings("ignore:Outside the domain")
+def test_atlas_makes_trajectories_by_a_model(run, script, atlas, tmp_path, monkeypatch):
+    monkeypatch.setitem(script("atlas").TASKS, "100ns", (6, 1200.0))
+    words = [atlas / "md", "--split", atlas / "split.csv", "--generated", tmp_path / "made", "--after", "2021-01-01"]
+    run("atlas", *words, "--model", "starmd-peptide", "--output", tmp_path / "out")
+    made = mdtraj.load(str(tmp_path / "made" / "2def_B.xtc"), top=str(tmp_path / "made" / "2def_B.pdb"))
+    assert made.time == pytest.approx(1200.0 * np.arange(1, 7))
+    row = read(tmp_path / "out_100ns")[1]["results"]["chains"]["2def_B"]["generated"]
+    assert row["frames"] == 6 and 0 <= row["all-atom valid"] <= 1
+
+
+def test_a_profile_is_the_correlation_of_each_distance(script):
+    rng = np.random.default_rng(1)
+    series, other = rng.normal(size=(2, 500))
+    distances = np.stack([3 - 2 * series, other, np.full(500, 1.0)], 1)
+    found = script("atlas").profile(distances, series)
+    assert found == pytest.approx([1, abs(np.corrcoef(series, other)[0, 1]), 0])
