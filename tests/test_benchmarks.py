@@ -14,7 +14,7 @@ from scipy.signal import lfilter
 
 pytest.importorskip("lightning_fabric")
 
-from openmm_starmd.evaluation import kinetics  # noqa: E402
+from openmm_starmd.evaluation import ensemble, kinetics  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402
 from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
@@ -194,6 +194,8 @@ def test_a_model_without_stride_cannot_tell_strides(window):
     told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
     assert terms(told, 100.0) != terms(told, 400.0)
     assert terms(untold, 100.0) == terms(untold, 400.0) == terms(told, 100.0)
+    sizes = untold.step_size(torch.tensor([40.0, 400.0]))
+    assert torch.equal(sizes[0], sizes[1]) and torch.equal(sizes[0], told.step_size(torch.tensor(100.0)))
 
 
 def test_errors_are_compared_in_the_units_of_the_stride(window):
@@ -332,6 +334,9 @@ def test_a_trajectory_of_atlas_against_itself(script, atlas):
     for name, value in {"PCA JSD": 0, "PCA recall": 1, "tICA-0 JSD": 0, "tICA-0,1 JSD": 0}.items():
         assert everything[name] == pytest.approx(value, abs=1e-6)
     assert 0 < row["PCA recall"] < 1
+    ca = module.Candidate(chain.load(1, 1)).ca
+    assert chain.wander[[0, 2]] == pytest.approx(ensemble.rmsd_against_lag(ca, [12, 36]))
+    assert chain.score(chain.coarse.taking(np.zeros(80, int)))["tICA-0 JSD"] > 0.8
     assert module.Chain(atlas / "md", "1abc_A", "1us").coarse.trajectory.n_frames == 40
 
 
