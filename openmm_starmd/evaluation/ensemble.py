@@ -181,7 +181,7 @@ def correlation(reference: np.ndarray, generated: np.ndarray) -> float:
     return float(pearsonr(reference, generated).statistic)
 
 
-def ca_distances(positions: np.ndarray, min_separation: int = 3, max_pairs: int = 300) -> np.ndarray:
+def ca_distances(positions: np.ndarray, min_separation: int = 3, max_pairs: int = 200) -> np.ndarray:
     """Distances of CA, features of a protein's tICA, (T, N, 3) -> (T, P), nm, float32.
 
     All pairs at least ``min_separation`` places apart in the sequence, or ``max_pairs`` of them, evenly spaced.
