@@ -183,17 +183,17 @@ class Chain:
 
     def score_atoms(self, candidates: dict[str, Candidate], common: mdtraj.Topology) -> dict[str, dict[str, float]]:
         """The rows of heavy atoms, on those that the generated trajectory has, too."""
-        shared = heavy(self.few.topology).keys() & heavy(common).keys()
-        if len(shared) < ENOUGH_ATOMS * self.few.n_atoms:
+        own = heavy(self.few.topology)
+        there = heavy(common)
+        order = [label for label in own if label in there]
+        if len(order) < ENOUGH_ATOMS * len(own):
             return {name: {} for name in candidates}
-        order = sorted(shared, key=heavy(self.few.topology).get)
+        topology = self.few.topology.subset([own[label] for label in order])
 
         def cut(trajectory: mdtraj.Trajectory) -> mdtraj.Trajectory:
             place = heavy(trajectory.topology)
-            indices = [place[label] for label in order]
-            return mdtraj.Trajectory(trajectory.xyz[:, indices], self.few.topology.subset(here))
+            return mdtraj.Trajectory(trajectory.xyz[:, [place[label] for label in order]], topology)
 
-        here = [heavy(self.few.topology)[label] for label in order]
         limits, scores = structure.calibrate(cut(self.few)), {}
         for name, candidate in candidates.items():
             trajectory = cut(candidate.trajectory)
