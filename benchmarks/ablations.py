@@ -205,7 +205,10 @@ def finished(name: str, options) -> dict:
     folder = options.output.with_name(f"{options.output.name}_{name.replace(' ', '_')}")
     kept = ("data", "reference", "validation", "steps", "batch", "jumps", "seed")
     settings = plain({key: getattr(options, key) for key in kept})
-    folder.mkdir(parents=True, exist_ok=True)
+    if name in options.variants:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not folder.exists():
+        return {}
     noted, result = folder / "settings.json", folder / "result.json"
     if noted.exists() and (found := json.loads(noted.read_text())) != settings:
         raise SystemExit(f"{folder.name} was made with {found}, not with {settings}; give another --output.")

@@ -222,6 +222,7 @@ def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monke
     _, written = read(tmp_path / "out")
     full, regression = written["results"]["full"], written["results"]["torsion regression"]
     assert set(written["results"]) == {"full", "torsion regression", "MD halves", "frozen"}
+    assert not (tmp_path / "out_no_stride").exists()
     assert full["CPU seconds of training"] > 0 and full["validation loss"] > 0
     assert regression["torsion"] is None and regression["validation loss"] is None and regression["translation"] > 0
     assert all(0 <= row[q] <= 1 for row in (full, regression) for q in module.QUALITY)
