@@ -169,14 +169,14 @@ class Judge:
         """ps, of pieces of the reference."""
         return markov.slowest_timescale([p for p in pieces if len(p) > self.lag], self.lag) * self.stride / self.lag
 
-    def _project(self, angles):
+    def project(self, angles):
         return self.tica.transform(metrics.torsion_features(angles, self.periods))
 
     def divergences(self, angles: np.ndarray, against: np.ndarray | None = None) -> dict[str, float]:
         """Of torsions (T, K) against all of the reference, or against other torsions."""
         against = self.angles if against is None else against
         jsd = metrics.torsion_jsd(against, angles, self.periods)
-        tica = metrics.tica_jsd(self._project(against), self._project(angles))
+        tica = metrics.tica_jsd(self.project(against), self.project(angles))
         side = jsd[~self.backbone]
         values = (jsd[self.backbone].mean(), side.mean() if len(side) else math.nan, *tica)
         return dict(zip(DIVERGENCES, map(float, values), strict=True))
@@ -184,7 +184,7 @@ class Judge:
     def rates(self, angles: list[np.ndarray], lag: int = 1) -> dict[str, float]:
         """Kinetics of trajectories (T, K), one step of the model being ``lag`` frames."""
         hops = np.mean([kinetics.hop_rate(a, self.periods, lag=lag) for a in angles], 0)
-        states = [self.states.transform(self._project(a)) for a in angles]
+        states = [self.states.transform(self.project(a)) for a in angles]
         timescale = markov.slowest_timescale(states, lag) * self.stride / lag
         return {
             "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,

@@ -67,20 +67,30 @@ def simulate(topology, positions, options) -> dict[str, float]:
     }
 
 
-def frames(topology, options) -> dict[str, float]:
-    """What the frames that were written are worth."""
+def valid_frames(topology, xtc) -> np.ndarray:
+    """Which frames of a trajectory pass the checks, (T,) bool."""
     tokens = ResidueTokens.from_topology(topology)
     valid = []
-    for chunk in mdtraj.iterload(f"{options.output}.xtc", top=mdtraj.Topology.from_openmm(topology), chunk=1000):
+    for chunk in mdtraj.iterload(str(xtc), top=mdtraj.Topology.from_openmm(topology), chunk=1000):
         valid.append(check_positions(torch.from_numpy(chunk.xyz), tokens).valid.numpy())
-    valid = np.concatenate(valid)
+    return np.concatenate(valid)
+
+
+def frames(topology, options) -> dict[str, float]:
+    """What the frames that were written are worth."""
+    valid = valid_frames(topology, f"{options.output}.xtc")
     return {"frames": len(valid), "valid frames (%)": 100 * float(valid.mean())}
+
+
+def rows_of(table) -> list[dict[str, str]]:
+    """Lines of a StarMDReporter's table."""
+    with open(table, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def jumps(options) -> dict[str, float]:
     """What the lines of the StarMDReporter sum up to; energies of the first and the last tenth."""
-    with open(f"{options.output}.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(f"{options.output}.csv")
     failed = Counter()
     for row in rows:
         failed.update({kind: int(count) for kind, count in (pair.split(":") for pair in row["Failed Checks"].split())})

@@ -53,8 +53,9 @@ def denoising_loss(
     strides: Tensor,
     generator: torch.Generator,
     weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+    first: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of frames 1 .. L - 1 of a window, each given the context copies before it.
+    """Loss of frames ``first`` .. L - 1 of a window, each given the context copies before it.
 
     Parameters
     ----------
@@ -63,6 +64,8 @@ def denoising_loss(
         Clean frames, centred, each superposed on its predecessor.
     strides : Tensor, shape (B, L)
         Time since the predecessor, ps.
+    first : int
+        The first frame that is to be denoised, at least 1.
 
     Returns
     -------
@@ -71,15 +74,15 @@ def denoising_loss(
         Each term, unweighted and detached.
     """
     copies = process.context_copy(window, features, generator)
-    clean = window[:, 1:]
+    clean = window[:, first:]
     span = 1 - process.min_time
     time = process.min_time + span * torch.rand(
-        strides[:, 1:].shape, generator=generator, dtype=strides.dtype, device=strides.device
+        strides[:, first:].shape, generator=generator, dtype=strides.dtype, device=strides.device
     )
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
-    index = torch.arange(1, window.shape[1], device=strides.device)
-    inputs = FrameInputs(noisy, copies[:, :-1], time, alpha, sigma, strides[:, 1:], index)
+    index = torch.arange(first, window.shape[1], device=strides.device)
+    inputs = FrameInputs(noisy, copies[:, first - 1 : -1], time, alpha, sigma, strides[:, first:], index)
     statics = denoiser.statics(features, reference=window[:, 0])
     estimate, unit = denoiser(statics, context_inputs(copies, strides, process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)

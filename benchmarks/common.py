@@ -1,0 +1,96 @@
+"""What the benchmarks share: the circumstances of a run, and the files that a run leaves."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("openmm", "torch", "mdtraj", "numpy", "deeptime")
+
+
+def processor() -> str:
+    """Name of the CPU (Linux), else what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def command() -> str:
+    """The command line that was given, of paths only the last part."""
+
+    def short(word: str) -> str:
+        key, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        return key + equals + (Path(value).name or value)
+
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(short, sys.argv[1:])])
+
+
+def circumstances(**more) -> dict[str, str]:
+    """Date, command, versions, threads and hardware of this run."""
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    hardware = f"{processor()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        hardware += f"; {torch.cuda.get_device_name()}"
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "command": command(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "threads": torch.get_num_threads(),
+        "hardware": hardware,
+    }
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    return facts | {"load of the machine": f"{load:.1f}"} | more
+
+
+def plain(value):
+    """A value that JSON can hold: paths by their names, numbers that are not finite as None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return value.name
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(rows: dict[str, dict[str, float]], corner: str = "") -> str:
+    """Markdown table, a line per row; cells may be numbers or words."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+
+    def cell(value) -> str:
+        if isinstance(value, str):
+            return value
+        return "" if value is None or math.isnan(value) else f"{value:.4g}"
+
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(lines + [f"| {n} | {' | '.join(cell(r.get(c)) for c in columns)} |" for n, r in rows.items()])
+
+
+def write(stem, title: str, facts: dict, sections: dict[str, str], results: dict) -> None:
+    """STEM.md with the facts as a list and a section for each text, and STEM.json with facts and results."""
+    lines = [f"# {title}\n", *(f"- {name}: {value}" for name, value in facts.items())]
+    lines += [f"\n## {name}\n\n{text}" if name else f"\n{text}" for name, text in sections.items()]
+    Path(f"{stem}.md").write_text("\n".join(lines) + "\n")
+    Path(f"{stem}.json").write_text(json.dumps(plain({"settings": facts, "results": results}), indent=1) + "\n")
+
+
+def parser(doc: str, stem: str) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring, with the options that every benchmark has."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--output", type=Path, default=Path(stem), help="stem of the .md and .json files")
+    made.add_argument("--threads", type=int, default=1, help="of PyTorch and of OpenMM's CPU platform")
+    made.add_argument("--seed", type=int, default=1)
+    return made

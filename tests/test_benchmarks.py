@@ -1,0 +1,360 @@
+"""The benchmark scripts on tiny data: they run, resume, write what they promise, and their own arithmetic is right."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from scipy.signal import lfilter
+
+pytest.importorskip("lightning_fabric")
+
+from openmm_starmd.evaluation import ensemble, kinetics  # noqa: E402
+from openmm_starmd.network.config import NetworkConfig  # noqa: E402
+from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402
+from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
+from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+INTERVAL = 20.0  # ps
+FRAMES = 400
+
+
+@pytest.fixture(scope="module")
+def script():
+    """Import a benchmark by its name; they import each other as they do when they are run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield importlib.import_module
+
+
+@pytest.fixture
+def run(script, monkeypatch):
+    """Run a benchmark by its command line; returns its module."""
+
+    def main(name, *words):
+        module = script(name)
+        monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{name}.py"), *map(str, words)])
+        module.main()
+        return module
+
+    return main
+
+
+def jitter(topology, positions, n_frames, seed):
+    """Positions (T, A, 3): residues that move as an Ornstein-Uhlenbeck process with a memory of five frames."""
+    tokens, start = ResidueTokens.from_topology(topology), torch.from_numpy(positions)
+    first = Conformation.stack([from_positions(start, tokens)] * n_frames)
+    scales = torch.tensor([0.002, 0.02, 0.3, 0.01], dtype=torch.float64)
+    noise = tangent_noise(first.angles, tokens.features.torsion_mask, torch.Generator().manual_seed(seed))
+    moves = {name: lfilter([0.6], [1, -0.8], value, axis=0) for name, value in vars(noise.scaled(scales)).items()}
+    walk = type(noise)(**{name: torch.from_numpy(value) for name, value in moves.items()})
+    return to_positions(walk.apply(first), start, tokens).numpy().astype(np.float32)
+
+
+def save(folder, name, topology, xyz, interval, atoms=None, pdb=None):
+    """NAME.xtc and its PDB file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    times = interval * np.arange(1, len(xyz) + 1)
+    trajectory = mdtraj.Trajectory(xyz, mdtraj.Topology.from_openmm(topology), times)
+    trajectory = trajectory if atoms is None else trajectory.atom_slice(trajectory.topology.select(atoms))
+    trajectory.save_xtc(str(folder / f"{name}.xtc"))
+    trajectory[0].save_pdb(str(folder / f"{pdb or name}.pdb"))
+
+
+@pytest.fixture(scope="module")
+def peptides(build_peptide, tmp_path_factory):
+    """Folder of NAME.pdb and NAME.xtc."""
+    folder = tmp_path_factory.mktemp("peptides")
+    for seed, sequence in enumerate(("SVA", "TAV")):
+        topology, positions = build_peptide(sequence)
+        save(folder, sequence, topology, jitter(topology, positions, FRAMES, seed), INTERVAL)
+    return folder
+
+
+def read(stem):
+    text = Path(f"{stem}.md").read_text()
+    return text, json.loads(Path(f"{stem}.json").read_text())
+
+
+def test_a_command_names_no_folders(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/b/x.py", "/c/d", "--e=/f/g", "--h", "i/j.csv", "DWGR", "-1.5"])
+    assert script("common").command() == "python benchmarks/x.py d --e=g --h j.csv DWGR -1.5"
+
+
+def test_tables_and_json_hold_no_nan(script, tmp_path):
+    common = script("common")
+    rows = {"a": {"x": 1.0, "y": float("nan")}, "b": {"z": "word", "x": np.float32(0.5)}}
+    lines = common.table(rows, "kind").splitlines()
+    assert lines[0] == "| kind | x | y | z |"
+    assert lines[2:] == ["| a | 1 |  |  |", "| b | 0.5 |  | word |"]
+    common.write(tmp_path / "t", "Title", {"date": "today"}, {"One": "text"}, rows)
+    assert (tmp_path / "t.md").read_text() == "# Title\n\n- date: today\n\n## One\n\ntext\n"
+    assert json.loads((tmp_path / "t.json").read_text())["results"]["a"] == {"x": 1.0, "y": None}
+
+
+def test_compare_md_times_every_way(run, peptides, tmp_path):
+    stem = tmp_path / "out"
+    run("compare_md", "SVA", "GAGAGAGAG", "--minutes", 0, "--replicas", 2, "--reference", peptides, "--output", stem)
+    text, written = read(stem)
+    inside, outside = written["results"]["SVA"], written["results"]["GAGAGAGAG"]
+    assert list(inside) == ["MD", "StarMDIntegrator", "StarMDIntegrator, no relaxation", "Propagator, 2 replicas"]
+    for row, interval in zip(inside.values(), (10, 100, 100, 100), strict=True):
+        assert row["ns/day"] == pytest.approx(row["frames"] * interval / 1000 / row["wall time (s)"] * 86400)
+    jump = inside["StarMDIntegrator"]
+    phases = sum(jump[f"{phase} (ms)"] for phase in ("network", "backmapping", "relaxation", "other"))
+    assert phases == pytest.approx(1000 * jump["wall time (s)"] / jump["frames"], rel=0.1)
+    assert inside["StarMDIntegrator, no relaxation"]["relaxation (ms)"] < 0.1 * jump["relaxation (ms)"]
+    assert 0 <= inside["Propagator, 2 replicas"]["JSD backbone"] <= 1
+    assert not any(key.startswith(("JSD", "effective")) for row in outside.values() for key in row)
+    assert "outside the model's domain" in text and str(tmp_path) not in text + json.dumps(written)
+
+
+def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
+    compare = script("compare_md")
+    reference = mdtraj.load(str(peptides / "SVA.xtc"), top=str(peptides / "SVA.pdb"))
+    what = SimpleNamespace(name="SVA", topology=build_peptide("SVA")[0], stride=100.0)
+    options = SimpleNamespace(reference=peptides, seed=1)
+    same = compare.Measurement([reference.xyz], INTERVAL, 3600.0)
+    scorer = compare.Scorer(what, same, options)
+    row = scorer(same, is_md=False)
+    samples = kinetics.effective_samples(scorer.judge.projection[:, 0])
+    assert row["effective samples an hour"] == pytest.approx(samples, rel=1e-3)
+    assert row["effective samples it rests on"] == pytest.approx(samples, rel=1e-3)
+    assert row["JSD backbone"] == pytest.approx(0, abs=1e-6)
+    short = compare.Measurement([reference.xyz[:40]], INTERVAL, 360.0)
+    of_md = scorer(short, is_md=True)
+    assert of_md["autocorrelation time (ps)"] == row["autocorrelation time (ps)"]
+    assert of_md["effective samples an hour"] == pytest.approx(samples)  # a tenth of the frames in a tenth of the time
+    without = compare.Scorer(what, same, SimpleNamespace(reference=None, seed=1))
+    assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
+
+
+ABLATIONS = ("full", "separable attention", "no context noise", "no stride", "one target a window")
+
+
+@pytest.fixture
+def window(script, peptides):
+    """A dataset's batch of windows of 4 frames, and denoisers whose outputs are no longer zero."""
+    ablations = script("ablations")
+    dataset = ablations.TrajectoryDataset(peptides)
+    batch = dataset.window_batch(3, 4, torch.Generator().manual_seed(1), (20.0, 600.0))
+
+    def denoiser(kind):
+        torch.manual_seed(0)
+        made = kind(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2))
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        made.step_scales.copy_(ablations.step_scales(dataset))
+        return made
+
+    return ablations, batch, denoiser
+
+
+def captured(ablations, batch, loss):
+    """Inputs and outputs of the denoiser when a loss is computed."""
+    seen = {}
+
+    class Spy(ablations.Denoiser):
+        def forward(self, statics, context, noisy):
+            estimate, unit = super().forward(statics, context, noisy)
+            seen.update(context=context, noisy=noisy, unit=unit)
+            return estimate, unit
+
+    torch.manual_seed(0)
+    spy = Spy(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2))
+    loss(spy, ablations.Process(ablations.ProcessConfig()), batch, torch.Generator().manual_seed(3))
+    return seen
+
+
+def test_sequential_training_denoises_the_last_frame_of_a_cut_window(window):
+    ablations, batch, _ = window
+    seen = captured(ablations, batch, ablations.one_target)
+    last, context = seen["noisy"].index.tolist(), seen["context"]
+    assert last == [len(context.index) - 1]
+    before = context.conformation[:, last[0] - 1 : last[0]]
+    assert torch.equal(seen["noisy"].previous.torsions, before.torsions)
+    assert torch.equal(seen["noisy"].stride, batch.strides[:, last[0] : last[0] + 1])
+    assert captured(ablations, batch, ablations.all_targets)["noisy"].index.tolist() == [1, 2, 3]
+
+
+def test_a_model_without_stride_cannot_tell_strides(window):
+    ablations, batch, denoiser = window
+    process = ablations.Process(ablations.ProcessConfig())
+
+    def terms(module, stride):
+        same = ablations.Batch(batch.features, batch.conformations, torch.full_like(batch.strides, stride))
+        return ablations.all_targets(module, process, same, torch.Generator().manual_seed(2))[0]
+
+    told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
+    assert terms(told, 100.0) != terms(told, 400.0)
+    assert terms(untold, 100.0) == terms(untold, 400.0) == terms(told, 100.0)
+    sizes = untold.step_size(torch.tensor([40.0, 400.0]))
+    assert torch.equal(sizes[0], sizes[1]) and torch.equal(sizes[0], told.step_size(torch.tensor(100.0)))
+
+
+def test_errors_are_compared_in_the_units_of_the_stride(window):
+    ablations, batch, denoiser = window
+    inputs = captured(ablations, batch, ablations.all_targets)
+    told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
+    statics = told.statics(batch.features)
+    estimate, unit = told(statics, inputs["context"], inputs["noisy"])
+    common = ablations.CommonUnits(told)(statics, inputs["context"], inputs["noisy"])
+    assert all(torch.equal(a, b) for a, b in zip(vars(common[1]).values(), vars(unit).values(), strict=True))
+    assert torch.equal(common[0].torsion, estimate.torsion)
+    of_untold = ablations.CommonUnits(untold)(statics, inputs["context"], inputs["noisy"])[1]
+    assert torch.equal(of_untold.translation, unit.translation)
+    assert not torch.equal(untold(statics, inputs["context"], inputs["noisy"])[1].translation, unit.translation)
+
+
+@pytest.mark.filterwarnings("ignore:Outside the domain")
+def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monkeypatch, capsys):
+    words = ["--data", peptides, "--validation", "TAV", "--steps", 2, "--batch", 2, "--jumps", 20]
+    words += ["--output", tmp_path / "out"]
+    module = script("ablations")
+    monkeypatch.setattr(module.TrainingConfig, "validation_batches", 1)
+    run("ablations", *words, "--variants", "full", "torsion regression")
+    _, written = read(tmp_path / "out")
+    full, regression = written["results"]["full"], written["results"]["torsion regression"]
+    assert set(written["results"]) == {"full", "torsion regression", "MD halves", "frozen"}
+    assert not (tmp_path / "out_no_stride").exists()
+    assert full["CPU seconds of training"] > 0 and full["validation loss"] > 0
+    assert regression["torsion"] is None and regression["validation loss"] is None and regression["translation"] > 0
+    assert all(0 <= row[q] <= 1 for row in (full, regression) for q in module.QUALITY)
+    monkeypatch.setattr(module, "measure", lambda *whatever: 1 / 0)
+    run("ablations", *words, "--variants", "full")
+    assert read(tmp_path / "out")[1]["results"] == written["results"]
+    with pytest.raises(ZeroDivisionError):
+        run("ablations", *words, "--variants", *ABLATIONS)
+    with pytest.raises(SystemExit, match="was made with"):
+        run("ablations", *words, "--seed", 5)
+
+
+def test_drift_is_found_and_measured_per_thousand_jumps(script):
+    long_horizon = script("long_horizon")
+    noise = np.random.default_rng(0).normal(0, 0.1, 2000)
+    steady = long_horizon.Series(noise, 5).drift(10)
+    rising = long_horizon.Series(noise + 0.001 * np.arange(2000), 5).drift(10)  # 0.001 in 5 jumps
+    assert steady["p"] > 0.05 and rising["p"] < 1e-6
+    assert rising["slope per 1,000 jumps"] == pytest.approx(0.2 + steady["slope per 1,000 jumps"])
+    assert rising["standard error"] == pytest.approx(steady["standard error"])
+    assert long_horizon.Series(np.arange(20.0), 1).windows(10) == pytest.approx(np.arange(0.5, 20, 2))
+
+
+def test_a_long_run_is_read_in_windows(run, peptides, tmp_path):
+    lines = ['#"Step","Retries","Energy After Relaxation (kJ/mole)"']
+    lines += [f"{10 * (k + 1)},{10 * (k >= 20)},{-k}" for k in range(40)]
+    (tmp_path / "soak.csv").write_text("\n".join(lines) + "\n")
+    words = ["SVA", "--trajectory", peptides / "SVA.xtc", "--table", tmp_path / "soak.csv", "--reference", peptides]
+    module = run("long_horizon", *words, "--output", tmp_path / "out")
+    _, written = read(tmp_path / "out")
+    rows = written["results"]
+    accepted = [rows["accepted conformations"][f"window {k}"] for k in range(1, 11)]
+    assert accepted == pytest.approx([1.0] * 5 + [0.5] * 5)
+    assert rows["energy (kJ/mol)"]["slope per 1,000 jumps"] == pytest.approx(-100)
+    size = [rows["radius of gyration (nm)"][f"window {k}"] for k in range(1, 11)]
+    assert np.mean(size) == pytest.approx(rows["radius of gyration (nm)"]["MD"], rel=1e-5)
+    reference = module.Reference.load(peptides / "SVA.pdb")
+    judge = module.Judge(reference, 100.0, 1)
+    third = judge.divergences(judge.angles[80:120])
+    assert {q: rows[q]["window 3"] for q in module.DIVERGENCES} == pytest.approx(third)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="at least 2000 frames for 1000 windows; found 400"):
+        run("long_horizon", *words, "--windows", 1000, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match="Expected TAVS.pdb"):
+        run("long_horizon", "TAVS", *words[1:], "--output", tmp_path / "out")
+
+
+def test_a_long_run_is_made_as_soak_makes_it(run, tmp_path):
+    words = ["GAG", "--jumps", 4, "--windows", 2, "--output", tmp_path / "out"]
+    run("long_horizon", *words)
+    rows = read(tmp_path / "out")[1]["results"]
+    assert set(rows) == {"valid frames", "radius of gyration (nm)"}  # four jumps leave no line in the table
+    assert rows["valid frames"]["window 2"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def atlas(build_peptide, tmp_path_factory):
+    """Two chains in ATLAS's layout, 100 ps a frame, a split, and generated trajectories: R2 itself, and CA alone."""
+    folder = tmp_path_factory.mktemp("atlas")
+    topology, positions = build_peptide("AVSGLWTA")
+    for name in ("1abc_A", "2def_B"):
+        for k in (1, 2):
+            xyz = jitter(topology, positions, 984, 10 * k)
+            save(folder / "md" / name, f"{name}_prod_R{k}_fit", topology, xyz, 100.0, pdb=name)
+    save(folder / "made", "1abc_A", topology, xyz[::12], 7.0)
+    save(folder / "made", "2def_B", topology, jitter(topology, positions, 50, 3), 7.0, atoms="name CA")
+    dates = {"1abc_A": "2019-05-01", "2def_B": "2021-02-03", "3old_A": "2019-04-30", "4new_C": "2020-01-01"}
+    (folder / "split.csv").write_text("name,seqres,release_date\n" + "".join(f"{n},A,{d}\n" for n, d in dates.items()))
+    return folder
+
+
+def test_atlas_scores_chains_and_resumes(run, script, atlas, tmp_path, monkeypatch):
+    words = [atlas / "md", "--split", atlas / "split.csv", "--generated", atlas / "made", "--output", tmp_path / "out"]
+    run("atlas", *words)
+    text, written = read(tmp_path / "out_100ns")
+    chains = written["results"]["chains"]
+    assert list(chains) == ["1abc_A", "2def_B"] and "4new_C: ChainError: expected 4new_C.pdb" in text
+    assert "chains: 2 of 3 in the split" in text
+    same, backbone = chains["1abc_A"], chains["2def_B"]
+    assert same["generated"] == pytest.approx(same["MD R2"], abs=1e-4)  # PDB files round to 0.0001 nm, XTC to 0.001
+    assert same["generated"]["frames"] == 80 and backbone["generated"]["frames"] == 50
+    assert "all-atom valid" in same["MD R2"] and "all-atom valid" not in backbone["MD R2"]
+    frozen, shuffled = same["frozen"], same["shuffled"]
+    assert frozen["tICA correlation"] == frozen["RMSF r"] == 0
+    assert frozen["PCA recall"] < 0.1 < 0.4 < same["MD R2"]["PCA recall"] < shuffled["PCA recall"]
+    assert frozen["PCA JSD"] > 0.9 > same["MD R2"]["PCA JSD"]
+    chain = script("atlas").Chain(atlas / "md", "1abc_A", "100ns")
+    ordered = chain.score(chain.coarse)
+    for name in ("PCA JSD", "PCA recall", "tICA-0 JSD", "RMSF r"):
+        assert shuffled[name] == pytest.approx(ordered[name], rel=1e-3)
+    assert ordered["VAMP-2 difference"] == 0 < shuffled["VAMP-2 difference"]
+    mean = written["results"]["mean"]["PCA JSD"]["MD R2"]
+    assert mean["mean"] == pytest.approx(np.mean([c["MD R2"]["PCA JSD"] for c in chains.values()]))
+    assert mean["low"] <= mean["mean"] <= mean["high"]
+    monkeypatch.setattr(script("atlas"), "examine", lambda *whatever: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("atlas", *words)  # 4new_C is tried again
+    run("atlas", *words, "--after", "2021-01-01")
+    assert read(tmp_path / "out_100ns")[1]["results"]["chains"] == {"2def_B": backbone}
+
+
+def test_a_trajectory_of_atlas_against_itself(script, atlas):
+    module = script("atlas")
+    chain = module.Chain(atlas / "md", "1abc_A", "100ns")
+    assert (chain.step, chain.lag, chain.coarse.trajectory.n_frames) == (12, 12, 80)
+    row = chain.score(module.Candidate(chain.load(1, 1)[:960:12]))
+    assert row["VAMP-2 difference"] == pytest.approx(0, abs=1e-6)
+    everything = chain.score(module.Candidate(chain.load(1, 1)))
+    assert everything["RMSF r"] == pytest.approx(1)
+    for name, value in {"PCA JSD": 0, "PCA recall": 1, "tICA-0 JSD": 0, "tICA-0,1 JSD": 0}.items():
+        assert everything[name] == pytest.approx(value, abs=1e-6)
+    assert 0 < row["PCA recall"] < 1
+    ca = module.Candidate(chain.load(1, 1)).ca
+    assert chain.wander[[0, 2]] == pytest.approx(ensemble.rmsd_against_lag(ca, [12, 36]))
+    assert chain.score(chain.coarse.taking(np.zeros(80, int)))["tICA-0 JSD"] > 0.8
+    assert module.Chain(atlas / "md", "1abc_A", "1us").coarse.trajectory.n_frames == 40
+
+
+@pytest.mark.filterwarnings("ignore:Outside the domain")
+def test_atlas_makes_trajectories_by_a_model(run, script, atlas, tmp_path, monkeypatch):
+    monkeypatch.setitem(script("atlas").TASKS, "100ns", (6, 1200.0))
+    words = [atlas / "md", "--split", atlas / "split.csv", "--generated", tmp_path / "made", "--after", "2021-01-01"]
+    run("atlas", *words, "--model", "starmd-peptide", "--output", tmp_path / "out")
+    made = mdtraj.load(str(tmp_path / "made" / "2def_B.xtc"), top=str(tmp_path / "made" / "2def_B.pdb"))
+    assert made.time == pytest.approx(1200.0 * np.arange(1, 7))
+    row = read(tmp_path / "out_100ns")[1]["results"]["chains"]["2def_B"]["generated"]
+    assert row["frames"] == 6 and 0 <= row["all-atom valid"] <= 1
+
+
+def test_a_profile_is_the_correlation_of_each_distance(script):
+    rng = np.random.default_rng(1)
+    series, other = rng.normal(size=(2, 500))
+    distances = np.stack([3 - 2 * series, other, np.full(500, 1.0)], 1)
+    found = script("atlas").profile(distances, series)
+    assert found == pytest.approx([1, abs(np.corrcoef(series, other)[0, 1]), 0])
