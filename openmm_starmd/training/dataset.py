@@ -17,11 +17,10 @@ from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training.config import STRIDE_RANGE
-from openmm_starmd.training.trajectories import EncodedTrajectory, find_trajectories, load_trajectory
+from openmm_starmd.training.sources import Source, TrajectoryFile, as_source
+from openmm_starmd.training.trajectories import EncodedTrajectory, load_trajectory
 
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
-
-Source = str | os.PathLike | tuple[str | os.PathLike, str | os.PathLike]
 
 
 @dataclass(frozen=True)
@@ -66,41 +65,54 @@ class TrajectoryDataset:
 
     Parameters
     ----------
-    sources : path, or sequence of paths and of (pdb, xtc) pairs
-        Folders of NAME.pdb + NAME.xtc, and single trajectories. Where a folder holds any NAME.done, only trajectories
-        with that mark are read.
+    sources : source, or sequence of sources
+        `Folder`, `Files`, `ATLAS`, `MdCATH`; a path stands for a folder or for mdtraj's HDF5, a pair for topology and
+        trajectory.
     exclude : sequence of str
         One-letter sequences to hold out.
     only : sequence of str, optional
         The only one-letter sequences to read: the other side of ``exclude``.
     cache : path, optional
-        Folder for encoded trajectories; with it a second start takes no time.
+        Folder for encoded trajectories; with it a second start takes no time, and frames are read from disk when a
+        window needs them.
+    temperature : float, optional
+        K: trajectories known to be at another are passed over. Without it all have to be at one.
+    n_frames : int, optional
+        Trajectories too short for windows of so many frames at a stride in ``stride_range`` are refused.
+    stride_range : (float, float)
+        ps.
 
     Raises
     ------
     StarMDError
-        If there is nothing to read, or a trajectory is unfit; the message says which and why.
+        If there is nothing to read, or trajectories are unfit: one line for whatever is wrong with any of them.
     """
 
     def __init__(
         self,
-        sources: Source | Sequence[Source],
+        sources: Source | str | os.PathLike | Sequence,
         *,
         exclude: Iterable[str] = (),
         only: Iterable[str] | None = None,
         cache: str | os.PathLike | None = None,
+        temperature: float | None = None,
+        n_frames: int | None = None,
+        stride_range: tuple[float, float] = STRIDE_RANGE,
     ):
-        self._sources = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+        self._sources = [as_source(s) for s in (list(sources) if isinstance(sources, list | tuple) else [sources])]
         self._exclude = frozenset(exclude)
         self._only = None if only is None else frozenset(only)
         self._cache = None if cache is None else Path(cache)
-        self._read: set[Path] = set()
+        self._temperature, self._n_frames, self._stride_range = temperature, n_frames, stride_range
+        self._read: set[TrajectoryFile] = set()
         self.trajectories: list[EncodedTrajectory] = []
+        self.lengths: dict[int, list[EncodedTrajectory]] = {}
+        """Trajectories by number of residues."""
         self.refresh()
         if not self.trajectories:
             raise StarMDError(
-                f"No trajectory found in {', '.join(map(str, self._sources))}: NAME.pdb + NAME.xtc are needed (and "
-                f"NAME.done, where a folder holds any such) {self._restriction()}"
+                f"No trajectory found in {', '.join(map(str, self._sources))}: NAME.pdb + NAME.xtc (.dcd, .trr, .nc, "
+                f".h5) are needed (and NAME.done, where a folder holds any such) {self._restriction()}"
             )
 
     def _restriction(self) -> str:
@@ -110,27 +122,31 @@ class TrajectoryDataset:
 
     def refresh(self) -> list[str]:
         """Read trajectories that have been finished since the last look; returns their names."""
-        found: list[tuple[Path, Path]] = []
-        for source in self._sources:
-            pair = isinstance(source, tuple)
-            found += [(Path(source[0]), Path(source[1]))] if pair else find_trajectories(source)
-        known = len(self.trajectories)
-        for pdb, xtc in found:
-            if xtc in self._read:
+        found = [file for source in self._sources for file in source.find()]
+        if self._temperature is not None:
+            found = [file for file in found if file.temperature in (None, self._temperature)]
+        _require_one_temperature(found)
+        new, read, problems = [], [], []
+        for file in dict.fromkeys(found):
+            if file in self._read:
                 continue
-            trajectory = load_trajectory(pdb, xtc, self._cache)
-            self._read.add(xtc)
+            try:
+                trajectory = load_trajectory(file, self._cache)
+                if self._n_frames:
+                    steps_within(trajectory, self._n_frames, self._stride_range)
+            except StarMDError as error:
+                problems += str(error).splitlines()
+                continue
+            read.append(file)
             if trajectory.sequence not in self._exclude and (self._only is None or trajectory.sequence in self._only):
-                self.trajectories.append(trajectory)
-        return [trajectory.name for trajectory in self.trajectories[known:]]
-
-    @property
-    def lengths(self) -> dict[int, list[EncodedTrajectory]]:
-        """Trajectories by number of residues."""
-        buckets: dict[int, list[EncodedTrajectory]] = {}
-        for trajectory in self.trajectories:
-            buckets.setdefault(trajectory.n_residues, []).append(trajectory)
-        return buckets
+                new.append(trajectory)
+        if problems:
+            raise StarMDError("\n".join(["Training data are unfit:", *problems]))
+        self._read.update(read)
+        for trajectory in new:
+            self.trajectories.append(trajectory)
+            self.lengths.setdefault(trajectory.n_residues, []).append(trajectory)
+        return [trajectory.name for trajectory in new]
 
     def window_batch(
         self,
@@ -169,8 +185,25 @@ class TrajectoryDataset:
         return buckets[int(torch.multinomial(weights, 1, generator=generator))]
 
 
-def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float], uniform: float) -> int:
-    """Stride in trajectory frames."""
+def _require_one_temperature(files: list[TrajectoryFile]) -> None:
+    known = sorted({file.temperature for file in files if file.temperature is not None})
+    if len(known) > 1:
+        raise StarMDError(
+            f"Trajectories are at {', '.join(f'{t:g}' for t in known)} K, but a model learns one temperature; choose "
+            f"one of them, such as temperature={known[0]:g}."
+        )
+
+
+def steps_within(
+    trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float]
+) -> tuple[int, int, float]:
+    """Least and greatest stride of windows of ``n_frames``, in trajectory frames, and the greatest in ps.
+
+    Raises
+    ------
+    StarMDError
+        If the trajectory has no such window.
+    """
     low, high = stride_range
     longest = (trajectory.n_frames - 1) // max(n_frames - 1, 1)
     least = max(1, math.ceil(low / trajectory.interval - 0.5))
@@ -179,7 +212,13 @@ def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple
             f"{trajectory.name} has {trajectory.n_frames} frames at {trajectory.interval:g} ps: it holds no window of "
             f"{n_frames} frames at a stride between {low:g} and {high:g} ps. Leave it out, or ask for less."
         )
-    high = min(high, longest * trajectory.interval)
+    return least, longest, min(high, longest * trajectory.interval)
+
+
+def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float], uniform: float) -> int:
+    """Stride in trajectory frames."""
+    _, longest, high = steps_within(trajectory, n_frames, stride_range)
+    low = stride_range[0]
     stride = low * (max(high, low) / low) ** uniform
     return min(max(round(stride / trajectory.interval), 1), longest)
 
