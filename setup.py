@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "openmm-torch": ["openmmtorch"],
-    "train": ["lightning-fabric>=2.2", "h5py", "tables"],
+    "train": ["lightning-fabric>=2.2", "h5py", "rich", "tables", "tensorboard", "tomli; python_version < '3.11'"],
     "analysis": ["deeptime>=0.4.4", "scikit-learn"],
     "cli": ["typer", "rich"],
 }

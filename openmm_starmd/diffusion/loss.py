@@ -11,7 +11,7 @@ from openmm_starmd.diffusion.process import Process
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred
+from openmm_starmd.protein.displacement import Displacement, centred, per_replica
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 NEAR = 0.6  # nm: pairs of backbone atoms in the distance-map term
@@ -51,7 +51,7 @@ def denoising_loss(
     features: ResidueFeatures,
     window: Conformation,
     strides: Tensor,
-    generator: torch.Generator,
+    generator,
     weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of frames 1 .. L - 1 of a window, each given the context copies before it.
@@ -63,19 +63,19 @@ def denoising_loss(
         Clean frames, centred, each superposed on its predecessor.
     strides : Tensor, shape (B, L)
         Time since the predecessor, ps.
+    generator : torch.Generator or one for each window
 
     Returns
     -------
     loss : Tensor
+        Mean over the windows, so that shares of a batch may be computed apart.
     terms : dict of Tensor
         Each term, unweighted and detached.
     """
     copies = process.context_copy(window, features, generator)
     clean = window[:, 1:]
     span = 1 - process.min_time
-    time = process.min_time + span * torch.rand(
-        strides[:, 1:].shape, generator=generator, dtype=strides.dtype, device=strides.device
-    )
+    time = process.min_time + span * per_replica(_uniform, strides[:, 1:], generator)
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(1, window.shape[1], device=strides.device)
@@ -87,6 +87,16 @@ def denoising_loss(
     terms |= structure_terms(estimate, noisy, clean, alpha, unit)
     loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device=rows.device)
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over windows of the mean of each window's values (B, ...) under its mask."""
+    values, mask = (values * mask).flatten(1), mask.flatten(1)
+    return (values.sum(1) / mask.sum(1).clamp_min(1)).mean()
 
 
 def score_terms(
@@ -102,7 +112,7 @@ def score_terms(
     return {
         "translation": ((estimate.translation - target.translation) / unit.translation).square().mean(),
         "rotation": ((estimate.rotation - target.rotation) / unit.rotation).square().mean(),
-        "torsion": (torsion * mask).sum() / mask.sum().clamp_min(1),
+        "torsion": _mean_where(torsion, mask),
         "angle": angle.mean(),
     }
 
@@ -121,7 +131,7 @@ def structure_terms(
     errors = ((da - db).square() / level).clamp(max=50)
     apart = _seen_from(denoised, a) - _seen_from(clean, b)
     fape = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
-    return {"distance_map": (errors * near).sum() / near.sum(), "fape": fape.mean()}
+    return {"distance_map": _mean_where(errors, near), "fape": fape.mean()}
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -18,9 +19,11 @@ from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training.config import STRIDE_RANGE
 from openmm_starmd.training.sources import Source, TrajectoryFile, as_source
+from openmm_starmd.training.store import unpack
 from openmm_starmd.training.trajectories import EncodedTrajectory, load_trajectory
 
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -154,28 +157,33 @@ class TrajectoryDataset:
         n_frames: int,
         generator: Generator,
         stride_range: tuple[float, float] = STRIDE_RANGE,
+        share: slice = _ALL,
     ) -> Batch:
         """Random windows of ``n_frames`` frames of systems of one length.
 
         The length is drawn in proportion to the frames there are of it, and so are the systems. Strides are
         log-uniform in ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval.
         Starts are uniform. Half of the windows run backwards: equilibrium dynamics is reversible.
+
+        Only the windows in the slice ``share`` are read and returned: the shares of several processes, of the same
+        generator, make up the batch of one.
         """
         bucket = self._draw_bucket(generator)
         weights = torch.tensor([t.n_frames for t in bucket], dtype=torch.float64)
         chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator).tolist()
         uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator).tolist()
         windows, strides = [], []
+        chosen, uniform = chosen[share], uniform[share]
         for which, (for_stride, for_start, for_direction) in zip(chosen, uniform, strict=True):
             trajectory = bucket[which]
             step = _draw_step(trajectory, n_frames, stride_range, for_stride)
             start = int(for_start * (trajectory.n_frames - (n_frames - 1) * step))
             index = start + step * torch.arange(n_frames)
-            windows.append(trajectory.conformations[index if for_direction < 0.5 else index.flip(0)])
+            windows.append(trajectory.conformations.numbers(index if for_direction < 0.5 else index.flip(0)))
             strides.append(step * trajectory.interval)
         return Batch(
             ResidueFeatures.stack([bucket[which].features for which in chosen]),
-            aligned(Conformation.stack(windows)),
+            aligned(unpack(np.stack(windows))),
             torch.tensor(strides, dtype=torch.float32)[:, None].repeat(1, n_frames),
         )
 

@@ -2,8 +2,8 @@
 
 A frame takes 13 single-precision numbers a residue: translation (nm), rotation vector (rad), six torsions and the
 N-CA-C angle (rad). They stand in one file without a header; what else is known of the trajectory stands in a JSON file
-beside it, which is written last. The file is mapped for each access anew, so that neither open files nor mapped pages
-pile up however many trajectories there are.
+beside it, which is written last. The file is opened for each access anew, so that open files do not pile up; and read,
+not mapped: mapping brings in many pages around each of a few scattered frames.
 """
 
 from __future__ import annotations
@@ -52,10 +52,20 @@ class StoredConformations:
         self._numbers, self.shape = numbers, torch.Size(shape)
 
     def __getitem__(self, index: int | slice | Tensor) -> Conformation:
-        numbers = self._numbers
-        if isinstance(numbers, Path):
-            numbers = np.memmap(numbers, np.float32, "r", shape=(*self.shape, NUMBERS))
-        return unpack(np.array(numbers[index.numpy() if isinstance(index, Tensor) else index]))
+        return unpack(self.numbers(index))
+
+    def numbers(self, index: int | slice | Tensor) -> np.ndarray:
+        """What `unpack` takes, of the frames of an index."""
+        index = index.numpy() if isinstance(index, Tensor) else index
+        if not isinstance(self._numbers, Path):
+            return self._numbers[index].copy()
+        frames = np.arange(self.shape[0])[index]
+        numbers = np.empty((*frames.shape, self.shape[1], NUMBERS), np.float32)
+        with open(self._numbers, "rb", buffering=0) as file:
+            for row, frame in zip(numbers.reshape(-1, *numbers.shape[-2:]), frames.reshape(-1).tolist(), strict=True):
+                file.seek(frame * row.nbytes)
+                file.readinto(row)
+        return numbers
 
 
 class Writer:
