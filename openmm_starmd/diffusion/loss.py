@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
@@ -53,6 +54,8 @@ def denoising_loss(
     strides: Tensor,
     generator,
     weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+    single: Tensor | None = None,
+    pair: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of frames 1 .. L - 1 of a window, each given the context copies before it.
 
@@ -64,6 +67,9 @@ def denoising_loss(
     strides : Tensor, shape (B, L)
         Time since the predecessor, ps.
     generator : torch.Generator or one for each window
+    weights : LossWeights
+    single, pair : Tensor, shapes (B, N, C) and (B, N, N, C), optional
+        Precomputed features, where the denoiser takes them.
 
     Returns
     -------
@@ -80,7 +86,7 @@ def denoising_loss(
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(1, window.shape[1], device=strides.device)
     inputs = FrameInputs(noisy, copies[:, :-1], time, alpha, sigma, strides[:, 1:], index)
-    statics = denoiser.statics(features, reference=window[:, 0])
+    statics = denoiser.statics(features, window[:, 0], single, pair)
     estimate, unit = denoiser(statics, context_inputs(copies, strides, process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
@@ -117,6 +123,7 @@ def score_terms(
     }
 
 
+@full_precision
 def structure_terms(
     estimate: Displacement, noisy: Conformation, clean: Conformation, alpha: Tensor, unit: Displacement
 ) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.geometry import igso3
-from openmm_starmd.geometry.rigid import Rigid, logarithm
+from openmm_starmd.geometry.rigid import Rigid, full_precision, logarithm
 from openmm_starmd.geometry.torsions import wrapped_normal_score
 from openmm_starmd.network.config import ProcessConfig
 from openmm_starmd.protein.conformation import Conformation
@@ -69,6 +69,7 @@ class Process:
         beta = self._integrated_beta(t) - self._integrated_beta(t_next)
         return 1 + beta / 2, torch.cat([beta.view(1), variance[1:]])
 
+    @full_precision
     def perturb(
         self, clean: Conformation, alpha: Tensor, sigma: Tensor, features: ResidueFeatures, generator
     ) -> Conformation:
@@ -131,6 +132,7 @@ class Process:
         start = Conformation(frames, torch.zeros_like(template.torsions), template.angles)
         return self.perturb(start, self.alpha(one), self.sigma(one), features, generator)
 
+    @full_precision
     def score_displacement(
         self, noisy: Conformation, clean: Conformation, alpha: Tensor, sigma: Tensor, features: ResidueFeatures
     ) -> Displacement:

@@ -65,6 +65,8 @@ class TrainingConfig:
         Processes on each machine, and machines; they share every batch. torchrun's stand above them.
     strategy : {"auto", "ddp"}
         How they work together.
+    gradient_checkpointing : bool
+        Compute the blocks of the network twice instead of keeping what is between them: less memory, more time.
     """
 
     data: Source | str | os.PathLike | tuple[Source | str | os.PathLike, ...]
@@ -95,6 +97,7 @@ class TrainingConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self):
         for name in ("data", "validation_data"):

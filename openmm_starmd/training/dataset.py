@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
+from openmm_starmd.training import precomputed
 from openmm_starmd.training.config import STRIDE_RANGE
 from openmm_starmd.training.sources import Source, TrajectoryFile, as_source
 from openmm_starmd.training.store import unpack
@@ -37,15 +38,19 @@ class Batch:
         Each frame superposed on its predecessor, CA centroids at the origin.
     strides : Tensor, shape (B, L)
         Gap of each frame to its predecessor, ps; for the first frame the stride of the window.
+    precomputed : dict of Tensor
+        ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them.
     """
 
     features: ResidueFeatures
     conformations: Conformation
     strides: Tensor
+    precomputed: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device) -> Batch:
         """The batch on another device."""
-        return Batch(self.features.to(device), self.conformations.to(device), self.strides.to(device))
+        precomputed = {kind: tensor.to(device) for kind, tensor in self.precomputed.items()}
+        return Batch(self.features.to(device), self.conformations.to(device), self.strides.to(device), precomputed)
 
 
 def aligned(windows: Conformation) -> Conformation:
@@ -84,6 +89,8 @@ class TrajectoryDataset:
         Trajectories too short for windows of so many frames at a stride in ``stride_range`` are refused.
     stride_range : (float, float)
         ps.
+    single_features, pair_features : int
+        Channels of the precomputed features that the model takes; 0 for none.
 
     Raises
     ------
@@ -101,12 +108,15 @@ class TrajectoryDataset:
         temperature: float | None = None,
         n_frames: int | None = None,
         stride_range: tuple[float, float] = STRIDE_RANGE,
+        single_features: int = 0,
+        pair_features: int = 0,
     ):
         self._sources = [as_source(s) for s in (list(sources) if isinstance(sources, list | tuple) else [sources])]
         self._exclude = frozenset(exclude)
         self._only = None if only is None else frozenset(only)
         self._cache = None if cache is None else Path(cache)
         self._temperature, self._n_frames, self._stride_range = temperature, n_frames, stride_range
+        self._channels = {"single": single_features, "pair": pair_features}
         self._read: set[TrajectoryFile] = set()
         self.trajectories: list[EncodedTrajectory] = []
         self.lengths: dict[int, list[EncodedTrajectory]] = {}
@@ -129,27 +139,27 @@ class TrajectoryDataset:
         if self._temperature is not None:
             found = [file for file in found if file.temperature in (None, self._temperature)]
         _require_one_temperature(found)
-        new, read, problems = [], [], []
-        for file in dict.fromkeys(found):
-            if file in self._read:
-                continue
+        files = [file for file in dict.fromkeys(found) if file not in self._read]
+        new, problems = [], []
+        for file in files:
             try:
-                trajectory = load_trajectory(file, self._cache)
-                if self._n_frames:
-                    steps_within(trajectory, self._n_frames, self._stride_range)
+                new.append(self._load(file))
             except StarMDError as error:
                 problems += str(error).splitlines()
-                continue
-            read.append(file)
-            if trajectory.sequence not in self._exclude and (self._only is None or trajectory.sequence in self._only):
-                new.append(trajectory)
         if problems:
             raise StarMDError("\n".join(["Training data are unfit:", *problems]))
-        self._read.update(read)
+        self._read.update(files)
+        new = [t for t in new if t.sequence not in self._exclude and (self._only is None or t.sequence in self._only)]
         for trajectory in new:
             self.trajectories.append(trajectory)
             self.lengths.setdefault(trajectory.n_residues, []).append(trajectory)
         return [trajectory.name for trajectory in new]
+
+    def _load(self, file: TrajectoryFile) -> EncodedTrajectory:
+        trajectory = load_trajectory(file, self._cache)
+        if self._n_frames:
+            steps_within(trajectory, self._n_frames, self._stride_range)
+        return replace(trajectory, precomputed=precomputed.find(file, trajectory.n_residues, self._channels))
 
     def window_batch(
         self,
@@ -185,6 +195,7 @@ class TrajectoryDataset:
             ResidueFeatures.stack([bucket[which].features for which in chosen]),
             aligned(unpack(np.stack(windows))),
             torch.tensor(strides, dtype=torch.float32)[:, None].repeat(1, n_frames),
+            precomputed.read([bucket[which].precomputed for which in chosen]),
         )
 
     def _draw_bucket(self, generator: Generator) -> list[EncodedTrajectory]:

@@ -46,7 +46,7 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     base = load_model(config.start_from, device="cpu") if config.start_from else None
     model = base.config if base else config.model
     with fabric.rank_zero_first(local=True):
-        dataset, held_out = _read_data(config)
+        dataset, held_out = _read_data(config, model)
     process = Process(model.process)
 
     def draw(source: TrajectoryDataset, generator: Generator, share: slice):
@@ -59,9 +59,10 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
 
     def loss_function(module: Denoiser, batch: Batch, generators: list[Generator]):
         window = batch.features, batch.conformations, batch.strides
-        return denoising_loss(module, process, *window, generators, config.loss_weights)
+        return denoising_loss(module, process, *window, generators, config.loss_weights, **batch.precomputed)
 
     denoiser = _start(config, model, base)
+    denoiser.checkpointing = config.gradient_checkpointing
     draw_held_out = held_out and (lambda generator, share: draw(held_out, generator, share))
     run = Run(config, denoiser, loss_function, draw_training, draw_held_out, fabric)
     if not run.load() and base is None:
@@ -74,10 +75,11 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     return trained
 
 
-def _read_data(config: TrainingConfig) -> tuple[TrajectoryDataset, TrajectoryDataset | None]:
+def _read_data(config: TrainingConfig, model: ModelConfig) -> tuple[TrajectoryDataset, TrajectoryDataset | None]:
     """Training data, and validation data where there are any; no sequence is in both."""
     options = {"cache": Path(config.output) / "encoded", "temperature": config.temperature}
     options |= {"n_frames": config.frames, "stride_range": config.stride_range}
+    options |= {name: getattr(model.network, name) for name in ("single_features", "pair_features")}
     excluded, held_out = set(config.validation_sequences), None
     if config.validation_data:
         held_out = TrajectoryDataset(config.validation_data, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ class EncodedTrajectory:
         Time between trajectory frames, ps.
     temperature : float, optional
         K, where it is known.
+    precomputed : dict
+        Files of precomputed features, by kind; see `openmm_starmd.training.precomputed`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class EncodedTrajectory:
     conformations: StoredConformations | Conformation
     interval: float
     temperature: float | None = None
+    precomputed: dict[str, Path] = field(default_factory=dict)
 
     @property
     def n_frames(self) -> int:
