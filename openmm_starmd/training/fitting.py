@@ -106,24 +106,25 @@ def trained_model(
     dataset: TrajectoryDataset,
     base: StarMDModel | None = None,
 ) -> StarMDModel:
-    """The model with the domain that its data span; the force field is the user's to state.
+    """The model with the domain that its data span, which is not that of a model it started from.
 
-    The temperature is that of the data where it is known, else 300 K. A fine-tuned model's domain is that of the new
-    data, not of the old.
+    What data do not tell, temperature (often) and force field, is as in the model it started from, else 300 K and none.
     """
+    default = base.domain if base else Domain()
     features = [t.features for t in dataset.trajectories]
     known = {t.temperature for t in dataset.trajectories} - {None}
-    temperature = config.temperature or next(iter(known), Domain().min_temperature)
+    temperature = config.temperature or next(iter(known), None)
     domain = Domain(
         min_length=min(dataset.lengths),
         max_length=max(dataset.lengths),
         min_stride=config.stride_range[0],
         max_stride=config.stride_range[1],
-        min_temperature=temperature,
-        max_temperature=temperature,
+        min_temperature=temperature or default.min_temperature,
+        max_temperature=temperature or default.max_temperature,
         max_chains=max(int(f.chain_index.max()) + 1 for f in features),
         caps=any(bool((end == CAPPED).any()) for f in features for end in (f.n_end, f.c_end)),
         residue_types=tuple(RESIDUE_TYPES[k] for k in torch.cat([f.residue_type for f in features]).unique().tolist()),
+        force_field=default.force_field,
     )
     return StarMDModel(deepcopy(denoiser), model, domain, "", Path(config.output).name)
 

@@ -139,6 +139,7 @@ def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
         torch.testing.assert_close(tuned.state_dict()[name], value, atol=1e-9, rtol=0)
     assert not torch.equal(tuned.step_scales, torch.ones_like(tuned.step_scales))
     assert "base/model.safetensors" in found.card
+    assert found.domain.residue_types == base.domain.residue_types
     moved = train(replace(config, accelerator="cpu", output=tmp_path / "moved", learning_rate=1e-2))
     assert torch.equal(moved.step_scales, base.denoiser.step_scales)
     assert any(not torch.equal(a, b) for a, b in zip(moved.parameters(), base.denoiser.parameters(), strict=True))

@@ -241,6 +241,62 @@ def test_training_learns_and_validation_falls(tmp_path):
     assert float(rows[-1]["loss"]) < 0.02 < 1 < float(rows[0]["loss"])
 
 
+def stubborn_run(folder, **settings):
+    """Learns nothing after step 7 and validates every second step, best at step 5 or so."""
+
+    def loss(module, batch, generators):
+        value, parts = toy_loss(module, batch, generators)
+        return (-value if module.training and module.calls > 6 else value), parts
+
+    defaults = {"total_steps": 100, "validation_steps": 2, "patience": 3, "validation_sequences": ("X",)}
+    return make_run(folder, loss, **(defaults | {"ema_decay": 0.0} | settings))
+
+
+def test_without_improvement_it_stops_and_keeps_the_best_weights(tmp_path):
+    run = stubborn_run(tmp_path)
+    run.finish()
+    rows = [(int(row["step"]), float(row["loss"])) for row in read_log(tmp_path / "validation.csv")]
+    best = min(rows, key=lambda row: row[1])
+    assert run.stopped and run.step < 100
+    assert best == (run.best["step"], pytest.approx(run.best["loss"]))
+    assert rows[-1][0] == best[0] + 3 * 2
+    assert not torch.equal(run.result().weight, run.average.weight)
+    run.average = run.result()
+    assert run.validate()["loss"] == pytest.approx(best[1])
+    patient = stubborn_run(tmp_path / "patient", patience=0, total_steps=30)
+    patient.finish()
+    assert patient.step == 30
+    assert torch.equal(patient.result().weight, patient.average.weight)
+
+
+def test_a_run_that_has_stopped_does_not_go_on_and_a_killed_one_stops_where_it_would(tmp_path):
+    whole = stubborn_run(tmp_path / "whole")
+    whole.finish()
+    again = stubborn_run(tmp_path / "whole")
+    again.load()
+    again.finish()
+    assert again.step == whole.step
+    assert torch.equal(again.result().weight, whole.result().weight)
+    cut = stubborn_run(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.finish(lambda _, step: (_ for _ in ()).throw(KeyboardInterrupt) if step == 9 else None)
+    resumed = stubborn_run(tmp_path / "cut")
+    assert resumed.load() and resumed.step == 9
+    resumed.finish()
+    assert_same_runs(tmp_path / "whole", tmp_path / "cut", whole, resumed)
+    assert torch.equal(resumed.result().weight, whole.result().weight)
+
+
+def test_a_terminal_gets_a_progress_bar_and_a_file_none(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "quiet", total_steps=3).finish()
+    assert capsys.readouterr().err == ""
+    console = logs.Console
+    monkeypatch.setattr(logs, "Console", lambda **settings: console(force_terminal=True, **settings))
+    make_run(tmp_path / "shown", total_steps=3).finish()
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and "training loss" in shown
+
+
 def test_export_gets_the_averaged_weights_at_the_end(tmp_path):
     run = make_run(tmp_path, checkpoint_seconds=1000)
     exported = []
