@@ -90,7 +90,7 @@ class Process:
             clean.angles,
         )
         level = sigma[..., None, ROTATION].expand(clean.shape)
-        drawn = per_replica(lambda rows, g: igso3.sample(rows.clamp_min(LEAST_ROTATION), g), level, generator)
+        drawn = igso3.from_normal(level.clamp_min(LEAST_ROTATION), per_replica(_normal, level, generator))
         noise = noise.scaled(sigma)
         rotation = torch.where((level < LEAST_ROTATION)[..., None], noise.rotation, drawn)
         return replace(noise, rotation=rotation).apply(scaled)
@@ -148,3 +148,9 @@ class Process:
             torsion * features.per_frame("torsion_mask", noisy.angles),
             clean.angles - noisy.angles,
         )
+
+
+def _normal(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal vectors (*, 3) for rows (*)."""
+    normal = torch.randn(*rows.shape, 3, generator=generator, device=generator.device, dtype=rows.dtype)
+    return normal.to(rows.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ class Writer:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._length = path, 0
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        self._partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
         self._file = open(self._partial, "wb")  # noqa: SIM115 - closed by __exit__
 
     def __enter__(self) -> Writer:
