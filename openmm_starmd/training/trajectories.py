@@ -150,8 +150,8 @@ def load_trajectory(file: TrajectoryFile, cache: Path | None = None) -> EncodedT
     if cache is None:
         return encode_trajectory(file)
     files = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in file.sources]
-    source = [_CACHE_VERSION, NUMBERS, files, file.group, file.interval]
-    path = cache / f"{file.name}-{zlib.crc32(f'{files[-1][0]} {file.group}'.encode()):08x}"
+    source = [_CACHE_VERSION, NUMBERS, files, file.interval]
+    path = cache / f"{file.name}-{zlib.crc32(files[-1][0].encode()):08x}"
     if (trajectory := _stored(path, file, source)) is not None:
         return trajectory
     with Writer(path) as writer:

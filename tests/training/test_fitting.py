@@ -127,6 +127,8 @@ def test_needed_settings_and_files_are_named(tmp_path):
 def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
     train(config_of(folder, tmp_path / "base"))
     base = load_model(tmp_path / "base" / "model.safetensors", "cpu")
+    base.denoiser.step_scales.mul_(2)  # so that they are not those of the data
+    base.save(tmp_path / "base" / "model.safetensors")
     toml = (
         f'data = "{folder}"\noutput = "tuned"\nstart_from = "base/model.safetensors"\ntotal_steps = 1\nbatch_size = 2\n'
     )
@@ -137,7 +139,6 @@ def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
     assert found.config == base.config
     for name, value in base.denoiser.state_dict().items():
         torch.testing.assert_close(tuned.state_dict()[name], value, atol=1e-9, rtol=0)
-    assert not torch.equal(tuned.step_scales, torch.ones_like(tuned.step_scales))
     assert "base/model.safetensors" in found.card
     assert found.domain.residue_types == base.domain.residue_types
     moved = train(replace(config, accelerator="cpu", output=tmp_path / "moved", learning_rate=1e-2))
