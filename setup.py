@@ -6,12 +6,12 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "openmm-torch": ["openmmtorch"],
-    "train": ["lightning-fabric>=2.2"],
+    "train": ["lightning-fabric>=2.2", "h5py", "rich", "tables", "tensorboard", "tomli; python_version < '3.11'"],
     "analysis": ["deeptime>=0.4.4", "scikit-learn"],
     "cli": ["typer", "rich"],
 }
 # openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
-EXTRAS["test"] = ["pytest", "ruff", "tables", *EXTRAS["train"], *EXTRAS["analysis"]]
+EXTRAS["test"] = ["pytest", "ruff", *EXTRAS["train"], *EXTRAS["analysis"]]
 EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})
 
 setup(

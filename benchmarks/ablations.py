@@ -45,7 +45,8 @@ from openmm_starmd.network.config import ModelConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
-from openmm_starmd.training.loop import Run, trained_model
+from openmm_starmd.training.fitting import trained_model
+from openmm_starmd.training.loop import Run
 
 EMBEDDED = "starmd-peptide"  # its size is that of every variant
 STRIDE = 100.0  # ps, of the jumps that are scored and of a model that is not told the stride
@@ -83,7 +84,8 @@ def all_targets(module, process, batch: Batch, generator):
 
 def one_target(module, process, batch: Batch, generator):
     """The same for the last frame of a window that has been cut to a random length."""
-    last = int(torch.randint(1, batch.strides.shape[1], (), generator=generator))
+    first = generator[0] if isinstance(generator, list) else generator
+    last = int(torch.randint(1, batch.strides.shape[1], (), generator=first))
     window, strides = batch.conformations[:, : last + 1], batch.strides[:, : last + 1]
     return denoising_loss(module, process, batch.features, window, strides, generator, first=last)
 
@@ -138,8 +140,10 @@ def train(variant: Variant, config: TrainingConfig, dataset: TrajectoryDataset) 
     run = Run(
         config,
         denoiser,
-        lambda module, batch, generator: variant.loss(module, process, batch, generator),
-        lambda generator: dataset.window_batch(config.batch_size, config.frames, generator, config.stride_range),
+        lambda module, batch, generators: variant.loss(module, process, batch, generators),
+        lambda generator, share: dataset.window_batch(
+            config.batch_size, config.frames, generator, config.stride_range, share
+        ),
     )
     if not run.load():
         for module in (run.module, run.average):
@@ -179,7 +183,7 @@ def measure(name: str, folder: Path, options) -> dict:
         "CPU seconds of training": seconds,
         **validation_terms(denoiser, held_out, config),
     }
-    model, choices = trained_model(denoiser, config, dataset), quality_options(options)
+    model, choices = trained_model(denoiser, config, config.model, dataset), quality_options(options)
     references = [Reference.load(find(sequence, options.reference)) for sequence in options.validation]
     mean = average([judge(reference, [], model, choices) for reference in references])
     beside = {column: {q: mean[column][q] for q in QUALITY if q in mean[column]} for column in ("MD halves", "frozen")}

@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand, in order, in an empty folder that holds peptide.pdb."""
+"""The README's Python blocks run as they stand, in order, in an empty folder that holds peptide.pdb and config.toml."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,7 @@ from openmm_starmd.training import build_peptide
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+(TOML,) = re.findall(r"^```toml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 def test_the_readme_shows_the_changed_line():
@@ -22,6 +23,7 @@ def test_block_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open("peptide.pdb", "w") as file:
         PDBFile.writeFile(*build_peptide("DWGR", seed=1), file)
+    Path("config.toml").write_text(TOML)
     exec(compile(BLOCKS[number], f"README.md, Python block {number + 1}", "exec"), {"__name__": "__main__"})
     if "trajectory.xtc" in BLOCKS[number]:
         mdtraj = pytest.importorskip("mdtraj")

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred
+from openmm_starmd.protein.displacement import Displacement, centred, per_replica
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 NEAR = 0.6  # nm: pairs of backbone atoms in the distance-map term
@@ -51,9 +52,11 @@ def denoising_loss(
     features: ResidueFeatures,
     window: Conformation,
     strides: Tensor,
-    generator: torch.Generator,
+    generator,
     weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
     first: int = 1,
+    single: Tensor | None = None,
+    pair: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of frames ``first`` .. L - 1 of a window, each given the context copies before it.
 
@@ -64,32 +67,45 @@ def denoising_loss(
         Clean frames, centred, each superposed on its predecessor.
     strides : Tensor, shape (B, L)
         Time since the predecessor, ps.
+    generator : torch.Generator or one for each window
+    weights : LossWeights
     first : int
         The first frame that is to be denoised, at least 1.
+    single, pair : Tensor, shapes (B, N, C) and (B, N, N, C), optional
+        Precomputed features, where the denoiser takes them.
 
     Returns
     -------
     loss : Tensor
+        Mean over the windows, so that shares of a batch may be computed apart.
     terms : dict of Tensor
         Each term, unweighted and detached.
     """
     copies = process.context_copy(window, features, generator)
     clean = window[:, first:]
     span = 1 - process.min_time
-    time = process.min_time + span * torch.rand(
-        strides[:, first:].shape, generator=generator, dtype=strides.dtype, device=strides.device
-    )
+    time = process.min_time + span * per_replica(_uniform, strides[:, first:], generator)
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(first, window.shape[1], device=strides.device)
     inputs = FrameInputs(noisy, copies[:, first - 1 : -1], time, alpha, sigma, strides[:, first:], index)
-    statics = denoiser.statics(features, reference=window[:, 0])
+    statics = denoiser.statics(features, window[:, 0], single, pair)
     estimate, unit = denoiser(statics, context_inputs(copies, strides, process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
     terms |= structure_terms(estimate, noisy, clean, alpha, unit)
     loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
     return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device=rows.device)
+
+
+def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over windows of the mean of each window's values (B, ...) under its mask."""
+    values, mask = (values * mask).flatten(1), mask.flatten(1)
+    return (values.sum(1) / mask.sum(1).clamp_min(1)).mean()
 
 
 def score_terms(
@@ -105,11 +121,12 @@ def score_terms(
     return {
         "translation": ((estimate.translation - target.translation) / unit.translation).square().mean(),
         "rotation": ((estimate.rotation - target.rotation) / unit.rotation).square().mean(),
-        "torsion": (torsion * mask).sum() / mask.sum().clamp_min(1),
+        "torsion": _mean_where(torsion, mask),
         "angle": angle.mean(),
     }
 
 
+@full_precision
 def structure_terms(
     estimate: Displacement, noisy: Conformation, clean: Conformation, alpha: Tensor, unit: Displacement
 ) -> dict[str, Tensor]:
@@ -124,7 +141,7 @@ def structure_terms(
     errors = ((da - db).square() / level).clamp(max=50)
     apart = _seen_from(denoised, a) - _seen_from(clean, b)
     fape = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
-    return {"distance_map": (errors * near).sum() / near.sum(), "fape": fape.mean()}
+    return {"distance_map": _mean_where(errors, near), "fape": fape.mean()}
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.geometry import igso3
-from openmm_starmd.geometry.rigid import Rigid, logarithm
+from openmm_starmd.geometry.rigid import Rigid, full_precision, logarithm
 from openmm_starmd.geometry.torsions import wrapped_normal_score
 from openmm_starmd.network.config import ProcessConfig
 from openmm_starmd.protein.conformation import Conformation
@@ -69,6 +69,7 @@ class Process:
         beta = self._integrated_beta(t) - self._integrated_beta(t_next)
         return 1 + beta / 2, torch.cat([beta.view(1), variance[1:]])
 
+    @full_precision
     def perturb(
         self, clean: Conformation, alpha: Tensor, sigma: Tensor, features: ResidueFeatures, generator
     ) -> Conformation:
@@ -89,7 +90,7 @@ class Process:
             clean.angles,
         )
         level = sigma[..., None, ROTATION].expand(clean.shape)
-        drawn = per_replica(lambda rows, g: igso3.sample(rows.clamp_min(LEAST_ROTATION), g), level, generator)
+        drawn = igso3.from_normal(level.clamp_min(LEAST_ROTATION), per_replica(_normal, level, generator))
         noise = noise.scaled(sigma)
         rotation = torch.where((level < LEAST_ROTATION)[..., None], noise.rotation, drawn)
         return replace(noise, rotation=rotation).apply(scaled)
@@ -131,6 +132,7 @@ class Process:
         start = Conformation(frames, torch.zeros_like(template.torsions), template.angles)
         return self.perturb(start, self.alpha(one), self.sigma(one), features, generator)
 
+    @full_precision
     def score_displacement(
         self, noisy: Conformation, clean: Conformation, alpha: Tensor, sigma: Tensor, features: ResidueFeatures
     ) -> Displacement:
@@ -146,3 +148,9 @@ class Process:
             torsion * features.per_frame("torsion_mask", noisy.angles),
             clean.angles - noisy.angles,
         )
+
+
+def _normal(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal vectors (*, 3) for rows (*)."""
+    normal = torch.randn(*rows.shape, 3, generator=generator, device=generator.device, dtype=rows.dtype)
+    return normal.to(rows.device)

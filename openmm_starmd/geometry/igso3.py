@@ -131,9 +131,6 @@ def _radial_table(device: torch.device, n_sigma: int = 256, n_radius: int = 512,
 def sample(sigma: Tensor, generator: Generator) -> Tensor:
     """Rotation vectors of rotations drawn from IGSO(3) about the identity.
 
-    A standard normal in three dimensions gives the direction; its norm is mapped to the angle of the same quantile,
-    by bilinear interpolation of a table that is built at the first call.
-
     Parameters
     ----------
     sigma : Tensor, shape (*)
@@ -146,10 +143,18 @@ def sample(sigma: Tensor, generator: Generator) -> Tensor:
     Tensor, shape (*, 3)
         radian, norm at most pi.
     """
+    normal = torch.randn(*sigma.shape, 3, generator=generator, device=generator.device, dtype=sigma.dtype)
+    return from_normal(sigma, normal.to(sigma.device))
+
+
+def from_normal(sigma: Tensor, normal: Tensor) -> Tensor:
+    """Standard normal vectors (*, 3) turned into the rotation vectors (*, 3) of `sample` at ``sigma`` (*).
+
+    The vector gives the direction; its norm is mapped to the angle of the same quantile, by bilinear interpolation of a
+    table that is built at the first call.
+    """
     table = _radial_table(sigma.device)
     n_sigma, n_radius = table.shape
-    normal = torch.randn(*sigma.shape, 3, generator=generator, device=generator.device, dtype=sigma.dtype)
-    normal = normal.to(sigma.device)
     radius = torch.linalg.vector_norm(normal, dim=-1).double().clamp_min(1e-12)
     low, high = (math.log(s) for s in _SIGMA_RANGE)
     row = ((sigma.double().log() - low) * ((n_sigma - 1) / (high - low))).clamp(0, n_sigma - 1.001)

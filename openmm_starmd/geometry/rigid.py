@@ -6,11 +6,30 @@ and matrices have no sign ambiguity. Rotation vectors appear only at the tangent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 
 import roma
 import torch
 from torch import Tensor
+
+
+def full_precision(function: Callable) -> Callable:
+    """Decorator: under autocast, products of matrices keep the precision of their arguments.
+
+    Half precision resolves rotations to 0.2 degrees only, and distances in a protein of some size to 0.1 nm.
+    """
+
+    @wraps(function)
+    def wrapped(*args, **kwargs):
+        for device in ("cuda", "cpu"):
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 @dataclass(frozen=True)

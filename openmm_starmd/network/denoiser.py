@@ -8,13 +8,15 @@ applied one frame at a time with cached keys and values, is the rollout.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from openmm_starmd.geometry import igso3
-from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
+from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
 from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
 from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, rotary_table
 from openmm_starmd.network.config import NetworkConfig
@@ -84,11 +86,17 @@ class Denoiser(nn.Module):
     Parameters
     ----------
     config : NetworkConfig
+
+    Attributes
+    ----------
+    checkpointing : bool
+        In training, compute each block again in the backward pass instead of keeping what is inside it.
     """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
+        self.checkpointing = False
         self.condition = ConditionEmbedding(config.width)
         self.residues = ResidueEmbedding(config)
         self.pairs = PairEmbedding(config)
@@ -194,37 +202,49 @@ class Denoiser(nn.Module):
         z = self.pairs(statics.pair, features, frames)
         rotary = rotary_table(features.residue_index, frames.index, config.width // config.heads)
         keys, values = [], []
+        advance = self._advance
+        if self.checkpointing and torch.is_grad_enabled():
+            advance = partial(checkpoint, self._advance, use_reentrant=False)
         for block in self.blocks:
-            moved = self._moved(frames.conformation, estimate)
-            s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved)
-            s = s + block.transition(s)
-            for layer in block.attention:
-                k = len(keys)
-                context = (cache.keys[k], cache.values[k]) if cache.n_frames else None
-                s, key, value = layer(s, condition, rotary, mask[k % 2] if mask else None, context)
-                keys.append(key)
-                values.append(value)
-            if block.edge is not None:
-                z = block.edge(s, z)
-            local, turn = block.update(s).split(3, -1)
-            step = (moved.rotations @ local[..., None])[..., 0]
-            estimate = replace(
-                estimate,
-                translation=centred(estimate.translation + scale.translation * step),
-                rotation=estimate.rotation + scale.rotation * turn,
-            )
+            attend = condition, rotary, mask, cache, len(keys)
+            s, z, estimate, new = advance(block, s, z, estimate, scale, frames.conformation, attend)
+            keys += [key for key, _ in new]
+            values += [value for _, value in new]
         shift, gain = self.modulation(condition).chunk(2, -1)
         out = self.torsions(functional.layer_norm(s, s.shape[-1:]) * (1 + gain) + shift)
         estimate = self._with_torsions(out, estimate, scale, features, frames)
         return self._to_score(estimate, frames), scale, keys, values
 
+    def _advance(self, block: DiffusionBlock, s: Tensor, z: Tensor, estimate, scale, conformation, attend):
+        """One block: residue and pair features, estimate, and keys and values of its layers."""
+        condition, rotary, mask, cache, first = attend
+        moved, new = self._moved(conformation, estimate), []
+        s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved)
+        s = s + block.transition(s)
+        for k, layer in enumerate(block.attention, first):
+            context = (cache.keys[k], cache.values[k]) if cache.n_frames else None
+            s, key, value = layer(s, condition, rotary, mask[k % 2] if mask else None, context)
+            new.append((key, value))
+        if block.edge is not None:
+            z = block.edge(s, z)
+        local, turn = block.update(s).split(3, -1)
+        step = (moved.rotations @ local[..., None])[..., 0]
+        estimate = replace(
+            estimate,
+            translation=centred(estimate.translation + scale.translation * step),
+            rotation=estimate.rotation + scale.rotation * turn,
+        )
+        return s, z, estimate, new
+
     @staticmethod
+    @full_precision
     def _moved(conformation: Conformation, estimate: Displacement) -> Rigid:
         """Frames at the present estimate; no gradient runs through them (AlphaFold 2, algorithm 20)."""
         frames = conformation.frames
         turn = exponential(estimate.rotation.detach())
         return Rigid(frames.rotations @ turn, frames.translations + estimate.translation.detach())
 
+    @full_precision
     def _baseline(self, features: ResidueFeatures, frames: FrameInputs):
         """First estimate, unit of the corrections to it, and spread (B, T, 9) of the frame about its predecessor.
 

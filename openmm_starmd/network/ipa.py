@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.rigid import Rigid, full_precision
 
 NM_TO_ANGSTROM = (
     10.0  # points live in Angstrom, as in the algorithm, so that the initial attention is a few residues wide
@@ -36,6 +36,7 @@ class InvariantPointAttention(nn.Module):
         self.point_weight = nn.Parameter(torch.full((heads,), math.log(math.expm1(1.0))))
         self.out = nn.Linear(heads * (self.head_width + 4 * value_points + pair_width), width)
 
+    @full_precision
     def forward(self, s: Tensor, z: Tensor, frames: Rigid) -> Tensor:
         """
         Parameters
@@ -49,6 +50,8 @@ class InvariantPointAttention(nn.Module):
         -------
         Tensor, shape (B, T, N, C)
         """
+        precise = torch.promote_types(s.dtype, torch.float32)
+        s, z = s.to(precise), z.to(precise)
         h, c, p = self.heads, self.head_width, self.query_points
         lead = s.shape[:-1]
         rotations, origins = frames.rotations, NM_TO_ANGSTROM * frames.translations[..., None, :]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
+from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -43,6 +43,7 @@ class Displacement:
     angle: Tensor
 
     @classmethod
+    @full_precision
     def between(cls, start: Conformation, end: Conformation, period: Tensor) -> Displacement:
         """Displacement that carries ``start`` to ``end``; torsions take the short way round ``period`` (*, N, 6)."""
         return cls(

@@ -9,7 +9,11 @@ from openmm_starmd.training.simulate import coverage_sequences, peptide_system, 
 _NAMES = {
     "TrainingConfig": "config",
     "TrajectoryDataset": "dataset",
-    "train": "loop",
+    "ATLAS": "sources",
+    "Files": "sources",
+    "Folder": "sources",
+    "MdCATH": "sources",
+    "train": "fitting",
 }
 __all__ = ["build_peptide", "coverage_sequences", "peptide_system", "prepare", "simulate", *_NAMES]
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from openmm_starmd.diffusion.loss import LossWeights
+from openmm_starmd.network import config as presets
 from openmm_starmd.network.config import ModelConfig
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.training import toml
+from openmm_starmd.training.sources import Source, source_from_table
 
 STRIDE_RANGE = (10.0, 1000.0)
 
@@ -18,12 +23,18 @@ class TrainingConfig:
 
     Parameters
     ----------
-    data : path or sequence of paths
-        Folders of NAME.pdb + NAME.xtc.
+    data : source or sequence of sources
+        As for `TrajectoryDataset`: paths of folders, or `Folder`, `Files`, `ATLAS`, `MdCATH`.
     output : path
-        Folder for ``checkpoint.pt``, ``train.csv``, ``validation.csv`` and encoded trajectories. A run whose folder
-        holds a checkpoint goes on from there.
+        Folder for ``checkpoint.pt``, ``train.csv``, ``validation.csv``, ``tensorboard/``, encoded trajectories and, in
+        the end, ``model.safetensors`` and its card ``model.md``. A run whose folder holds a checkpoint goes on from
+        there.
     model : ModelConfig
+    start_from : str or path, optional
+        An embedded model's name or a model file, to be fine-tuned: weights, step scales and configuration are its own,
+        and ``model`` is left alone.
+    temperature : float, optional
+        K: chooses among trajectories of known temperatures, and is that of those that do not tell.
     loss_weights : LossWeights
     batch_size, frames : int
         Windows a step, and frames in each.
@@ -38,6 +49,11 @@ class TrainingConfig:
     validation_sequences : sequence of str
         One-letter sequences held out of training; their loss is measured every ``validation_steps`` steps with the
         averaged weights on ``validation_batches`` batches that are always the same.
+    validation_data : source or sequence of sources
+        Data for that in the place of held-out sequences of ``data``; what is in both is not trained on.
+    patience : int
+        Stop when validation has not improved for so many times on end, and keep the averaged weights that validated
+        best; 0 for never.
     checkpoint_seconds : float
     rescan_steps : int
         Look for newly finished trajectories every so many steps; 0 for never. A run whose data grow does not repeat
@@ -45,11 +61,19 @@ class TrainingConfig:
     seed : int
     accelerator, precision : str
         As lightning-fabric names them; precision "32-true" or "bf16-mixed".
+    devices, num_nodes : int
+        Processes on each machine, and machines; they share every batch. torchrun's stand above them.
+    strategy : {"auto", "ddp"}
+        How they work together.
+    gradient_checkpointing : bool
+        Compute the blocks of the network twice instead of keeping what is between them: less memory, more time.
     """
 
-    data: str | os.PathLike | tuple[str | os.PathLike, ...]
+    data: Source | str | os.PathLike | tuple[Source | str | os.PathLike, ...]
     output: str | os.PathLike
     model: ModelConfig = field(default_factory=ModelConfig)
+    start_from: str | os.PathLike | None = None
+    temperature: float | None = None
     loss_weights: LossWeights = field(default_factory=LossWeights)
     batch_size: int = 32
     frames: int = 4
@@ -61,28 +85,36 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
     validation_sequences: tuple[str, ...] = ()
+    validation_data: Source | str | os.PathLike | tuple[Source | str | os.PathLike, ...] = ()
     validation_steps: int = 500
     validation_batches: int = 16
+    patience: int = 0
     checkpoint_seconds: float = 180.0
     rescan_steps: int = 0
     seed: int = 0
     accelerator: str = "auto"
     precision: str = "32-true"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self):
-        data = (self.data,) if isinstance(self.data, str | os.PathLike) else tuple(self.data)
-        object.__setattr__(self, "data", data)
+        for name in ("data", "validation_data"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
         for name in ("stride_range", "validation_sequences"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"batch_size": 1, "frames": 2, "total_steps": 1, "warmup_steps": 0, "weight_decay": 0}
         least |= {"validation_steps": 1, "validation_batches": 1, "checkpoint_seconds": 0, "rescan_steps": 0, "seed": 0}
+        least |= {"patience": 0, "devices": 1, "num_nodes": 1}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
         for name in ("learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        if not data:
+        if not self.data:
             raise ValueError("data must name at least one folder.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}.")
@@ -90,6 +122,45 @@ class TrainingConfig:
             raise ValueError(f"stride_range must satisfy 0 < least <= greatest, not {self.stride_range}.")
         if self.precision not in ("32-true", "bf16-mixed"):
             raise ValueError(f'precision must be "32-true" or "bf16-mixed", not {self.precision!r}.')
+        if self.strategy not in ("auto", "ddp"):
+            raise ValueError(f'strategy must be "auto" or "ddp", not {self.strategy!r}.')
+        if self.patience and not (self.validation_sequences or self.validation_data):
+            raise ValueError("patience needs validation_sequences or validation_data.")
+        if self.start_from is not None and self.model != ModelConfig():
+            raise ValueError("start_from brings its own model; leave one of the two out.")
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike) -> TrainingConfig:
+        """Settings from a TOML file; its paths are relative to its folder.
+
+        Keys are the parameters. ``data`` and ``validation_data`` hold paths, or tables that `source_from_table` knows;
+        ``model`` is a table with the keys of `ModelConfig` and ``preset``, "peptide" or "paper", that they change.
+
+        Raises
+        ------
+        StarMDError
+            If the file cannot be read, a key is unknown or a value is not what was expected; it says which.
+        """
+        path = Path(path)
+        table, base = toml.read(path), path.parent
+        try:
+            values = dict(toml.checked(cls, table))
+            for name in ("data", "output"):
+                if name not in values:
+                    raise ValueError(f"{name} is missing.")
+            for name in {"data", "validation_data"} & values.keys():
+                sources = values[name] if isinstance(values[name], list) else [values[name]]
+                values[name] = [source_from_table(s, base) if isinstance(s, dict) else base / s for s in sources]
+            values["output"] = base / values["output"]
+            if (base / values.get("start_from", "")).is_file():
+                values["start_from"] = base / values["start_from"]
+            if "model" in values:
+                values["model"] = _model(dict(values["model"]))
+            if "loss_weights" in values:
+                values["loss_weights"] = toml.changed(LossWeights(), values["loss_weights"], "loss_weights.")
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise StarMDError(f"{path}: {error}") from error
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step``, which counts from 0."""
@@ -97,3 +168,11 @@ class TrainingConfig:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _model(table: dict) -> ModelConfig:
+    known = {"peptide": presets.peptide, "paper": presets.paper}
+    preset = table.pop("preset", "peptide")
+    if preset not in known:
+        raise ValueError(f"model.preset must be one of {', '.join(known)}, not {preset!r}.")
+    return toml.changed(known[preset](), table, "model.")

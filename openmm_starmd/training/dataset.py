@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -16,12 +17,14 @@ from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
+from openmm_starmd.training import precomputed
 from openmm_starmd.training.config import STRIDE_RANGE
-from openmm_starmd.training.trajectories import EncodedTrajectory, find_trajectories, load_trajectory
+from openmm_starmd.training.sources import Source, TrajectoryFile, as_source
+from openmm_starmd.training.store import unpack
+from openmm_starmd.training.trajectories import EncodedTrajectory, load_trajectory
 
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
-
-Source = str | os.PathLike | tuple[str | os.PathLike, str | os.PathLike]
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,19 @@ class Batch:
         Each frame superposed on its predecessor, CA centroids at the origin.
     strides : Tensor, shape (B, L)
         Gap of each frame to its predecessor, ps; for the first frame the stride of the window.
+    precomputed : dict of Tensor
+        ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them.
     """
 
     features: ResidueFeatures
     conformations: Conformation
     strides: Tensor
+    precomputed: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device) -> Batch:
         """The batch on another device."""
-        return Batch(self.features.to(device), self.conformations.to(device), self.strides.to(device))
+        precomputed = {kind: tensor.to(device) for kind, tensor in self.precomputed.items()}
+        return Batch(self.features.to(device), self.conformations.to(device), self.strides.to(device), precomputed)
 
 
 def aligned(windows: Conformation) -> Conformation:
@@ -66,41 +73,59 @@ class TrajectoryDataset:
 
     Parameters
     ----------
-    sources : path, or sequence of paths and of (pdb, xtc) pairs
-        Folders of NAME.pdb + NAME.xtc, and single trajectories. Where a folder holds any NAME.done, only trajectories
-        with that mark are read.
+    sources : source, or sequence of sources
+        `Folder`, `Files`, `ATLAS`, `MdCATH`; a path stands for a folder or for mdtraj's HDF5, a pair for topology and
+        trajectory.
     exclude : sequence of str
         One-letter sequences to hold out.
     only : sequence of str, optional
         The only one-letter sequences to read: the other side of ``exclude``.
     cache : path, optional
-        Folder for encoded trajectories; with it a second start takes no time.
+        Folder for encoded trajectories; with it a second start takes no time, and frames are read from disk when a
+        window needs them.
+    temperature : float, optional
+        K: trajectories known to be at another are passed over. Without it all have to be at one.
+    n_frames : int, optional
+        Trajectories too short for windows of so many frames at a stride in ``stride_range`` are refused.
+    stride_range : (float, float)
+        ps.
+    single_features, pair_features : int
+        Channels of the precomputed features that the model takes; 0 for none.
 
     Raises
     ------
     StarMDError
-        If there is nothing to read, or a trajectory is unfit; the message says which and why.
+        If there is nothing to read, or trajectories are unfit: one line for whatever is wrong with any of them.
     """
 
     def __init__(
         self,
-        sources: Source | Sequence[Source],
+        sources: Source | str | os.PathLike | Sequence,
         *,
         exclude: Iterable[str] = (),
         only: Iterable[str] | None = None,
         cache: str | os.PathLike | None = None,
+        temperature: float | None = None,
+        n_frames: int | None = None,
+        stride_range: tuple[float, float] = STRIDE_RANGE,
+        single_features: int = 0,
+        pair_features: int = 0,
     ):
-        self._sources = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+        self._sources = [as_source(s) for s in (list(sources) if isinstance(sources, list | tuple) else [sources])]
         self._exclude = frozenset(exclude)
         self._only = None if only is None else frozenset(only)
         self._cache = None if cache is None else Path(cache)
-        self._read: set[Path] = set()
+        self._temperature, self._n_frames, self._stride_range = temperature, n_frames, stride_range
+        self._channels = {"single": single_features, "pair": pair_features}
+        self._read: set[TrajectoryFile] = set()
         self.trajectories: list[EncodedTrajectory] = []
+        self.lengths: dict[int, list[EncodedTrajectory]] = {}
+        """Trajectories by number of residues."""
         self.refresh()
         if not self.trajectories:
             raise StarMDError(
-                f"No trajectory found in {', '.join(map(str, self._sources))}: NAME.pdb + NAME.xtc are needed (and "
-                f"NAME.done, where a folder holds any such) {self._restriction()}"
+                f"No trajectory found in {', '.join(map(str, self._sources))}: NAME.pdb + NAME.xtc (.dcd, .trr, .nc, "
+                f".h5) are needed (and NAME.done, where a folder holds any such) {self._restriction()}"
             )
 
     def _restriction(self) -> str:
@@ -110,27 +135,31 @@ class TrajectoryDataset:
 
     def refresh(self) -> list[str]:
         """Read trajectories that have been finished since the last look; returns their names."""
-        found: list[tuple[Path, Path]] = []
-        for source in self._sources:
-            pair = isinstance(source, tuple)
-            found += [(Path(source[0]), Path(source[1]))] if pair else find_trajectories(source)
-        known = len(self.trajectories)
-        for pdb, xtc in found:
-            if xtc in self._read:
-                continue
-            trajectory = load_trajectory(pdb, xtc, self._cache)
-            self._read.add(xtc)
-            if trajectory.sequence not in self._exclude and (self._only is None or trajectory.sequence in self._only):
-                self.trajectories.append(trajectory)
-        return [trajectory.name for trajectory in self.trajectories[known:]]
+        found = [file for source in self._sources for file in source.find()]
+        if self._temperature is not None:
+            found = [file for file in found if file.temperature in (None, self._temperature)]
+        _require_one_temperature(found)
+        files = [file for file in dict.fromkeys(found) if file not in self._read]
+        new, problems = [], []
+        for file in files:
+            try:
+                new.append(self._load(file))
+            except StarMDError as error:
+                problems += str(error).splitlines()
+        if problems:
+            raise StarMDError("\n".join(["Training data are unfit:", *problems]))
+        self._read.update(files)
+        new = [t for t in new if t.sequence not in self._exclude and (self._only is None or t.sequence in self._only)]
+        for trajectory in new:
+            self.trajectories.append(trajectory)
+            self.lengths.setdefault(trajectory.n_residues, []).append(trajectory)
+        return [trajectory.name for trajectory in new]
 
-    @property
-    def lengths(self) -> dict[int, list[EncodedTrajectory]]:
-        """Trajectories by number of residues."""
-        buckets: dict[int, list[EncodedTrajectory]] = {}
-        for trajectory in self.trajectories:
-            buckets.setdefault(trajectory.n_residues, []).append(trajectory)
-        return buckets
+    def _load(self, file: TrajectoryFile) -> EncodedTrajectory:
+        trajectory = load_trajectory(file, self._cache)
+        if self._n_frames:
+            steps_within(trajectory, self._n_frames, self._stride_range)
+        return replace(trajectory, precomputed=precomputed.find(file, trajectory.n_residues, self._channels))
 
     def window_batch(
         self,
@@ -138,29 +167,35 @@ class TrajectoryDataset:
         n_frames: int,
         generator: Generator,
         stride_range: tuple[float, float] = STRIDE_RANGE,
+        share: slice = _ALL,
     ) -> Batch:
         """Random windows of ``n_frames`` frames of systems of one length.
 
         The length is drawn in proportion to the frames there are of it, and so are the systems. Strides are
         log-uniform in ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval.
         Starts are uniform. Half of the windows run backwards: equilibrium dynamics is reversible.
+
+        Only the windows in the slice ``share`` are read and returned: the shares of several processes, of the same
+        generator, make up the batch of one.
         """
         bucket = self._draw_bucket(generator)
         weights = torch.tensor([t.n_frames for t in bucket], dtype=torch.float64)
         chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator).tolist()
         uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator).tolist()
         windows, strides = [], []
+        chosen, uniform = chosen[share], uniform[share]
         for which, (for_stride, for_start, for_direction) in zip(chosen, uniform, strict=True):
             trajectory = bucket[which]
             step = _draw_step(trajectory, n_frames, stride_range, for_stride)
             start = int(for_start * (trajectory.n_frames - (n_frames - 1) * step))
             index = start + step * torch.arange(n_frames)
-            windows.append(trajectory.conformations[index if for_direction < 0.5 else index.flip(0)])
+            windows.append(trajectory.conformations.numbers(index if for_direction < 0.5 else index.flip(0)))
             strides.append(step * trajectory.interval)
         return Batch(
             ResidueFeatures.stack([bucket[which].features for which in chosen]),
-            aligned(Conformation.stack(windows)),
+            aligned(unpack(np.stack(windows))),
             torch.tensor(strides, dtype=torch.float32)[:, None].repeat(1, n_frames),
+            precomputed.read([bucket[which].precomputed for which in chosen]),
         )
 
     def _draw_bucket(self, generator: Generator) -> list[EncodedTrajectory]:
@@ -169,8 +204,25 @@ class TrajectoryDataset:
         return buckets[int(torch.multinomial(weights, 1, generator=generator))]
 
 
-def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float], uniform: float) -> int:
-    """Stride in trajectory frames."""
+def _require_one_temperature(files: list[TrajectoryFile]) -> None:
+    known = sorted({file.temperature for file in files if file.temperature is not None})
+    if len(known) > 1:
+        raise StarMDError(
+            f"Trajectories are at {', '.join(f'{t:g}' for t in known)} K, but a model learns one temperature; choose "
+            f"one of them, such as temperature={known[0]:g}."
+        )
+
+
+def steps_within(
+    trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float]
+) -> tuple[int, int, float]:
+    """Least and greatest stride of windows of ``n_frames``, in trajectory frames, and the greatest in ps.
+
+    Raises
+    ------
+    StarMDError
+        If the trajectory has no such window.
+    """
     low, high = stride_range
     longest = (trajectory.n_frames - 1) // max(n_frames - 1, 1)
     least = max(1, math.ceil(low / trajectory.interval - 0.5))
@@ -179,7 +231,13 @@ def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple
             f"{trajectory.name} has {trajectory.n_frames} frames at {trajectory.interval:g} ps: it holds no window of "
             f"{n_frames} frames at a stride between {low:g} and {high:g} ps. Leave it out, or ask for less."
         )
-    high = min(high, longest * trajectory.interval)
+    return least, longest, min(high, longest * trajectory.interval)
+
+
+def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float], uniform: float) -> int:
+    """Stride in trajectory frames."""
+    _, longest, high = steps_within(trajectory, n_frames, stride_range)
+    low = stride_range[0]
     stride = low * (max(high, low) / low) ** uniform
     return min(max(round(stride / trajectory.interval), 1), longest)
 

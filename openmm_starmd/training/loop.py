@@ -1,13 +1,13 @@
 """The training loop: resumable to the last bit, with averaged weights and a validation loss that repeats.
 
-The random numbers of step n come from a generator seeded by (seed, n). So a run that was killed and goes on from its
+The random numbers of step n come from generators seeded by (seed, n). So a run that was killed and goes on from its
 last checkpoint draws the same batches and the same noise as one that was never interrupted, and nothing but weights,
-optimiser and step number needs saving.
+optimiser and step number needs saving. Each window of a batch has noise of its own: processes that share a batch
+compute what one process would.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import pickle
 import time
@@ -19,29 +19,28 @@ import numpy as np
 import torch
 from torch import Generator, nn
 
-from openmm_starmd.diffusion.loss import denoising_loss
-from openmm_starmd.diffusion.process import Process
-from openmm_starmd.model import Domain, StarMDModel
-from openmm_starmd.network.denoiser import Denoiser
-from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.config import TrainingConfig
-from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
 
 try:
     from lightning_fabric import Fabric
-except ImportError as error:
-    raise ImportError('Training needs lightning-fabric: pip install "openmm-starmd[train]"') from error
 
-_TRAIN, _VALIDATE, _INITIALISE = range(3)
+    from openmm_starmd.training.logs import Logs
+except ImportError as error:
+    raise ImportError('Training needs more libraries: pip install "openmm-starmd[train]"') from error
+
+_TRAIN, _VALIDATE, INITIALISE = range(3)
 _MAX_SKIPPED = 20
+
+
+def _seeds(seed: int, purpose: int, number: int, count: int) -> list[int]:
+    states = np.random.SeedSequence((seed, purpose, number)).generate_state(count, np.uint64)
+    return [int(state >> np.uint64(1)) for state in states]
 
 
 def seeded(seed: int, purpose: int, number: int, device="cpu") -> Generator:
     """Generator whose numbers depend on all three integers and on nothing else."""
-    state = np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(_seeds(seed, purpose, number, 1)[0])
 
 
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
@@ -53,37 +52,45 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
             mean.copy_(value)
 
 
-class Log:
-    """A CSV file that can be cut back to the step that a run goes on from."""
+def launch(config: TrainingConfig) -> Fabric:
+    """Devices, precision and processes of a run; torchrun's where it has started this process, else the config's.
 
-    def __init__(self, path: Path, step: int):
-        self._path = path
-        self._rows: list[dict] = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]
-            self._rows = [row for row in rows if int(row["step"]) < step]
-            self._path = path.with_suffix(".tmp")
-            self._path.unlink(missing_ok=True)
-            self.flush()
-            os.replace(self._path, path) if self._path.exists() else path.unlink()
-            self._path = path
+    Raises
+    ------
+    StarMDError
+        If the processes cannot share a batch evenly, or the machine has not what is asked for.
+    """
+    devices, nodes = config.devices, config.num_nodes
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if config.batch_size % (devices * nodes):
+        raise StarMDError(
+            f"batch_size must be a multiple of the {devices * nodes} processes that share it, not {config.batch_size}."
+        )
+    if config.rescan_steps and devices * nodes > 1:
+        raise StarMDError("rescan_steps needs a single process: others might see other files; set it to 0.")
+    try:
+        settings = {"accelerator": config.accelerator, "strategy": config.strategy, "precision": config.precision}
+        fabric = Fabric(**settings, devices=devices, num_nodes=nodes)
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise StarMDError(
+            f"Training cannot start on accelerator={config.accelerator!r}, strategy={config.strategy!r}, {devices} "
+            f"device(s) on {nodes} node(s): {error}"
+        ) from error
+    return fabric
 
-    def append(self, **row) -> None:
-        """Add a row, kept in memory until `flush`."""
-        self._rows.append(row)
 
-    def flush(self) -> None:
-        """Write the rows that have been added."""
-        if not self._rows:
-            return
-        fresh = not self._path.exists()
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=self._rows[0].keys())
-            if fresh:
-                writer.writeheader()
-            writer.writerows(self._rows)
-        self._rows = []
+class _Objective(nn.Module):
+    """What the devices compute: work on the module, so that all of it runs under precision and gradient exchange."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, work: Callable):
+        return work(self.module)
 
 
 class Run:
@@ -94,11 +101,21 @@ class Run:
     config : TrainingConfig
     module : nn.Module
     loss_function : callable
-        ``loss_function(module, batch, generator)`` -> (scalar loss, dict of its parts).
+        ``loss_function(module, batch, generators)`` -> (scalar loss, dict of its parts), means over the windows of the
+        batch; there is a generator for each window.
     draw : callable
-        ``draw(generator)`` -> batch with a ``to(device)``.
+        ``draw(generator, share)`` -> the windows in the slice ``share`` of a batch, with a ``to(device)``.
     draw_held_out : callable, optional
         The same for validation.
+    fabric : Fabric, optional
+        Of `launch`, which makes one.
+
+    Attributes
+    ----------
+    best : dict
+        Step and loss of the best validation, and the averaged weights there.
+    seconds : float
+        Time spent in training, earlier sittings included.
     """
 
     def __init__(
@@ -108,16 +125,20 @@ class Run:
         loss_function: Callable,
         draw: Callable,
         draw_held_out: Callable | None = None,
+        fabric: Fabric | None = None,
     ):
         self.config, self.loss_function, self.draw, self.draw_held_out = config, loss_function, draw, draw_held_out
-        self.fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+        self.fabric = fabric or launch(config)
+        self.share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         self.module = self.fabric.to_device(module)
         self.average = deepcopy(self.module).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
         )
-        self.step = 0
-        self.skipped = 0
+        self._objective = self.fabric.setup_module(_Objective(self.module))
+        self.step = self.skipped = 0
+        self.seconds, self.best = 0.0, {"step": -1, "loss": float("inf"), "weights": {}}
+        self._validated = -1
         self.output = Path(config.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.output / "checkpoint.pt"
@@ -131,7 +152,8 @@ class Run:
             self.module.load_state_dict(state["module"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.best, self._validated = state["best"], state["validated"]
         except (EOFError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise StarMDError(
                 f"{self.checkpoint} is damaged or not of this model ({error}); name another folder, or remove it."
@@ -142,14 +164,23 @@ class Run:
         """Write the checkpoint; a kill at any moment leaves either the old or the new one."""
         partial = self.checkpoint.with_suffix(".tmp")
         parts = {"module": self.module, "average": self.average, "optimizer": self.optimizer}
-        torch.save({"step": self.step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+        state = {"step": self.step, "seconds": self.seconds, "best": self.best, "validated": self._validated}
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
         os.replace(partial, self.checkpoint)
 
-    def _loss(self, module: nn.Module, draw: Callable, purpose: int, number: int):
-        device = self.fabric.device
-        batch = draw(seeded(self.config.seed, purpose, 2 * number)).to(device)
-        with self.fabric.autocast():
-            return self.loss_function(module, batch, seeded(self.config.seed, purpose, 2 * number + 1, device))
+    def _work(self, draw: Callable, purpose: int, number: int) -> Callable:
+        """The loss of this process's share of a batch, as a function of the module."""
+        device, size = self.fabric.device, self.config.batch_size
+        batch = draw(seeded(self.config.seed, purpose, 2 * number), self.share).to(device)
+        seeds = _seeds(self.config.seed, purpose, 2 * number + 1, size)[self.share]
+        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        return lambda module: self.loss_function(module, batch, generators)
+
+    def _mean(self, loss: torch.Tensor, parts: dict) -> dict[str, float]:
+        """Loss and its parts, averaged over the processes."""
+        values = torch.stack([loss.detach(), *(torch.as_tensor(p, device=loss.device) for p in parts.values())]).float()
+        means = self.fabric.all_reduce(values, reduce_op="mean").tolist()
+        return dict(zip(("loss", *parts), means, strict=True))
 
     def advance(self) -> dict[str, float]:
         """One optimiser step, passed over if the gradient is not finite; returns the row for the log."""
@@ -157,8 +188,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.module.train()
-        loss, parts = self._loss(self.module, self.draw, _TRAIN, self.step)
         self.optimizer.zero_grad()
+        loss, parts = self._objective(self._work(self.draw, _TRAIN, self.step))
         self.fabric.backward(loss)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
         if torch.isfinite(norm):
@@ -172,103 +203,59 @@ class Run:
                     f"The gradient was not finite for {_MAX_SKIPPED} steps on end, up to step {self.step}; "
                     "lower the learning rate or check the data."
                 )
-        row = {"step": self.step, "loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        row = self._mean(loss, parts)
+        row = {"step": self.step, "loss": row.pop("loss"), "gradient_norm": norm.item(), "learning_rate": rate} | row
         self.step += 1
-        return row | {name: float(part) for name, part in parts.items()}
+        return row
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss of the averaged weights on the held-out batches, which are the same at every call."""
         rows = []
         for number in range(self.config.validation_batches):
-            loss, parts = self._loss(self.average, self.draw_held_out, _VALIDATE, number)
-            rows.append({"loss": float(loss)} | {name: float(part) for name, part in parts.items()})
+            work = self._work(self.draw_held_out, _VALIDATE, number)
+            with self.fabric.autocast():
+                rows.append(self._mean(*work(self.average)))
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether validation has not improved for as many times as the config has patience."""
+        patience = self.config.patience * self.config.validation_steps
+        return 0 < patience <= self._validated - self.best["step"]
+
+    def _note_validation(self, step: int, loss: float) -> None:
+        self._validated = step
+        if loss < self.best["loss"]:
+            weights = {name: value.clone() for name, value in self.average.state_dict().items()}
+            self.best = {"step": step, "loss": loss, "weights": weights}
+
+    def result(self) -> nn.Module:
+        """The averaged module: where it validated best if the config has patience, else as it is at the end."""
+        module = deepcopy(self.average)
+        if self.config.patience and self.best["weights"]:
+            module.load_state_dict(self.best["weights"])
+        return module
 
     def finish(self, export: Callable | None = None) -> None:
         """Advance to the last step, with checkpoints on the way; ``export(average, step)`` follows each of them."""
-        last = self.config.total_steps
-        start = saved = time.monotonic()
-        logs = [Log(self.output / name, self.step) for name in ("train.csv", "validation.csv")]
-        while self.step < last:
-            row = self.advance()
-            logs[0].append(**row, seconds=round(time.monotonic() - start, 1))
-            if self.draw_held_out and (self.step % self.config.validation_steps == 0 or self.step == last):
-                logs[1].append(step=row["step"], **self.validate())
-            if self.step == last or time.monotonic() - saved >= self.config.checkpoint_seconds:
-                for log in logs:
-                    log.flush()
-                self.save()
-                if export:
-                    export(self.average, self.step)
-                saved = time.monotonic()
-
-
-def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None = None) -> Denoiser:
-    """Train a denoiser, going on from the checkpoint in ``config.output`` where there is one.
-
-    Parameters
-    ----------
-    config : TrainingConfig
-    export : callable, optional
-        ``export(denoiser, step)`` gets the averaged weights after every checkpoint and at the end. The finished model
-        is written to ``config.output / "model.safetensors"`` in any case.
-
-    Returns
-    -------
-    Denoiser
-        With averaged weights.
-    """
-    options = {"cache": Path(config.output) / "encoded"}
-    dataset = TrajectoryDataset(config.data, exclude=config.validation_sequences, **options)
-    held_out = None
-    if config.validation_sequences:
-        held_out = TrajectoryDataset(config.data, only=config.validation_sequences, **options)
-
-    def draw(source: TrajectoryDataset, generator: Generator):
-        return source.window_batch(config.batch_size, config.frames, generator, config.stride_range)
-
-    def draw_training(generator: Generator):
-        if config.rescan_steps and run.step % config.rescan_steps == 0:
-            dataset.refresh()
-        return draw(dataset, generator)
-
-    process = Process(config.model.process)
-
-    def loss_function(module: Denoiser, batch: Batch, generator: Generator):
-        window = batch.features, batch.conformations, batch.strides
-        return denoising_loss(module, process, *window, generator, config.loss_weights)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeded(config.seed, _INITIALISE, 0).initial_seed())
-        denoiser = Denoiser(config.model.network)
-    run = Run(
-        config,
-        denoiser,
-        loss_function,
-        draw_training,
-        held_out and (lambda generator: draw(held_out, generator)),
-    )
-    if not run.load():
-        for module in (run.module, run.average):
-            module.step_scales.copy_(step_scales(dataset))
-    run.finish(export)
-    trained_model(run.average, config, dataset).save(Path(config.output) / "model.safetensors")
-    return run.average
-
-
-def trained_model(denoiser: Denoiser, config: TrainingConfig, dataset: TrajectoryDataset) -> StarMDModel:
-    """The model with the domain that its data span; temperature and force field are the user's to state."""
-    features = [t.features for t in dataset.trajectories]
-    lengths = dataset.lengths
-    domain = Domain(
-        min_length=min(lengths),
-        max_length=max(lengths),
-        min_stride=config.stride_range[0],
-        max_stride=config.stride_range[1],
-        max_chains=max(int(f.chain_index.max()) + 1 for f in features),
-        caps=any(bool((end == CAPPED).any()) for f in features for end in (f.n_end, f.c_end)),
-        residue_types=tuple(RESIDUE_TYPES[k] for k in torch.cat([f.residue_type for f in features]).unique().tolist()),
-    )
-    card = f"# {Path(config.output).name}\n\n{len(features)} trajectories, {config.total_steps} steps.\n"
-    return StarMDModel(deepcopy(denoiser), config.model, domain, card, Path(config.output).name)
+        last, start = self.config.total_steps, time.monotonic() - self.seconds
+        saved = time.monotonic()
+        first = self.fabric.is_global_zero
+        with Logs(self.output, self.step, last, silent=not first) as logs:
+            while self.step < last and not self.stopped:
+                row = self.advance()
+                self.seconds = time.monotonic() - start
+                logs.add("train", seconds=self.seconds, **row)
+                if self.draw_held_out and (self.step % self.config.validation_steps == 0 or self.step == last):
+                    held_out = self.validate()
+                    self._note_validation(row["step"], held_out["loss"])
+                    logs.add("validation", row["step"], self.seconds, **held_out)
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds
+                if first and (due or self.step == last or self.stopped):
+                    logs.flush()
+                    self.save()
+                    if export:
+                        export(self.average, self.step)
+                    saved = time.monotonic()
+        self.fabric.barrier()

@@ -11,7 +11,7 @@ from openmm.app import PDBFile
 
 from openmm_starmd.geometry.rigid import Rigid, exponential, superpose
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
+from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.training import build_peptide, trajectories
 from openmm_starmd.training.dataset import STEP_STRIDES, TrajectoryDataset, aligned, step_scales
@@ -75,7 +75,7 @@ def dataset(folder):
 
 def frame_numbers(trajectory, conformations):
     """Index (B, L) into the trajectory of each conformation (B, L, N)."""
-    return (clock(conformations)[..., None] - clock(trajectory.conformations)).abs().argmin(-1)
+    return (clock(conformations)[..., None] - clock(trajectory.conformations[:])).abs().argmin(-1)
 
 
 def test_reads_systems_as_they_are(dataset, folder, peptides):
@@ -85,7 +85,7 @@ def test_reads_systems_as_they_are(dataset, folder, peptides):
     for trajectory in dataset.trajectories:
         assert trajectory.interval == INTERVAL
         assert trajectory.n_frames == N_FRAMES
-        assert trajectory.conformations.torsions.dtype == torch.float32
+        assert trajectory.conformations[:].torsions.dtype == torch.float32
         topology, _ = peptides[trajectory.name]
         tokens = ResidueTokens.from_topology(topology)
         frames = mdtraj.load(folder / f"{trajectory.name}.xtc", top=folder / f"{trajectory.name}.pdb").xyz
@@ -116,7 +116,7 @@ def test_windows_come_from_one_trajectory_at_one_stride(dataset, n_frames):
             numbers = frame_numbers(source, batch.conformations[b])
             assert (numbers.diff().abs() * INTERVAL == batch.strides[b, 1:]).all()
             assert len(set(numbers.diff().sign().tolist())) == 1
-            torsions = source.conformations.torsions[numbers]
+            torsions = source.conformations[:].torsions[numbers]
             assert torch.equal(batch.conformations.torsions[b], torsions)
     assert seen == {3, 4}
 
@@ -217,20 +217,23 @@ def test_cache_is_used_renewed_and_never_trusted_when_torn(peptides, tmp_path, m
     write(data, "AKF", topology, swelling(positions, 9), INTERVAL * np.arange(9))
     fresh = TrajectoryDataset(data, cache=cache).trajectories[0]
     calls = []
-    encode = trajectories.encode_trajectory
-    monkeypatch.setattr(trajectories, "encode_trajectory", lambda *a: calls.append(a) or encode(*a))
+    encode = trajectories._encode
+    monkeypatch.setattr(trajectories, "_encode", lambda *a: calls.append(a) or encode(*a))
     cached = TrajectoryDataset(data, cache=cache).trajectories[0]
     assert not calls
     assert (cached.name, cached.sequence, cached.interval) == (fresh.name, fresh.sequence, fresh.interval)
-    assert torch.equal(cached.conformations.frames.rotations, fresh.conformations.frames.rotations)
+    assert torch.equal(cached.conformations[:].frames.rotations, fresh.conformations[:].frames.rotations)
     for name, value in vars(fresh.features).items():
         assert torch.equal(getattr(cached.features, name), value)
     write(data, "AKF", topology, swelling(positions, 12), INTERVAL * np.arange(12))
     assert TrajectoryDataset(data, cache=cache).trajectories[0].n_frames == 12
-    (file,) = cache.iterdir()
-    file.write_bytes(file.read_bytes()[:200])
-    assert TrajectoryDataset(data, cache=cache).trajectories[0].n_frames == 12
-    assert len(calls) == 2
+    files = sorted(cache.iterdir())
+    assert [file.suffix for file in files] == [".f32", ".json"]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:200])
+        assert TrajectoryDataset(data, cache=cache).trajectories[0].n_frames == 12
+    assert len(calls) == 3
+    assert sorted(cache.iterdir()) == files
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,7 @@ def test_topologies_without_protein_are_refused_by_file(tmp_path):
     line = "HETATM    1  O   HOH A   1       0.000   0.000   0.000  1.00  0.00           O\nEND\n"
     (tmp_path / "water.pdb").write_text(line)
     (tmp_path / "water.xtc").touch()
-    with pytest.raises(UnsupportedTopologyError, match=r"water\.pdb"):
+    with pytest.raises(StarMDError, match=r"water\.pdb"):
         TrajectoryDataset(tmp_path)
 
 

@@ -19,8 +19,9 @@ pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
+from openmm_starmd.protein.displacement import per_replica  # noqa: E402
 from openmm_starmd.protein.errors import StarMDError  # noqa: E402
-from openmm_starmd.training import build_peptide, loop  # noqa: E402
+from openmm_starmd.training import build_peptide, fitting, logs, loop  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 
 TARGET = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
@@ -33,22 +34,22 @@ class Toy(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
 
 
-def toy_loss(module, batch, generator):
-    """Noisy linear regression; its noise and its batch come from two generators, as in the real objective."""
-    noise = 0.1 * torch.randn(batch.shape, generator=generator)
+def toy_loss(module, batch, generators):
+    """Noisy linear regression; batch and noise come from generators of their own, as in the real objective."""
+    noise = 0.1 * per_replica(lambda rows, g: torch.randn(rows.shape, generator=g), batch, generators)
     if module.training:
         module.calls += 1
     error = (batch @ (module.weight - TARGET) + noise).square().mean()
     return error, {"error": error.detach()}
 
 
-def draw(generator):
-    return torch.randn(8, 2, generator=generator)
+def draw(generator, share):
+    return torch.randn(8, 2, generator=generator)[share]
 
 
 def make_run(folder, loss_function=toy_loss, module=None, **settings):
     defaults = {"total_steps": 20, "warmup_steps": 3, "learning_rate": 0.05, "validation_steps": 5}
-    defaults |= {"validation_batches": 3, "checkpoint_seconds": 0, "accelerator": "cpu"}
+    defaults |= {"batch_size": 8, "validation_batches": 3, "checkpoint_seconds": 0, "accelerator": "cpu"}
     config = TrainingConfig(data="unused", output=folder, **(defaults | settings))
     return loop.Run(config, module or Toy(), loss_function, draw, draw)
 
@@ -74,10 +75,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         sys.path[:0] = sys.argv[2:]
         import test_loop
 
-        def deadly(module, batch, generator):
+        def deadly(module, batch, generators):
             if module.training and module.calls == 12:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return test_loop.toy_loss(module, batch, generator)
+            return test_loop.toy_loss(module, batch, generators)
 
         test_loop.make_run(sys.argv[1], deadly).finish()
     """
@@ -99,10 +100,10 @@ def test_steps_after_the_last_checkpoint_are_repeated_exactly(tmp_path, monkeypa
     ticks = iter(range(10_000))
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))
 
-    def interrupted(module, batch, generator):
+    def interrupted(module, batch, generators):
         if module.training and module.calls == 14:
             raise KeyboardInterrupt
-        return toy_loss(module, batch, generator)
+        return toy_loss(module, batch, generators)
 
     with pytest.raises(KeyboardInterrupt):
         make_run(tmp_path / "cut", interrupted, checkpoint_seconds=8).finish()
@@ -114,13 +115,13 @@ def test_steps_after_the_last_checkpoint_are_repeated_exactly(tmp_path, monkeypa
 
 
 def test_log_lines_beyond_the_checkpoint_or_torn_are_dropped(tmp_path):
-    log = loop.Log(tmp_path / "log.csv", 0)
+    log = logs.Log(tmp_path / "log.csv", 0)
     for step in range(5):
         log.append(step=step, loss=step / 3)
     log.flush()
     with open(tmp_path / "log.csv", "a") as file:
         file.write("1")
-    log = loop.Log(tmp_path / "log.csv", 3)
+    log = logs.Log(tmp_path / "log.csv", 3)
     log.append(step=3, loss=7.0)
     log.flush()
     assert [row["step"] for row in read_log(tmp_path / "log.csv")] == ["0", "1", "2", "3"]
@@ -199,8 +200,8 @@ def test_small_gradients_are_left_alone(tmp_path):
 
 
 def test_steps_without_a_finite_gradient_are_passed_over(tmp_path):
-    def sometimes(module, batch, generator):
-        loss, parts = toy_loss(module, batch, generator)
+    def sometimes(module, batch, generators):
+        loss, parts = toy_loss(module, batch, generators)
         return (loss * math.nan if module.calls == 2 else loss), parts
 
     run = make_run(tmp_path, sometimes)
@@ -238,6 +239,62 @@ def test_training_learns_and_validation_falls(tmp_path):
     rows = read_log(tmp_path / "validation.csv")
     assert [int(row["step"]) for row in rows] == list(range(4, 300, 5))
     assert float(rows[-1]["loss"]) < 0.02 < 1 < float(rows[0]["loss"])
+
+
+def stubborn_run(folder, **settings):
+    """Learns nothing after step 7 and validates every second step, best at step 5 or so."""
+
+    def loss(module, batch, generators):
+        value, parts = toy_loss(module, batch, generators)
+        return (-value if module.training and module.calls > 6 else value), parts
+
+    defaults = {"total_steps": 100, "validation_steps": 2, "patience": 3, "validation_sequences": ("X",)}
+    return make_run(folder, loss, **(defaults | {"ema_decay": 0.0} | settings))
+
+
+def test_without_improvement_it_stops_and_keeps_the_best_weights(tmp_path):
+    run = stubborn_run(tmp_path)
+    run.finish()
+    rows = [(int(row["step"]), float(row["loss"])) for row in read_log(tmp_path / "validation.csv")]
+    best = min(rows, key=lambda row: row[1])
+    assert run.stopped and run.step < 100
+    assert best == (run.best["step"], pytest.approx(run.best["loss"]))
+    assert rows[-1][0] == best[0] + 3 * 2
+    assert not torch.equal(run.result().weight, run.average.weight)
+    run.average = run.result()
+    assert run.validate()["loss"] == pytest.approx(best[1])
+    patient = stubborn_run(tmp_path / "patient", patience=0, total_steps=30)
+    patient.finish()
+    assert patient.step == 30
+    assert torch.equal(patient.result().weight, patient.average.weight)
+
+
+def test_a_run_that_has_stopped_does_not_go_on_and_a_killed_one_stops_where_it_would(tmp_path):
+    whole = stubborn_run(tmp_path / "whole")
+    whole.finish()
+    again = stubborn_run(tmp_path / "whole")
+    again.load()
+    again.finish()
+    assert again.step == whole.step
+    assert torch.equal(again.result().weight, whole.result().weight)
+    cut = stubborn_run(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.finish(lambda _, step: (_ for _ in ()).throw(KeyboardInterrupt) if step == 9 else None)
+    resumed = stubborn_run(tmp_path / "cut")
+    assert resumed.load() and resumed.step == 9
+    resumed.finish()
+    assert_same_runs(tmp_path / "whole", tmp_path / "cut", whole, resumed)
+    assert torch.equal(resumed.result().weight, whole.result().weight)
+
+
+def test_a_terminal_gets_a_progress_bar_and_a_file_none(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "quiet", total_steps=3).finish()
+    assert capsys.readouterr().err == ""
+    console = logs.Console
+    monkeypatch.setattr(logs, "Console", lambda **settings: console(force_terminal=True, **settings))
+    make_run(tmp_path / "shown", total_steps=3).finish()
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and "training loss" in shown
 
 
 def test_export_gets_the_averaged_weights_at_the_end(tmp_path):
@@ -321,10 +378,10 @@ def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
         if step == 3:
             raise KeyboardInterrupt
 
-    whole = loop.train(TrainingConfig(folder, tmp_path / "whole", **settings))
+    whole = fitting.train(TrainingConfig(folder, tmp_path / "whole", **settings))
     with pytest.raises(KeyboardInterrupt):
-        loop.train(TrainingConfig(folder, tmp_path / "cut", **settings), stop_at_three)
-    resumed = loop.train(TrainingConfig(folder, tmp_path / "cut", **settings))
+        fitting.train(TrainingConfig(folder, tmp_path / "cut", **settings), stop_at_three)
+    resumed = fitting.train(TrainingConfig(folder, tmp_path / "cut", **settings))
     for name in ("train.csv", "validation.csv"):
         assert read_log(tmp_path / "whole" / name) == read_log(tmp_path / "cut" / name)
     assert [row["step"] for row in read_log(tmp_path / "cut" / "validation.csv")] == ["2", "5"]
@@ -335,5 +392,5 @@ def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, written.denoiser.state_dict()[name])
     assert not written.domain.caps and written.domain.max_chains == 1
-    untrained = loop.train(TrainingConfig(folder, tmp_path / "one", **(settings | {"total_steps": 1})))
+    untrained = fitting.train(TrainingConfig(folder, tmp_path / "one", **(settings | {"total_steps": 1})))
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), untrained.parameters(), strict=True))

@@ -1,0 +1,135 @@
+"""From a configuration to a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Generator
+
+from openmm_starmd.diffusion.loss import denoising_loss
+from openmm_starmd.diffusion.process import Process
+from openmm_starmd.model import Domain, StarMDModel, load_model
+from openmm_starmd.network.config import ModelConfig
+from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.protein.bond_graph import CAPPED
+from openmm_starmd.protein.residues import RESIDUE_TYPES
+from openmm_starmd.training.card import model_card
+from openmm_starmd.training.config import TrainingConfig
+from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
+from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
+
+
+def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None = None) -> Denoiser:
+    """Train a denoiser, going on from the checkpoint in ``config.output`` where there is one.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    export : callable, optional
+        ``export(denoiser, step)`` gets the averaged weights after every checkpoint and at the end. The finished model
+        is written to ``config.output / "model.safetensors"`` in any case, and its card to ``model.md``.
+
+    Returns
+    -------
+    Denoiser
+        With averaged weights: the last, or with ``config.patience`` those that validated best.
+
+    Raises
+    ------
+    StarMDError
+        If the data are unfit (a line for each fault), the checkpoint is damaged, or training breaks down.
+    """
+    fabric = launch(config)
+    base = load_model(config.start_from, device="cpu") if config.start_from else None
+    model = base.config if base else config.model
+    with fabric.rank_zero_first(local=True):
+        dataset, held_out = _read_data(config, model)
+    process = Process(model.process)
+
+    def draw(source: TrajectoryDataset, generator: Generator, share: slice):
+        return source.window_batch(config.batch_size, config.frames, generator, config.stride_range, share)
+
+    def draw_training(generator: Generator, share: slice):
+        if config.rescan_steps and run.step % config.rescan_steps == 0:
+            dataset.refresh()
+        return draw(dataset, generator, share)
+
+    def loss_function(module: Denoiser, batch: Batch, generators: list[Generator]):
+        window = batch.features, batch.conformations, batch.strides
+        return denoising_loss(module, process, *window, generators, config.loss_weights, **batch.precomputed)
+
+    denoiser = _start(config, model, base)
+    denoiser.checkpointing = config.gradient_checkpointing
+    draw_held_out = held_out and (lambda generator, share: draw(held_out, generator, share))
+    run = Run(config, denoiser, loss_function, draw_training, draw_held_out, fabric)
+    if not run.load() and base is None:
+        for module in (run.module, run.average):
+            module.step_scales.copy_(step_scales(dataset))
+    run.finish(export)
+    trained = run.result()
+    if fabric.is_global_zero:
+        _write(trained_model(trained, config, model, dataset, base), run, dataset)
+    return trained
+
+
+def _read_data(config: TrainingConfig, model: ModelConfig) -> tuple[TrajectoryDataset, TrajectoryDataset | None]:
+    """Training data, and validation data where there are any; no sequence is in both."""
+    options = {"cache": Path(config.output) / "encoded", "temperature": config.temperature}
+    options |= {"n_frames": config.frames, "stride_range": config.stride_range}
+    options |= {name: getattr(model.network, name) for name in ("single_features", "pair_features")}
+    excluded, held_out = set(config.validation_sequences), None
+    if config.validation_data:
+        held_out = TrajectoryDataset(config.validation_data, **options)
+        excluded |= {trajectory.sequence for trajectory in held_out.trajectories}
+    dataset = TrajectoryDataset(config.data, exclude=excluded, **options)
+    if config.validation_sequences and held_out is None:
+        held_out = TrajectoryDataset(config.data, only=config.validation_sequences, **options)
+    return dataset, held_out
+
+
+def _start(config: TrainingConfig, model: ModelConfig, base: StarMDModel | None) -> Denoiser:
+    """An untrained denoiser, or the one to be fine-tuned."""
+    if base:
+        return deepcopy(base.denoiser).train().requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeded(config.seed, INITIALISE, 0).initial_seed())
+        return Denoiser(model.network)
+
+
+def trained_model(
+    denoiser: Denoiser,
+    config: TrainingConfig,
+    model: ModelConfig,
+    dataset: TrajectoryDataset,
+    base: StarMDModel | None = None,
+) -> StarMDModel:
+    """The model with the domain that its data span, which is not that of a model it started from.
+
+    What data do not tell, temperature (often) and force field, is as in the model it started from, else 300 K and none.
+    """
+    default = base.domain if base else Domain()
+    features = [t.features for t in dataset.trajectories]
+    known = {t.temperature for t in dataset.trajectories} - {None}
+    temperature = config.temperature or next(iter(known), None)
+    domain = Domain(
+        min_length=min(dataset.lengths),
+        max_length=max(dataset.lengths),
+        min_stride=config.stride_range[0],
+        max_stride=config.stride_range[1],
+        min_temperature=temperature or default.min_temperature,
+        max_temperature=temperature or default.max_temperature,
+        max_chains=max(int(f.chain_index.max()) + 1 for f in features),
+        caps=any(bool((end == CAPPED).any()) for f in features for end in (f.n_end, f.c_end)),
+        residue_types=tuple(RESIDUE_TYPES[k] for k in torch.cat([f.residue_type for f in features]).unique().tolist()),
+        force_field=default.force_field,
+    )
+    return StarMDModel(deepcopy(denoiser), model, domain, "", Path(config.output).name)
+
+
+def _write(model: StarMDModel, run: Run, dataset: TrajectoryDataset) -> None:
+    model.card = model_card(model, run, dataset)
+    model.save(run.output / "model.safetensors")
+    (run.output / "model.md").write_text(model.card, encoding="utf-8")

@@ -1,0 +1,108 @@
+"""What a training run tells on its way: CSV tables, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+from lightning_fabric.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger(__name__)
+
+
+class Log:
+    """A CSV file that can be cut back to the step that a run goes on from."""
+
+    def __init__(self, path: Path, step: int):
+        self._path = path
+        self._rows: list[dict] = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+            self._rows = [row for row in rows if int(row["step"]) < step]
+            self._path = path.with_suffix(".tmp")
+            self._path.unlink(missing_ok=True)
+            self.flush()
+            os.replace(self._path, path) if self._path.exists() else path.unlink()
+            self._path = path
+
+    def append(self, **row) -> None:
+        """Add a row, kept in memory until `flush`."""
+        self._rows.append(row)
+
+    def flush(self) -> None:
+        """Write the rows that have been added."""
+        if not self._rows:
+            return
+        fresh = not self._path.exists()
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=self._rows[0].keys())
+            if fresh:
+                writer.writeheader()
+            writer.writerows(self._rows)
+        self._rows = []
+
+
+def last_losses(path: Path, count: int = 100) -> float | None:
+    """Mean of the last losses in a CSV file; None where there are none."""
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)][-count:]
+    return sum(losses) / len(losses) if losses else None
+
+
+class Logs:
+    """Everything that one process of a run writes down; the others' are silent.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets ``train.csv``, ``validation.csv`` and, where TensorBoard is installed, ``tensorboard/``.
+    step, total : int
+        Step that the run goes on from, and its last.
+    silent : bool
+        Write nothing.
+    """
+
+    def __init__(self, folder: Path, step: int, total: int, silent: bool = False):
+        self._tables, self._board, self._shown = {}, None, ""
+        console = Console(stderr=True)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bar = Progress(*columns, console=console, disable=silent or not console.is_terminal)
+        self._task = self._bar.add_task("training", total=total, completed=step)
+        if silent:
+            return
+        self._tables = {name: Log(folder / f"{name}.csv", step) for name in ("train", "validation")}
+        try:
+            self._board = TensorBoardLogger(folder, "tensorboard", "", purge_step=step)
+        except ModuleNotFoundError:
+            logger.info("No TensorBoard logs are written; they need: pip install tensorboard")
+
+    def __enter__(self) -> Logs:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.stop()
+        if self._board:
+            self._board.finalize("success")
+
+    def add(self, table: str, step: int, seconds: float, **row: float) -> None:
+        """Add a row to the table ``train`` or ``validation``."""
+        if not self._tables:
+            return
+        self._tables[table].append(step=step, **row, seconds=round(seconds, 1))
+        if self._board:
+            self._board.log_metrics({f"{table}/{name}": value for name, value in row.items()}, step)
+        self._shown = f"training loss {row['loss']:.3f}" if table == "train" else self._shown
+        self._bar.update(self._task, completed=step + 1, description=self._shown)
+
+    def flush(self) -> None:
+        """Write the tables."""
+        for table in self._tables.values():
+            table.flush()

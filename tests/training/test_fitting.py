@@ -1,0 +1,246 @@
+"""From a TOML file to a model: fine-tuning, early stopping, logs, the card, several processes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from openmm import unit
+from openmm.app import PDBFile
+
+pytest.importorskip("lightning_fabric")
+
+from openmm_starmd.model import load_model  # noqa: E402
+from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper  # noqa: E402
+from openmm_starmd.protein.errors import StarMDError  # noqa: E402
+from openmm_starmd.training import ATLAS, Folder, MdCATH, build_peptide, train  # noqa: E402
+from openmm_starmd.training.config import TrainingConfig  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+NETWORK = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Short trajectories of jittering peptides of two lengths."""
+    path = tmp_path_factory.mktemp("data")
+    for seed, sequence in enumerate(("AKF", "GPSD", "SVE")):
+        topology, positions = build_peptide(sequence, seed=seed)
+        with open(path / f"{sequence}.pdb", "w") as file:
+            PDBFile.writeFile(topology, positions, file)
+        x = np.array(positions.value_in_unit(unit.nanometer))
+        frames = x + np.random.default_rng(seed).normal(0, 0.01, (30, *x.shape))
+        with mdtraj.formats.XTCTrajectoryFile(str(path / f"{sequence}.xtc"), "w") as file:
+            file.write(frames.astype(np.float32), time=10 * np.arange(30, dtype=np.float32))
+    return path
+
+
+def config_of(folder, output, **settings):
+    defaults = {"model": ModelConfig(NETWORK), "batch_size": 4, "frames": 3, "total_steps": 4, "warmup_steps": 1}
+    defaults |= {"checkpoint_seconds": 0, "accelerator": "cpu", "validation_batches": 1}
+    return TrainingConfig(folder, output, **(defaults | settings))
+
+
+def read_log(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+TOML = """
+data = ["md", {source = "atlas", path = "/data/atlas", split = "atlas.csv", released_before = 2018-05-01},
+        {source = "folder", path = "dcd", interval = 10}]
+validation_data = {source = "mdcath", path = "mdcath", temperature = 320}
+output = "run"
+stride_range = [20, 200.0]
+total_steps = 10
+learning_rate = 1
+patience = 3
+
+[model]
+preset = "paper"
+context_frames = 8
+network = {blocks = 2, torsions = "regression"}
+process = {angle = [0.01, 0.1]}
+
+[loss_weights]
+fape = 0.5
+"""
+
+
+def test_a_toml_file_says_all_that_a_configuration_holds(tmp_path):
+    (tmp_path / "config.toml").write_text(TOML)
+    config = TrainingConfig.from_toml(tmp_path / "config.toml")
+    atlas = ATLAS(Path("/data/atlas"), tmp_path / "atlas.csv", date(2018, 5, 1))
+    assert config.data == (tmp_path / "md", atlas, Folder(tmp_path / "dcd", 10))
+    assert config.validation_data == (MdCATH(tmp_path / "mdcath", 320),)
+    assert (config.output, config.stride_range, config.patience) == (tmp_path / "run", (20, 200), 3)
+    expected = paper()
+    assert config.model.network == replace(expected.network, blocks=2, torsions="regression")
+    assert config.model.process == replace(expected.process, angle=(0.01, 0.1))
+    assert (config.model.context_frames, config.loss_weights.fape, config.loss_weights.angle) == (8, 0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("totalsteps = 3", "no setting totalsteps"),
+        ('total_steps = "3"', "total_steps must be of type int, not '3'"),
+        ("total_steps = 1.5", "total_steps must be of type int"),
+        ("total_steps = true", "total_steps must be of type int"),
+        ("total_steps = 0", "total_steps must be at least 1"),
+        ("model = {network = {blokcs = 1}}", r"model\.network\.blokcs"),
+        ("model = {network = {blocks = 0}}", "blocks must be"),
+        ("model = {network = 1}", r"model\.network must be a table"),
+        ('model = {preset = "large"}', "peptide, paper"),
+        ("loss_weights = {rotations = 1}", r"loss_weights\.rotations"),
+        ('data = [{source = "atlas"}]', "ATLAS needs path"),
+        ("patience = 2", "validation_sequences"),
+        ("total_steps =", "no TOML file"),
+    ],
+)
+def test_what_a_toml_file_must_not_hold_is_named(tmp_path, line, words):
+    lines = ['data = ["md"]', 'output = "run"']
+    path = tmp_path / "config.toml"
+    path.write_text("\n".join([entry for entry in lines if entry[:4] != line[:4]] + [line]))
+    with pytest.raises(StarMDError, match=words) as error:
+        TrainingConfig.from_toml(path)
+    assert str(path) in str(error.value)
+
+
+def test_needed_settings_and_files_are_named(tmp_path):
+    (tmp_path / "config.toml").write_text('data = ["md"]')
+    with pytest.raises(StarMDError, match="output is missing"):
+        TrainingConfig.from_toml(tmp_path / "config.toml")
+    with pytest.raises(StarMDError, match="nowhere"):
+        TrainingConfig.from_toml(tmp_path / "nowhere.toml")
+
+
+def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
+    train(config_of(folder, tmp_path / "base"))
+    base = load_model(tmp_path / "base" / "model.safetensors", "cpu")
+    base.denoiser.step_scales.mul_(2)  # so that they are not those of the data
+    base.save(tmp_path / "base" / "model.safetensors")
+    toml = (
+        f'data = "{folder}"\noutput = "tuned"\nstart_from = "base/model.safetensors"\ntotal_steps = 1\nbatch_size = 2\n'
+    )
+    (tmp_path / "config.toml").write_text(toml + "frames = 2\nlearning_rate = 1e-12\nweight_decay = 0\n")
+    config = TrainingConfig.from_toml(tmp_path / "config.toml")
+    tuned = train(replace(config, accelerator="cpu"))
+    found = load_model(tmp_path / "tuned" / "model.safetensors", "cpu")
+    assert found.config == base.config
+    for name, value in base.denoiser.state_dict().items():
+        torch.testing.assert_close(tuned.state_dict()[name], value, atol=1e-9, rtol=0)
+    assert "base/model.safetensors" in found.card
+    assert found.domain.residue_types == base.domain.residue_types
+    moved = train(replace(config, accelerator="cpu", output=tmp_path / "moved", learning_rate=1e-2))
+    assert torch.equal(moved.step_scales, base.denoiser.step_scales)
+    assert any(not torch.equal(a, b) for a, b in zip(moved.parameters(), base.denoiser.parameters(), strict=True))
+
+
+def test_an_embedded_model_is_known_by_name(tmp_path):
+    (tmp_path / "config.toml").write_text('data = "md"\noutput = "run"\nstart_from = "starmd-peptide"\n')
+    assert TrainingConfig.from_toml(tmp_path / "config.toml").start_from == "starmd-peptide"
+    with pytest.raises(ValueError, match="start_from brings its own model"):
+        TrainingConfig("md", tmp_path, start_from="starmd-peptide", model=ModelConfig(NETWORK))
+
+
+def test_validation_data_are_not_trained_on(folder, tmp_path):
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    for suffix in ("pdb", "xtc"):
+        (held_out / f"other.{suffix}").symlink_to(folder / f"SVE.{suffix}")
+    train(config_of(folder, tmp_path / "run", validation_data=held_out, validation_steps=2))
+    assert "2 sequences in 2 trajectories" in (tmp_path / "run" / "model.md").read_text()
+    assert [row["step"] for row in read_log(tmp_path / "run" / "validation.csv")] == ["1", "3"]
+
+
+def test_the_card_tells_what_was_measured(folder, tmp_path):
+    config = config_of(folder, tmp_path, validation_sequences=("SVE",), validation_steps=2)
+    train(config)
+    card = load_model(tmp_path / "model.safetensors", "cpu").card
+    assert card == (tmp_path / "model.md").read_text()
+    validation = read_log(tmp_path / "validation.csv")
+    best = min(validation, key=lambda row: float(row["loss"]))
+    losses = [float(row["loss"]) for row in read_log(tmp_path / "train.csv")]
+    rows = dict(
+        line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and " | " in line[2:-2]
+    )
+    assert rows["frames"] == "60"
+    assert rows["simulated time"] == "0.6 ns"
+    assert rows["residues"] == "3 to 4"
+    assert rows["steps"] == "4 of 4"
+    assert float(rows["validation loss, best"]) == pytest.approx(float(best["loss"]), abs=1e-4)
+    assert int(rows["at step"]) == int(best["step"]) + 1
+    assert float(rows["loss, mean of the last 100 steps"]) == pytest.approx(np.mean(losses), abs=1e-4)
+    assert f"torch {torch.__version__}" in rows["versions"]
+    assert rows["max stride"] == "1000.0"
+
+
+def test_tensorboard_shows_the_losses_of_the_tables(folder, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(config_of(folder, tmp_path, validation_sequences=("SVE",), validation_steps=2))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for table in ("train", "validation"):
+        shown = [(event.step, event.value) for event in events.Scalars(f"{table}/loss")]
+        written = [(int(row["step"]), float(row["loss"])) for row in read_log(tmp_path / f"{table}.csv")]
+        assert [step for step, _ in shown] == [step for step, _ in written]
+        assert [value for _, value in shown] == pytest.approx([value for _, value in written], rel=1e-5)
+
+
+def test_bf16_gives_nearly_the_loss_of_single_precision(folder, tmp_path):
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        train(config_of(folder, tmp_path / precision, precision=precision, validation_sequences=("SVE",)))
+        losses.append([float(row["loss"]) for row in read_log(tmp_path / precision / "train.csv")])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+SCRIPT = """
+    import json, sys
+    from openmm_starmd.training.config import TrainingConfig
+    from openmm_starmd.training import train
+    train(TrainingConfig.from_toml(sys.argv[1]))
+"""
+
+
+def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path):
+    """As torchrun starts them; each computes half of every batch."""
+    settings = {"batch_size": 4, "frames": 3, "total_steps": 4, "warmup_steps": 1, "validation_sequences": ["SVE"]}
+    settings |= {"validation_steps": 2, "validation_batches": 2, "accelerator": "cpu", "data": str(folder)}
+    network = "blocks = 2, width = 32, pair_width = 8, heads = 2, query_points = 1, value_points = 1"
+    for name in ("one", "two"):
+        lines = [f"{key} = {json.dumps(value)}" for key, value in (settings | {"output": name}).items()]
+        (tmp_path / f"{name}.toml").write_text("\n".join([*lines, "[model]", f"network = {{{network}}}"]))
+    train(TrainingConfig.from_toml(tmp_path / "one.toml"))
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*command, tmp_path / "script.py", tmp_path / "two.toml"], check=True, timeout=300, env=environment)
+    for table in ("train", "validation"):
+        one, two = (read_log(tmp_path / name / f"{table}.csv") for name in ("one", "two"))
+        assert len(one) == len(two) > 0
+        for a, b in zip(one, two, strict=True):
+            for column in a.keys() - {"seconds"}:
+                assert float(a[column]) == pytest.approx(float(b[column]), rel=1e-5, abs=1e-6), column
+    one, two = (load_model(tmp_path / name / "model.safetensors", "cpu").denoiser for name in ("one", "two"))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    assert "| processes | 2 |" in (tmp_path / "two" / "model.md").read_text()
+
+
+def test_a_batch_has_to_be_shared_evenly(folder, tmp_path):
+    with pytest.raises(StarMDError, match="batch_size must be a multiple of the 3 processes"):
+        train(config_of(folder, tmp_path, devices=3))
+    with pytest.raises(StarMDError, match="rescan_steps"):
+        train(config_of(folder, tmp_path, devices=2, rescan_steps=1))
