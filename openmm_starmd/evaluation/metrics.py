@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import mdtraj
 import numpy as np
 from deeptime.decomposition import TICA
-from scipy.spatial.distance import pdist
+from deeptime.numeric import ZeroRankError
+from mdtraj.geometry.distance import compute_distances_core
 from scipy.special import rel_entr
 
 from openmm_starmd.protein.residues import canonical_name, torsion_period
@@ -23,6 +24,31 @@ TORSION_BINS = 100
 TICA_BINS = 100
 TICA_BINS_2D = 50
 MAX_VALID_CA_STEP = 0.42  # nm, ConfDiff
+
+_CHUNK = 16_000_000  # numbers of an intermediate array: 64 MB in float32
+
+
+def as_trajectories(values: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+    """List of arrays, one a trajectory, from one array or a sequence of them."""
+    return [np.asarray(v) for v in values] if isinstance(values, list | tuple) else [np.asarray(values)]
+
+
+def subsample(values: np.ndarray, n: int = 20_000) -> np.ndarray:
+    """At most ``n`` evenly spaced frames of ``values``, shape (T, ...): enough to fit a model to."""
+    return values if len(values) <= n else values[np.linspace(0, len(values) - 1, n).astype(int)]
+
+
+def lagged_pairs(trajectories: list[np.ndarray], lag: int, chunk: int = 10_000):
+    """Yield (x, y) of shape (<= chunk, F) each, ``lag`` frames apart, never across the end of a trajectory."""
+    if lag < 1:
+        raise ValueError(f"expected a lag of at least 1 frame, found {lag}")
+    longest = max(map(len, trajectories), default=0)
+    if longest <= lag:
+        raise ValueError(f"expected a trajectory longer than the lag of {lag} frames, found {longest} frames at most")
+    for trajectory in trajectories:
+        for start in range(0, len(trajectory) - lag, chunk):
+            end = min(start + chunk, len(trajectory) - lag)
+            yield trajectory[start:end], trajectory[start + lag : end + lag]
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,8 @@ def measure_torsions(trajectory: mdtraj.Trajectory) -> Torsions:
             names.append(f"{torsion} {residue}")
             periods.append(torsion_period(canonical_name(residue.name), torsion))
             backbone.append(torsion in ("phi", "psi"))
+    if not angles:
+        return Torsions(np.zeros((trajectory.n_frames, 0)), (), np.zeros(0), np.zeros(0, dtype=bool))
     periods = np.array(periods)
     return Torsions(wrap(np.concatenate(angles, 1), periods), tuple(names), periods, np.array(backbone))
 
@@ -116,13 +144,20 @@ def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: 
     lag : int
         Frames.
     dimensions : int
-        Components kept.
+        Components kept, or fewer where the features have no more.
+
+    Raises
+    ------
+    ValueError
+        No trajectory is longer than the lag, or no feature varies.
     """
-    trajectories = features if isinstance(features, list | tuple) else [features]
     estimator = TICA(lagtime=lag, dim=dimensions, scaling="kinetic_map")
-    for trajectory in trajectories:
-        estimator.partial_fit((trajectory[:-lag], trajectory[lag:]))
-    return estimator.fetch_model()
+    for pair in lagged_pairs(as_trajectories(features), lag):
+        estimator.partial_fit(pair)
+    try:
+        return estimator.fetch_model()
+    except ZeroRankError:
+        raise ValueError("expected features that vary, found constant ones: the reference does not move") from None
 
 
 def tica_jsd(reference: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
@@ -133,7 +168,31 @@ def tica_jsd(reference: np.ndarray, generated: np.ndarray) -> tuple[float, float
     )
 
 
-def bioemu_valid(positions: np.ndarray, ca: np.ndarray, peptide_bonds: np.ndarray) -> np.ndarray:
+def ca_atoms(topology: mdtraj.Topology) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (N,) of the CA of the standard residues, in order, and the chain (N,) that each belongs to."""
+    found = [a for a in topology.atoms if a.name == "CA" and canonical_name(a.residue.name)]
+    return np.array([a.index for a in found], dtype=int), np.array([a.residue.chain.index for a in found], dtype=int)
+
+
+def _closest(positions: np.ndarray) -> np.ndarray:
+    """Distance of the closest two of points (T, M, 3), shape (T,); inf where there is but one."""
+    pairs = np.stack(np.triu_indices(positions.shape[1], 1), 1).astype(np.int32)
+    if len(pairs) == 0:
+        return np.full(len(positions), np.inf)
+    step = max(1, _CHUNK // len(pairs))
+    parts = (np.ascontiguousarray(positions[i : i + step], np.float32) for i in range(0, len(positions), step))
+    return np.concatenate([compute_distances_core(p, pairs, periodic=False).min(1) for p in parts] or [np.zeros(0)])
+
+
+def _longest_step(ca_positions: np.ndarray, chains: np.ndarray | None) -> np.ndarray:
+    """Largest distance of neighbours in one chain, (T, N, 3) -> (T,); 0 where nobody has a neighbour."""
+    same = slice(None) if chains is None else np.diff(chains) == 0
+    return np.linalg.norm(np.diff(ca_positions, axis=1)[:, same], axis=-1).max(1, initial=0)
+
+
+def bioemu_valid(
+    positions: np.ndarray, ca: np.ndarray, peptide_bonds: np.ndarray, chains: np.ndarray | None = None
+) -> np.ndarray:
     """BioEmu's filter of unphysical structures (Lewis et al. 2024): which frames pass.
 
     Parameters
@@ -141,43 +200,46 @@ def bioemu_valid(positions: np.ndarray, ca: np.ndarray, peptide_bonds: np.ndarra
     positions : ndarray, shape (T, A, 3)
         Heavy atoms, nm.
     ca : ndarray of int, shape (N,)
-        CA of each residue of one unbroken chain, in order.
-    peptide_bonds : ndarray of int, shape (N - 1, 2)
+        CA of each residue, in order.
+    peptide_bonds : ndarray of int, shape (M, 2)
         C and the N bonded to it.
+    chains : ndarray of int, shape (N,), optional
+        Chain of each CA; by default all belong to one unbroken chain.
 
     Returns
     -------
     ndarray of bool, shape (T,)
         Adjacent CA within 0.45 nm, C-N within 0.2 nm, and no two heavy atoms closer than 0.1 nm.
     """
-    steps = np.linalg.norm(np.diff(positions[:, ca], axis=1), axis=-1)
     bonds = np.linalg.norm(positions[:, peptide_bonds[:, 0]] - positions[:, peptide_bonds[:, 1]], axis=-1)
-    closest = np.array([pdist(frame).min() for frame in positions])
-    return (steps <= MAX_ADJACENT_CA).all(1) & (bonds <= MAX_PEPTIDE_BOND).all(1) & (closest >= MIN_HEAVY)
+    steps = _longest_step(positions[:, ca], chains)
+    return (steps <= MAX_ADJACENT_CA) & (bonds <= MAX_PEPTIDE_BOND).all(1) & (_closest(positions) >= MIN_HEAVY)
 
 
-def ca_valid(ca_positions: np.ndarray) -> np.ndarray:
-    """ConfDiff's CA filter (Wang et al. 2024), positions (T, N, 3) in nm of one chain -> (T,) bool.
+def ca_valid(ca_positions: np.ndarray, chains: np.ndarray | None = None) -> np.ndarray:
+    """ConfDiff's CA filter (Wang et al. 2024), positions (T, N, 3) in nm -> (T,) bool.
 
-    No two CA closer than 0.3 nm, adjacent ones within 0.42 nm.
+    No two CA closer than 0.3 nm, those adjacent in one chain within 0.42 nm; ``chains`` as for `bioemu_valid`.
     """
-    steps = np.linalg.norm(np.diff(ca_positions, axis=1), axis=-1)
-    closest = np.array([pdist(frame).min() for frame in ca_positions])
-    return (steps <= MAX_VALID_CA_STEP).all(1) & (closest >= MIN_CA)
+    return (_longest_step(ca_positions, chains) <= MAX_VALID_CA_STEP) & (_closest(ca_positions) >= MIN_CA)
 
 
 def heavy_atom_arrays(trajectory: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Input of ``bioemu_valid`` from an mdtraj trajectory of one chain: positions (T, A, 3), CA and C-N indices."""
-    heavy = trajectory.topology.select("element != H")
-    place = {atom: i for i, atom in enumerate(heavy)}
+    """Input of ``bioemu_valid`` from an mdtraj trajectory: positions (T, A, 3), CA and C-N indices.
+
+    The chains are the second result of `ca_atoms`. Atoms without an element (virtual sites) are left out.
+    """
     topology = trajectory.topology
-    ca = np.array([place[i] for i in topology.select("name CA and protein")])
+    heavy = np.array([a.index for a in topology.atoms if a.element is not None and a.element.mass > 2.5], dtype=int)
+    place = {atom: i for i, atom in enumerate(heavy)}
+    ca = np.array([place[i] for i in ca_atoms(topology)[0]], dtype=int)
     bonds = [
         sorted((a, b), key=lambda atom: atom.name)
         for a, b in topology.bonds
         if {a.name, b.name} == {"C", "N"} and a.residue is not b.residue
     ]
-    return trajectory.xyz[:, heavy], ca, np.array([[place[a.index] for a in bond] for bond in bonds]).reshape(-1, 2)
+    positions = trajectory.xyz if len(heavy) == topology.n_atoms else trajectory.xyz[:, heavy]
+    return positions, ca, np.array([[place[a.index] for a in bond] for bond in bonds], dtype=int).reshape(-1, 2)
 
 
 def radius_of_gyration(positions: np.ndarray) -> np.ndarray:

@@ -104,6 +104,59 @@ def test_the_filters_pass_a_peptide_and_catch_each_defect():
     assert metrics.ca_valid(np.stack([positions[0, ca], near, stretched])).tolist() == [True, False, False]
 
 
+def test_the_filters_do_not_join_chains_and_take_any_number_of_residues():
+    line = np.arange(6)[:, None] * [0.38, 0.0, 0.0]
+    two = np.concatenate([line, line + [0.0, 2.0, 0.0]])[None]
+    chains = np.repeat([0, 1], 6)
+    assert not metrics.ca_valid(two)[0] and metrics.ca_valid(two, chains)[0]
+    bonds = np.zeros((0, 2), dtype=int)
+    assert not metrics.bioemu_valid(two, np.arange(12), bonds)[0]
+    assert metrics.bioemu_valid(two, np.arange(12), bonds, chains)[0]
+    assert metrics.ca_valid(two[:, :1])[0]
+    near = two.copy()
+    near[0, 6:, 1] = 0.2  # two chains on top of each other
+    assert not metrics.ca_valid(near, chains)[0]
+
+
+def test_the_filter_of_many_frames_equals_that_of_each(rng, monkeypatch):
+    points = rng.uniform(0, 1.2, (50, 9, 3))
+    bonds = np.zeros((0, 2), dtype=int)
+    expected = [metrics.bioemu_valid(p[None], np.arange(1), bonds)[0] for p in points]
+    monkeypatch.setattr(metrics, "_CHUNK", 250)
+    assert metrics.bioemu_valid(points, np.arange(1), bonds).tolist() == expected
+    assert 0 < sum(expected) < 50
+
+
+def test_chains_and_ca_of_a_topology():
+    one, two = trajectory_of("AGC").topology, trajectory_of("FA", n_cap=True).topology
+    ca, chains = metrics.ca_atoms(one.join(two))
+    assert chains.tolist() == [0, 0, 0, 1, 1]
+    assert [one.join(two).atom(i).residue.name for i in ca] == ["ALA", "GLY", "CYS", "PHE", "ALA"]
+
+
+def test_a_single_glycine_has_no_torsions():
+    capped = trajectory_of("GA")
+    torsions = metrics.measure_torsions(capped.atom_slice(capped.topology.select("resname GLY")))
+    assert torsions.angles.shape == (1, 0) and torsions.names == ()
+    assert metrics.torsion_jsd(torsions.angles, torsions.angles, torsions.periods).shape == (0,)
+
+
+def test_tica_says_what_it_lacks_and_passes_over_short_trajectories(rng):
+    with pytest.raises(ValueError, match="does not move"):
+        metrics.fit_tica(np.ones((50, 3)), 2)
+    with pytest.raises(ValueError, match="longer than the lag of 50"):
+        metrics.fit_tica(rng.normal(size=(50, 3)), 50)
+    x = np.cumsum(rng.normal(size=(25_000, 2)), 0)
+    whole, parts = metrics.fit_tica(x, 3), metrics.fit_tica([x, x[:2]], 3)
+    assert np.allclose(whole.transform(x[:10]), parts.transform(x[:10]))
+
+
+def test_pairs_a_lag_apart_in_pieces_are_those_of_the_whole(rng):
+    x = rng.normal(size=(37, 2))
+    first, second = (np.concatenate(part) for part in zip(*metrics.lagged_pairs([x, x[:4]], 4, chunk=10), strict=True))
+    assert (first == x[:-4]).all() and (second == x[4:]).all()
+
+
 def test_radius_of_gyration_of_a_cube():
     corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), dtype=float).reshape(3, -1).T
     assert metrics.radius_of_gyration(np.stack([corners, 2 * corners + 7])) == pytest.approx([3**0.5, 2 * 3**0.5])
