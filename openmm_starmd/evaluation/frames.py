@@ -1,0 +1,195 @@
+"""Both sides of a comparison as arrays with a row a frame, in coordinates that were fitted to the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import mdtraj
+import numpy as np
+
+from openmm_starmd.evaluation import ensemble, kinetics, metrics
+from openmm_starmd.evaluation.reading import Side
+from openmm_starmd.protein.errors import TrajectoryError
+
+PEPTIDE_RESIDUES = 20  # up to here tICA looks at torsions, beyond at distances of CA
+N_STATES = 20
+TICS = 4
+WISHED_LAG = 100.0  # ps
+LAGS_OF_LENGTH = 100  # the lag time is at most this part of the shorter side
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Consecutive frames of one trajectory; each array has a row a frame.
+
+    Parameters
+    ----------
+    angles : ndarray, shape (T, K)
+        Torsions, radian.
+    tics : ndarray, shape (T, D)
+        Time-lagged independent components of the reference.
+    states : ndarray of int, shape (T,)
+        k-means states of the reference.
+    plane : ndarray, shape (T, 2)
+        Principal components of the reference, nm.
+    shape : ndarray, shape (T, N, 3)
+        CA (of fewer than three residues: N, CA, C) superposed on the reference's mean, nm.
+    gyration : ndarray, shape (T,)
+        Radius of gyration of the heavy atoms, nm.
+    sound : ndarray of float, shape (T, 2)
+        1 where the frame passes BioEmu's filter, and ConfDiff's of CA.
+    lag : int
+        Frames of the common lag time.
+    core : int
+        Rows that belong to these frames; the rest are there for pairs of frames a lag apart.
+    """
+
+    angles: np.ndarray
+    tics: np.ndarray
+    states: np.ndarray
+    plane: np.ndarray
+    shape: np.ndarray
+    gyration: np.ndarray
+    sound: np.ndarray
+    lag: int
+    core: int
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def rows(self, rows: np.ndarray | slice, core: int | None = None) -> Frames:
+        """These rows as frames of their own."""
+        taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("lag", "core")}
+        return replace(self, **taken, core=len(taken["states"]) if core is None else core)
+
+    def own(self, name: str) -> np.ndarray:
+        """One array without the rows that belong to the next piece."""
+        return getattr(self, name)[: self.core]
+
+    def pairs(self, name: str, lag: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of one array and those ``lag`` frames later, from every own frame on that has one."""
+        values = getattr(self, name)
+        n = max(0, min(self.core, len(values) - lag))
+        return values[:n], values[lag : n + lag]
+
+
+def split(trajectories: list[Frames], n: int, beyond: int) -> list[Frames]:
+    """About ``n`` pieces of equal length, each with up to ``beyond`` rows of the next; never across a trajectory's end."""
+    total, pieces = sum(map(len, trajectories)), []
+    for frames in trajectories:
+        parts = min(len(frames), max(1, round(n * len(frames) / total)))
+        bounds = np.linspace(0, len(frames), parts + 1).astype(int)
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            pieces.append(frames.rows(slice(begin, end + beyond), core=end - begin))
+    return pieces
+
+
+def join(trajectories: list[Frames]) -> Frames:
+    """All frames of several trajectories, in a row; their order in time is lost at the joints."""
+    names = [f.name for f in fields(Frames) if f.name not in ("lag", "core")]
+    arrays = {name: np.concatenate([getattr(frames, name) for frames in trajectories]) for name in names}
+    return Frames(**arrays, lag=trajectories[0].lag, core=sum(map(len, trajectories)))
+
+
+def common_lag(reference: Side, generated: Side) -> float:
+    """A lag time, ps, that is a whole number of frames on both sides: about 100 ps, or the longer of their intervals.
+
+    Raises
+    ------
+    TrajectoryError
+        If no lag up to twenty frames fits both to 5 %, or one side is not ten lags long.
+    """
+    long, short = max(reference.interval, generated.interval), min(reference.interval, generated.interval)
+    longest = min(max(t.n_frames for t in side.trajectories) * side.interval for side in (reference, generated))
+    wished = min(WISHED_LAG, longest / LAGS_OF_LENGTH)
+    for k in sorted(range(1, 21), key=lambda k: (abs(k * long - wished), k)):
+        if abs(round(k * long / short) * short - k * long) <= 0.05 * k * long and 10 * k * long <= longest:
+            return k * long
+    raise TrajectoryError(
+        f"Frames {reference.interval:g} ps apart (reference) and {generated.interval:g} ps apart (generated) over "
+        f"{longest:g} ps have no lag time in common that is ten times shorter: save frames at multiples of one interval, or "
+        "run longer."
+    )
+
+
+def _shape_atoms(topology: mdtraj.Topology) -> np.ndarray:
+    alpha = [atom.index for atom in topology.atoms if atom.name == "CA"]
+    few = [atom.index for atom in topology.atoms if atom.name in ("N", "CA", "C") and atom.residue.n_atoms > 3]
+    return np.array(alpha if len(alpha) > 2 else few)
+
+
+class Projection:
+    """Measures frames of both sides alike, in coordinates fitted to the reference.
+
+    Parameters
+    ----------
+    reference : Side
+    lag_time : float
+        ps, see `common_lag`.
+
+    Attributes
+    ----------
+    torsions : metrics.Torsions
+        Names, periods and kinds (and the angles of the first reference trajectory).
+    reference : list of Frames
+        The reference itself.
+    plane : ensemble.PrincipalPlane
+    by_torsions : bool
+        Whether tICA looks at torsions, else at distances of CA.
+    """
+
+    def __init__(self, reference: Side, lag_time: float):
+        self.lag_time = lag_time
+        self.atoms = _shape_atoms(reference.topology)
+        measured = [self._measure(trajectory) for trajectory in reference.trajectories]
+        self.torsions = metrics.measure_torsions(reference.trajectories[0][:1])
+        self.by_torsions = bool(self.torsions.names) and reference.topology.n_residues <= PEPTIDE_RESIDUES + 2
+        shapes = np.concatenate([shape for _, shape in measured])
+        self.plane = ensemble.fit_pca(shapes)
+        features = [self._features(*pair) for pair in measured]
+        lag = max(1, round(lag_time / reference.interval))
+        try:
+            self.tica = metrics.fit_tica(features, lag, TICS)
+        except ValueError as error:
+            raise TrajectoryError(f"The reference cannot be analysed: {error}.") from None
+        tics = metrics.subsample(np.concatenate([self._tics(f) for f in features]))
+        self.states = kinetics.fit_states(tics, max(2, min(N_STATES, len(tics) // 20)))
+        self.reference = [
+            self._frames(trajectory, pair, reference.interval)
+            for trajectory, pair in zip(reference.trajectories, measured, strict=True)
+        ]
+
+    def frames(self, side: Side) -> list[Frames]:
+        """Each trajectory of a side."""
+        return [self._frames(t, self._measure(t), side.interval) for t in side.trajectories]
+
+    def _measure(self, trajectory):
+        angles = metrics.measure_torsions(trajectory).angles.astype(np.float32)
+        return angles, trajectory.xyz[:, self.atoms]
+
+    def _features(self, angles, shape):
+        if self.by_torsions:
+            return metrics.torsion_features(angles, self.torsions.periods.astype(np.float32))
+        return ensemble.ca_distances(shape, 3 if shape.shape[1] > 6 else 1)
+
+    def _tics(self, features):
+        tics = self.tica.transform(features)
+        return np.pad(tics, ((0, 0), (0, max(0, 2 - tics.shape[1]))))
+
+    def _frames(self, trajectory, measured, interval):
+        angles, shape = measured
+        tics = self._tics(self._features(angles, shape))
+        positions, ca, bonds = metrics.heavy_atom_arrays(trajectory)
+        chains = metrics.ca_atoms(trajectory.topology)[1]
+        sound = [metrics.bioemu_valid(positions, ca, bonds, chains), metrics.ca_valid(positions[:, ca], chains)]
+        return Frames(
+            angles=angles,
+            tics=tics.astype(np.float32),
+            states=self.states.transform(tics),
+            plane=self.plane.transform(shape).astype(np.float32),
+            shape=ensemble.superpose(shape, self.plane.mean),
+            gyration=metrics.radius_of_gyration(positions),
+            sound=np.stack(sound, 1).astype(np.float32),
+            lag=max(1, round(self.lag_time / interval)),
+            core=len(angles),
+        )
