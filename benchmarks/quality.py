@@ -37,7 +37,7 @@ from openmm import Platform
 from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation import kinetics, metrics
+from openmm_starmd.evaluation import kinetics, markov, metrics
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
@@ -158,7 +158,7 @@ class Judge:
         features = metrics.torsion_features(self.angles, self.periods)
         self.tica = metrics.fit_tica(features, self.lag)
         self.projection = self.tica.transform(features)
-        self.states = kinetics.fit_states(self.projection, N_STATES, seed)
+        self.states = markov.fit_states(self.projection, N_STATES, seed)
         self.discrete = self.states.transform(self.projection)
         self.hops = kinetics.hop_rate(self.angles, self.periods, lag=self.lag)
         self.timescale = self._timescale([self.discrete])
@@ -167,7 +167,7 @@ class Judge:
 
     def _timescale(self, pieces) -> float:
         """ps, of pieces of the reference."""
-        return kinetics.slowest_timescale([p for p in pieces if len(p) > self.lag], self.lag) * self.stride / self.lag
+        return markov.slowest_timescale([p for p in pieces if len(p) > self.lag], self.lag) * self.stride / self.lag
 
     def _project(self, angles):
         return self.tica.transform(metrics.torsion_features(angles, self.periods))
@@ -185,7 +185,7 @@ class Judge:
         """Kinetics of trajectories (T, K), one step of the model being ``lag`` frames."""
         hops = np.mean([kinetics.hop_rate(a, self.periods, lag=lag) for a in angles], 0)
         states = [self.states.transform(self._project(a)) for a in angles]
-        timescale = kinetics.slowest_timescale(states, lag) * self.stride / lag
+        timescale = markov.slowest_timescale(states, lag) * self.stride / lag
         return {
             "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,
             "hop rate difference": float(np.abs(hops - self.hops).mean()),

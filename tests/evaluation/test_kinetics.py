@@ -3,16 +3,7 @@
 import numpy as np
 import pytest
 
-from openmm_starmd.evaluation import kinetics
-
-
-def two_state_chain(p, q, n, rng):
-    """States of a chain that leaves 0 with probability p and 1 with q."""
-    uniform, states = rng.random(n), np.zeros(n, dtype=int)
-    for i in range(1, n):
-        leaves = uniform[i] < (q if states[i - 1] else p)
-        states[i] = states[i - 1] ^ leaves
-    return states
+from openmm_starmd.evaluation import kinetics, nulls
 
 
 def ornstein_uhlenbeck(tau, n, rng):
@@ -27,32 +18,6 @@ def ornstein_uhlenbeck(tau, n, rng):
 @pytest.fixture
 def rng():
     return np.random.default_rng(11)
-
-
-@pytest.mark.parametrize("lag", [1, 4])
-def test_implied_timescale_of_a_two_state_chain(rng, lag):
-    p, q = 0.02, 0.05
-    states = two_state_chain(p, q, 200_000, rng)
-    assert kinetics.slowest_timescale(states, lag) == pytest.approx(-1 / np.log(1 - p - q), rel=0.05)
-
-
-def test_trajectories_are_not_joined_across_their_ends():
-    apart = [np.repeat([0, 1], 50), np.repeat([1, 0], 50)]
-    joined = kinetics.slowest_timescale(np.concatenate([np.repeat([0, 1], 50), np.repeat([0, 1], 50)]))
-    assert kinetics.slowest_timescale(apart) != pytest.approx(joined, rel=0.01)
-    assert kinetics.slowest_timescale(apart) == pytest.approx(-1 / np.log(1 - 2 / 99), rel=1e-3)
-
-
-def test_a_frozen_trajectory_has_no_timescale():
-    assert kinetics.slowest_timescale(np.full(100, 3)) == 0.0
-
-
-def test_states_of_separate_clusters(rng):
-    centres = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
-    labels = rng.integers(0, 3, 600)
-    states = kinetics.fit_states(centres[labels] + rng.normal(0, 0.1, (600, 2)), 3, seed=1)
-    found = states.transform(centres)
-    assert sorted(found) == [0, 1, 2]
 
 
 def test_hop_rate_of_a_known_chain(rng):
@@ -99,3 +64,93 @@ def test_block_bootstrap_covers_the_mean_of_a_correlated_series(rng):
         low, high = kinetics.block_bootstrap(lambda parts: np.concatenate(parts).mean(), x, seed=seed)
         covered += low <= 0 <= high
     assert 50 <= covered <= 60
+
+
+def test_block_bootstrap_of_several_trajectories_keeps_them_apart():
+    lengths, pieces = (60, 30, 10), []
+    trajectories = [np.full(n, n) for n in lengths]
+    kinetics.block_bootstrap(lambda parts: pieces.extend(parts) or 0.0, trajectories, n_blocks=10, n_resamples=50)
+    assert all(np.ptp(piece) == 0 and len(piece) == 10 for piece in pieces)
+    assert {piece[0] for piece in pieces} == set(lengths)
+    low, high = kinetics.block_bootstrap(lambda parts: np.concatenate(parts).mean(), np.array([3.0]))
+    assert low == high == 3
+
+
+def test_draws_without_a_value_do_not_count():
+    draws = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
+    low, high = kinetics.percentile_interval(draws, 1.0)
+    assert low[0] == 1 and high[0] == 3 and np.isnan(low[1]) and np.isnan(high[1])
+
+
+def test_autocorrelation_of_trajectories_is_about_their_common_mean():
+    square = np.tile([1.0, -1.0], 10)[:, None]
+    expected = (-1.0) ** np.arange(6)
+    assert kinetics.autocorrelation([square, square[:5], square[:1]], 5)[:, 0] == pytest.approx(expected, abs=0.02)
+    steps = [np.zeros((10, 1)), np.ones((10, 1))]
+    assert kinetics.autocorrelation(steps, 5)[:, 0] == pytest.approx(1)
+    with pytest.raises(ValueError, match="longer than the lag of 20"):
+        kinetics.autocorrelation(square, 20)
+
+
+def test_difference_of_decorrelation_at_equal_times():
+    curve = np.exp(-np.arange(41) / 12.0)[:, None] * np.ones(2)
+    assert kinetics.decorrelation_difference(curve, curve[::4], 4) == pytest.approx(0)
+    assert kinetics.decorrelation_difference(curve, curve[::4] + [0.1, -0.2], 4) == pytest.approx([0.1, 0.2])
+    assert np.isnan(kinetics.decorrelation_difference(curve, curve[:1])).all()
+
+
+@pytest.mark.parametrize("tau", [2.0, 20.0])
+def test_effective_samples_of_an_ornstein_uhlenbeck_process(rng, tau):
+    n = 200_000
+    x = ornstein_uhlenbeck(tau, n, rng)
+    expected = 1 / np.tanh(1 / (2 * tau))  # 1 + 2 sum exp(-k / tau)
+    assert kinetics.autocorrelation_time(x) == pytest.approx(expected, rel=0.1)
+    assert kinetics.effective_samples([x[: n // 2], x[n // 2 :]]) == pytest.approx(n / expected, rel=0.1)
+    assert kinetics.effective_samples_per_hour(x, 1800) == pytest.approx(2 * kinetics.effective_samples(x))
+
+
+def test_effective_samples_at_the_edges(rng):
+    assert kinetics.effective_samples(np.ones(500)) == 1
+    assert kinetics.effective_samples(np.ones(1)) == 1
+    assert kinetics.effective_samples(rng.normal(size=50_000)) == pytest.approx(50_000, rel=0.02)
+    assert kinetics.effective_samples(np.tile([1.0, -1.0], 50)) == 100  # never more than there are
+    with pytest.raises(ValueError, match="wall time"):
+        kinetics.effective_samples_per_hour(np.ones(3), 0)
+
+
+def test_vamp2_of_ornstein_uhlenbeck_processes(rng):
+    slow, fast = ornstein_uhlenbeck(50.0, 100_000, rng), ornstein_uhlenbeck(10.0, 100_000, rng)
+    mixed = np.stack([slow, fast], 1) @ np.array([[1.0, 0.4], [-0.7, 1.0]]) + 3
+    lag = 5
+    slow, fast = np.exp(-2 * lag / 50.0), np.exp(-2 * lag / 10.0)
+    assert kinetics.vamp2(mixed, lag) == pytest.approx(slow + fast, abs=0.02)
+    assert kinetics.vamp2(mixed, lag, dimensions=1) == pytest.approx(slow, abs=0.02)
+    assert kinetics.vamp2(rng.permutation(mixed), lag) == pytest.approx(0, abs=0.01)
+    assert kinetics.vamp2(np.ones((100, 3)), lag) == 0
+    with pytest.raises(ValueError, match="longer than the lag"):
+        kinetics.vamp2(mixed[:5], lag)
+
+
+def test_strides_agree_when_the_long_one_is_ten_of_the_short_and_not_otherwise(rng):
+    def walk(sigma, n):
+        return (np.cumsum(rng.normal(0, sigma, (n, 1)), 0) + np.pi) % (2 * np.pi) - np.pi
+
+    short = walk(0.2, 200_000)
+    displacements, ends = kinetics.stride_consistency(short, walk(0.2 * np.sqrt(10), 50_000))
+    assert displacements[0] < 0.005 and ends[0] < 0.02
+    displacements, ends = kinetics.stride_consistency([short], [walk(0.2, 50_000)])
+    assert displacements[0] > 0.1
+    displacements, ends = kinetics.stride_consistency(short, short[::10])
+    assert displacements[0] < 0.005
+
+
+def test_nulls_are_what_they_say():
+    x = np.arange(20.0).reshape(10, 2)
+    assert (nulls.frozen(x) == x[0]).all() and nulls.frozen(x).shape == x.shape
+    mixed = nulls.shuffled(x, seed=3)
+    assert (mixed != x).any() and (np.sort(mixed[:, 0]) == x[:, 0]).all() and (np.diff(mixed, axis=1) == 1).all()
+    assert (nulls.shuffled(x, seed=3) == mixed).all()
+    first, second = nulls.halves(x[:9])
+    assert (first == x[:4]).all() and (second == x[4:8]).all()
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        nulls.halves(x[:1])
