@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import mdtraj
 import numpy as np
 
-from openmm_starmd.evaluation import ensemble, kinetics, metrics
+from openmm_starmd.evaluation import ensemble, markov, metrics
 from openmm_starmd.evaluation.reading import Side
 from openmm_starmd.protein.errors import TrajectoryError
 
@@ -74,7 +74,7 @@ class Frames:
 
 
 def split(trajectories: list[Frames], n: int, beyond: int) -> list[Frames]:
-    """About ``n`` pieces of equal length, each with up to ``beyond`` rows of the next; never across a trajectory's end."""
+    """About ``n`` pieces of equal length, each with up to ``beyond`` rows of the next, never of another trajectory."""
     total, pieces = sum(map(len, trajectories)), []
     for frames in trajectories:
         parts = min(len(frames), max(1, round(n * len(frames) / total)))
@@ -107,8 +107,8 @@ def common_lag(reference: Side, generated: Side) -> float:
             return k * long
     raise TrajectoryError(
         f"Frames {reference.interval:g} ps apart (reference) and {generated.interval:g} ps apart (generated) over "
-        f"{longest:g} ps have no lag time in common that is ten times shorter: save frames at multiples of one interval, or "
-        "run longer."
+        f"{longest:g} ps have no lag time in common that is ten times shorter: save frames at multiples of one "
+        "interval, or run longer."
     )
 
 
@@ -153,7 +153,7 @@ class Projection:
         except ValueError as error:
             raise TrajectoryError(f"The reference cannot be analysed: {error}.") from None
         tics = metrics.subsample(np.concatenate([self._tics(f) for f in features]))
-        self.states = kinetics.fit_states(tics, max(2, min(N_STATES, len(tics) // 20)))
+        self.states = markov.fit_states(tics, max(2, min(N_STATES, len(tics) // 20)))
         self.reference = [
             self._frames(trajectory, pair, reference.interval)
             for trajectory, pair in zip(reference.trajectories, measured, strict=True)

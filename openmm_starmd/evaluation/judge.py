@@ -142,7 +142,7 @@ class Judge:
 
 
 def drift(series: Sequence[np.ndarray], n_blocks: int = 20) -> tuple[float, float]:
-    """Change of several series over their own lengths, their mean by length, and its standard error; nan if too short."""
+    """Change of series over their lengths, mean weighted by length, and its standard error; nan if too short."""
     found = [(len(s), *dynamics.slope(s, n_blocks)) for s in series if len(s) >= 2 * n_blocks]
     if not found:
         return math.nan, math.nan

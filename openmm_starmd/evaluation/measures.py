@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from deeptime.markov import TransitionCountModel
 from deeptime.markov.msm import MaximumLikelihoodMSM
+from scipy.sparse.csgraph import connected_components
 
 from openmm_starmd.evaluation import ensemble, metrics
 from openmm_starmd.evaluation.frames import Frames, Projection
 from openmm_starmd.evaluation.kinetics import HOP
-from openmm_starmd.evaluation.metrics import TWO_PI, jensen_shannon
+from openmm_starmd.evaluation.metrics import jensen_shannon
 from openmm_starmd.evaluation.scores import Measure
 
 DISTRIBUTIONS, KINETICS, VALIDITY = "distributions", "kinetics", "validity"
@@ -28,27 +28,32 @@ def surface(counts: np.ndarray, edges: Sequence[np.ndarray], temperature: float)
     return ensemble.FreeEnergySurface(energy, probability, tuple(edges), int(counts.sum()), temperature)
 
 
-def _msm(counts: np.ndarray):
-    """Reversible Markov state model of transition counts (S, S)."""
-    model = TransitionCountModel(np.asarray(counts, dtype=np.float64), "sliding", 1).submodel_largest()
-    return MaximumLikelihoodMSM().fit_fetch(model)
+def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts among the strongly connected states that hold most of the counts, and their numbers."""
+    _, labels = connected_components(counts > 0, connection="strong")
+    states = np.flatnonzero(labels == np.argmax(np.bincount(labels, counts.sum(1))))
+    return counts[np.ix_(states, states)].astype(np.float64), states
 
 
 def _timescale(counts: np.ndarray) -> float:
     """Slowest implied timescale in units of the lag; 0 if nothing is slower than the lag."""
-    eigenvalues = np.sort(np.real(_msm(counts).eigenvalues()))
-    slowest = eigenvalues[-2] if len(eigenvalues) > 1 else 0.0
+    among, states = _connected(counts)
+    if len(states) < 2:
+        return 0.0
+    slowest = np.sort(np.real(MaximumLikelihoodMSM().fit_fetch(among).eigenvalues()))[-2]
     return float(-1 / np.log(slowest)) if 0 < slowest < 1 else 0.0
 
 
 def _populations(counts: np.ndarray) -> np.ndarray:
-    msm, populations = _msm(counts), np.zeros(len(counts))
-    populations[msm.count_model.state_symbols] = msm.stationary_distribution
+    """Equilibrium populations by a reversible Markov state model; 0 outside the connected set."""
+    among, states = _connected(counts)
+    populations = np.zeros(len(counts))
+    populations[states] = MaximumLikelihoodMSM().fit_fetch(among).stationary_distribution if len(states) > 1 else 1.0
     return populations
 
 
 def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
-    """Slowest implied timescale of two matrices of counts at one lag, generated over reference; nan without a reference."""
+    """Slowest implied timescales of two matrices of counts at one lag, generated over reference; nan without one."""
     known = _timescale(reference)
     return _timescale(generated) / known if known else float("nan")
 

@@ -212,6 +212,10 @@ def _sources(given: Source | Sequence[Source], side: str) -> list[Source]:
     sources = list(given) if isinstance(given, list | tuple) else [given]
     if not sources:
         raise TrajectoryError(f"No {side} trajectory was given: expected at least one.")
+    paths = [Path(source).resolve() for source in sources if not isinstance(source, mdtraj.Trajectory)]
+    twice = next((path for i, path in enumerate(paths) if path in paths[:i]), None)
+    if twice:
+        raise TrajectoryError(f"{twice.name} was given twice as a {side} trajectory: give each file once.")
     return sources
 
 

@@ -75,7 +75,7 @@ class Evaluation:
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def to_html(self, path: str | os.PathLike) -> None:
-        """One page with the verdict, the table, figures and both trajectories to play; it loads nothing from elsewhere."""
+        """A page with the verdict, the table, figures and both trajectories to play, that loads nothing from elsewhere."""
         Path(path).write_text(render(self), encoding="utf-8")
 
     def to_markdown(self, path: str | os.PathLike) -> None:
@@ -129,7 +129,7 @@ def evaluate(
     Parameters
     ----------
     reference, generated : path, mdtraj.Trajectory, or sequence of them
-        Any format and layout that `openmm_starmd.evaluation.reading` knows; atoms are matched by residue order and name.
+        Any format and layout that `evaluation.reading` knows; atoms are matched by residue order and name.
     topology : path or mdtraj.Topology, optional
         Of all files that hold none of their own.
     generated_topology : path or mdtraj.Topology, optional

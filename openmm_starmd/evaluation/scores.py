@@ -62,8 +62,8 @@ class Score:
 class Measure:
     """How to get a score from sums over pieces of trajectories.
 
-    Whatever adds up over pieces (histograms, counts of transitions, covariances, numbers of sound frames) is summed once
-    for every piece. Bootstrap resamples, halves and totals are then sums of these sums, however long the trajectories.
+    Whatever adds up over pieces (histograms, counts of transitions, covariances, numbers of sound frames) is summed
+    once for every piece. Bootstrap resamples, halves and totals are then sums of these sums, however long the trajectories.
 
     Parameters
     ----------
@@ -112,14 +112,13 @@ def light(measure: Measure, value: float, low: float, high: float, oracle: float
     inside = measure.direction == "one" and low <= 1 <= high
     best, worst = (0.0 if inside else min(ends)), max(ends)
     weak = math.isnan(own) or own > WEAK * floor
-    good = error <= own or (best <= own and not worst >= floor)
-    if good:
-        return UNCLEAR if weak else GREEN
+    if weak:
+        return UNCLEAR
+    if error <= own or (best <= own and not worst >= floor):
+        return GREEN
     if math.isnan(floor):
         return AMBER if error <= own + measure.slack else RED
-    if worst < floor:
-        return UNCLEAR if weak and error < WEAK * floor else AMBER
-    return RED
+    return AMBER if worst < floor else RED
 
 
 def resampled(sums: list[np.ndarray], compare: Callable[[np.ndarray], float], seed: int = 0) -> tuple[float, float]:

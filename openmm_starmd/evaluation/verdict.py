@@ -8,23 +8,22 @@ from collections.abc import Sequence
 from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score
 
-MANY = 0.5  # share of a group's scores that the reference is too short for
+ENOUGH_SAMPLES = 50  # independent samples of the reference's slowest mode, below which the verdict tells their number
 
 
 def group_light(scores: Sequence[Score], group: str) -> str:
-    """Light of a group: that of its worst score, or unclear where the reference cannot judge half of them."""
-    lights = [s.light for s in scores if s.group == group and s.light != NONE]
-    if lights and lights.count(UNCLEAR) >= MANY * len(lights):
-        return UNCLEAR
-    return next((lamp for lamp in (RED, AMBER, GREEN) if lamp in lights), NONE)
+    """Light of a group: the worst of those scores that the reference can judge; unclear where it can judge none."""
+    lights = [s.light for s in scores if s.group == group]
+    return next((lamp for lamp in (RED, AMBER, GREEN, UNCLEAR) if lamp in lights), NONE)
 
 
 def _named(scores: Sequence[Score], name: str) -> Score | None:
     return next((s for s in scores if s.name.startswith(name)), None)
 
 
-def _below(scores: Sequence[Score], group: str, lamp: str) -> str:
-    return ", ".join(s.name.split(",")[0] for s in scores if s.group == group and s.light == lamp)
+def _with(scores: Sequence[Score], group: str, lamp: str) -> str:
+    names = [s.name.split(", ")[0] for s in scores if s.group == group and s.light == lamp]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _distributions(scores: Sequence[Score]) -> str:
@@ -32,48 +31,65 @@ def _distributions(scores: Sequence[Score]) -> str:
     if lamp == GREEN:
         return "Distributions: within MD's own error."
     if lamp == AMBER:
-        return f"Distributions: near MD's, but outside its own error ({_below(scores, DISTRIBUTIONS, AMBER)})."
+        return f"Distributions: near MD's, but outside its own error ({_with(scores, DISTRIBUTIONS, AMBER)})."
     if lamp == RED:
-        return f"Distributions: not those of MD ({_below(scores, DISTRIBUTIONS, RED)})."
-    return "Distributions: the reference is too short to judge them, its own halves differ too much."
+        return f"Distributions: not those of MD ({_with(scores, DISTRIBUTIONS, RED)})."
+    return ""
+
+
+def factor(ratio: float) -> float:
+    """How many times two values differ, from their ratio; 1 where it is unknown."""
+    return max(ratio, 1 / ratio) if ratio > 0 else 1.0
 
 
 def speed(ratio: float) -> str:
     """A ratio of timescales in words: below one is too fast."""
     if ratio <= 0:
-        return "without any memory from frame to frame"
-    factor, word = (1 / ratio, "fast") if ratio < 1 else (ratio, "slow")
-    return f"{factor:.1f}x too {word}" if factor < 100 else f"more than 100x too {word}"
+        return "no memory from frame to frame"
+    times = f"{factor(ratio):.1f}x" if factor(ratio) < 100 else "more than 100x"
+    return f"{times} too {'fast' if ratio < 1 else 'slow'}"
 
 
 def _kinetics(scores: Sequence[Score]) -> str:
     slowest, lamp = _named(scores, "slowest timescale"), group_light(scores, KINETICS)
     if slowest is None or math.isnan(slowest.value):
         return "Kinetics: the reference shows no process slower than the lag time."
-    if slowest.light == UNCLEAR or lamp == UNCLEAR:
-        return "Kinetics: the reference is too short to judge them."
+    if slowest.light == UNCLEAR:
+        return ""
     if slowest.light == GREEN:
-        rest = "" if lamp == GREEN else f", except {_below(scores, KINETICS, lamp)}"
+        rest = "" if lamp == GREEN else f", but not the {_with(scores, KINETICS, lamp)}"
         return f"Kinetics: slowest timescale within MD's own error{rest}."
-    return f"Kinetics: {speed(slowest.value)}."
+    own = factor(slowest.oracle)
+    return f"Kinetics: {speed(slowest.value)}{f' (MD differs {own:.1f}x from itself)' if own > 1.5 else ''}."
 
 
 def _validity(scores: Sequence[Score]) -> str:
     sound = _named(scores, "sound frames")
     drifting = [s.name.removeprefix("drift of ") for s in scores if s.name.startswith("drift") and s.light == RED]
-    drift = f" {' and '.join(drifting).capitalize()} drift along the trajectory." if drifting else ""
-    if sound is None:
-        return drift.strip()
-    broken, usual = 1 - sound.value, 1 - sound.oracle
+    drift = f" Drifting along the trajectory: {' and '.join(drifting)}." if drifting else ""
+    broken, usual = 100 * (1 - sound.value), 100 * (1 - sound.oracle)
     if broken <= 0:
-        return "No frame is broken." + drift
-    beside = f" (MD: {100 * usual:.2g} %)" if usual > 0 else ""
-    return f"{100 * broken:.2g} % of frames broken{beside}." + drift
+        return f"No frame is broken.{drift}"
+    return f"{broken:.2g} % of frames broken{f' (MD: {usual:.2g} %)' if usual > 0 else ''}.{drift}"
+
+
+def _too_short(scores: Sequence[Score]) -> str:
+    unclear = [s for s in scores if s.light == UNCLEAR]
+    if not unclear:
+        return ""
+    samples = _named(scores, "independent samples")
+    few = samples is not None and samples.oracle < ENOUGH_SAMPLES
+    why = f" (about {samples.oracle:.0f} independent samples of its slowest motion)" if few else ""
+    names = [s.name.split(", ")[0] for s in unclear]
+    judged = sum(s.light != NONE for s in scores)
+    what = ", ".join(names) if len(names) <= 3 else f"{len(names)} of the {judged} scores"
+    return f"The reference is too short{why} to judge {what}."
 
 
 def verdict(scores: Sequence[Score]) -> str:
-    """Two or three sentences on distributions, kinetics and validity."""
-    return " ".join(filter(None, (_distributions(scores), _kinetics(scores), _validity(scores))))
+    """A few sentences on distributions, kinetics and validity, and on what the reference cannot tell."""
+    parts = (_distributions(scores), _kinetics(scores), _validity(scores), _too_short(scores))
+    return " ".join(part for part in parts if part)
 
 
 def caption(group: str) -> str:

@@ -51,7 +51,7 @@
 
     projected(frame, width, height) { // pixels, depth (nm) and scale (pixels a nm) of every atom
       const m = camera.rotation, far = 4 * data.radius, points = [];
-      const fit = (0.45 * Math.min(width, height) * camera.zoom) / data.radius;
+      const fit = (0.52 * Math.min(width, height) * camera.zoom) / data.radius;
       for (let a = 0, i = 3 * frame * this.atoms; a < this.atoms; a++, i += 3) {
         const [x, y, z] = this.positions.subarray(i, i + 3);
         const depth = m[6] * x + m[7] * y + m[8] * z;
@@ -66,7 +66,7 @@
       const parts = [], bonded = new Set();
       for (const [a, b] of data.bonds) {
         const p = points[a], q = points[b], mid = p.map((v, k) => (v + q[k]) / 2);
-        parts.push([p, mid, this.colour(a), 0.034], [q, mid, this.colour(b), 0.034]);
+        parts.push([p, mid, this.colour(a), 0.04], [q, mid, this.colour(b), 0.04]);
         bonded.add(a).add(b);
       }
       points.forEach((p, a) => { if (!bonded.has(a)) parts.push([p, p, this.colour(a), 0.06]); });
@@ -105,7 +105,7 @@
       parts.sort((p, q) => p[0][2] + p[1][2] - q[0][2] - q[1][2]);
       for (const [p, q, colour, thickness] of parts) {
         const near = Math.max(0, Math.min(1, 0.5 + (p[2] + q[2]) / (4 * data.radius)));
-        const shade = (dark) => `rgb(${colour.map((v) => Math.round(dark * (v + (250 - v) * 0.62 * (1 - near)))).join()})`;
+        const shade = (dark) => `rgb(${colour.map((v) => Math.round(dark * (v + (250 - v) * 0.45 * (1 - near)))).join()})`;
         const size = Math.max(1.2, thickness * (p[3] + q[3]) / 2);
         for (const [style, wide] of [[shade(0.72), size + 1.6], [shade(1), size]]) {
           context.strokeStyle = style;
