@@ -174,6 +174,11 @@ def ca_atoms(topology: mdtraj.Topology) -> tuple[np.ndarray, np.ndarray]:
     return np.array([a.index for a in found], dtype=int), np.array([a.residue.chain.index for a in found], dtype=int)
 
 
+def heavy_atoms(topology: mdtraj.Topology) -> np.ndarray:
+    """Indices (A,) of all atoms but hydrogens and virtual sites."""
+    return np.array([a.index for a in topology.atoms if a.element is not None and a.element.mass > 2.5], dtype=int)
+
+
 def _closest(positions: np.ndarray) -> np.ndarray:
     """Distance of the closest two of points (T, M, 3), shape (T,); inf where there is but one."""
     pairs = np.stack(np.triu_indices(positions.shape[1], 1), 1).astype(np.int32)
@@ -227,10 +232,10 @@ def ca_valid(ca_positions: np.ndarray, chains: np.ndarray | None = None) -> np.n
 def heavy_atom_arrays(trajectory: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Input of ``bioemu_valid`` from an mdtraj trajectory: positions (T, A, 3), CA and C-N indices.
 
-    The chains are the second result of `ca_atoms`. Atoms without an element (virtual sites) are left out.
+    The chains are the second result of `ca_atoms`.
     """
     topology = trajectory.topology
-    heavy = np.array([a.index for a in topology.atoms if a.element is not None and a.element.mass > 2.5], dtype=int)
+    heavy = heavy_atoms(topology)
     place = {atom: i for i, atom in enumerate(heavy)}
     ca = np.array([place[i] for i in ca_atoms(topology)[0]], dtype=int)
     bonds = [
