@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import mdtraj
 import numpy as np
 
-from openmm_starmd.evaluation import ensemble, markov, metrics
+from openmm_starmd.evaluation import ensemble, markov, metrics, structure
 from openmm_starmd.evaluation.reading import Side
 from openmm_starmd.protein.errors import TrajectoryError
 
@@ -15,6 +15,7 @@ PEPTIDE_RESIDUES = 20  # up to here tICA looks at torsions, beyond at distances 
 N_STATES = 20
 TICS = 4
 WISHED_LAG = 100.0  # ps
+FILTERS = ("BioEmu's filter", "ConfDiff's filter of CA", "all atoms like MD")
 LAGS_OF_LENGTH = 100  # the lag time is at most this part of the shorter side
 
 
@@ -36,8 +37,8 @@ class Frames:
         CA (of fewer than three residues: N, CA, C) superposed on the reference's mean, nm.
     gyration : ndarray, shape (T,)
         Radius of gyration of the heavy atoms, nm.
-    sound : ndarray of float, shape (T, 2)
-        1 where the frame passes BioEmu's filter, and ConfDiff's of CA.
+    checks : ndarray of float, shape (T, V)
+        What each of `Projection.checks` finds.
     lag : int
         Frames of the common lag time.
     core : int
@@ -50,7 +51,7 @@ class Frames:
     plane: np.ndarray
     shape: np.ndarray
     gyration: np.ndarray
-    sound: np.ndarray
+    checks: np.ndarray
     lag: int
     core: int
 
@@ -89,6 +90,21 @@ def join(trajectories: list[Frames]) -> Frames:
     names = [f.name for f in fields(Frames) if f.name not in ("lag", "core")]
     arrays = {name: np.concatenate([getattr(frames, name) for frames in trajectories]) for name in names}
     return Frames(**arrays, lag=trajectories[0].lag, core=sum(map(len, trajectories)))
+
+
+def halves(trajectories: list) -> tuple[list, list]:
+    """One half of the trajectories (or Frames) and the other; of a single one its first half and its second."""
+    middle = len(trajectories) // 2
+    if middle:
+        return trajectories[:middle], trajectories[middle:]
+    only = trajectories[0]
+    cut = only.rows if isinstance(only, Frames) else only.slice
+    rows = np.arange(len(only))
+    return [cut(rows[: len(only) // 2])], [cut(rows[len(only) // 2 :])]
+
+
+def _joined(trajectories: list[mdtraj.Trajectory]) -> mdtraj.Trajectory:
+    return mdtraj.Trajectory(np.concatenate([t.xyz for t in trajectories]), trajectories[0].topology)
 
 
 def common_lag(reference: Side, generated: Side) -> float:
@@ -136,6 +152,10 @@ class Projection:
     plane : ensemble.PrincipalPlane
     by_torsions : bool
         Whether tICA looks at torsions, else at distances of CA.
+    checks : tuple of str
+        Names of the checks of single frames. The first three are 1 where a frame passes BioEmu's filter, ConfDiff's,
+        and all of `structure`; the others are the rates of `structure`, whose limits are those of the reference's
+        first half (as of `halves`), so that its second half has not been seen.
     """
 
     def __init__(self, reference: Side, lag_time: float):
@@ -146,6 +166,8 @@ class Projection:
         self.by_torsions = bool(self.torsions.names) and reference.topology.n_residues <= PEPTIDE_RESIDUES + 2
         shapes = np.concatenate([shape for _, shape in measured])
         self.plane = ensemble.fit_pca(shapes)
+        self.limits = structure.calibrate(_joined(halves(list(reference.trajectories))[0]))
+        self.checks = (*FILTERS, *self.limits.thresholds)
         features = [self._features(*pair) for pair in measured]
         lag = max(1, round(lag_time / reference.interval))
         try:
@@ -179,17 +201,21 @@ class Projection:
     def _frames(self, trajectory, measured, interval):
         angles, shape = measured
         tics = self._tics(self._features(angles, shape))
-        positions, ca, bonds = metrics.heavy_atom_arrays(trajectory)
-        chains = metrics.ca_atoms(trajectory.topology)[1]
-        sound = [metrics.bioemu_valid(positions, ca, bonds, chains), metrics.ca_valid(positions[:, ca], chains)]
         return Frames(
             angles=angles,
             tics=tics.astype(np.float32),
             states=self.states.transform(tics),
             plane=self.plane.transform(shape).astype(np.float32),
             shape=ensemble.superpose(shape, self.plane.mean),
-            gyration=metrics.radius_of_gyration(positions),
-            sound=np.stack(sound, 1).astype(np.float32),
+            gyration=metrics.radius_of_gyration(trajectory.xyz),
+            checks=self._checks(trajectory),
             lag=max(1, round(self.lag_time / interval)),
             core=len(angles),
         )
+
+    def _checks(self, trajectory):
+        positions, ca, bonds = metrics.heavy_atom_arrays(trajectory)
+        chains = metrics.ca_atoms(trajectory.topology)[1]
+        found = structure.check_structure(trajectory, self.limits)
+        filters = metrics.bioemu_valid(positions, ca, bonds, chains), metrics.ca_valid(positions[:, ca], chains)
+        return np.stack([*filters, found.valid, *found.rates.values()], 1).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from openmm_starmd.evaluation import kinetics as dynamics
 from openmm_starmd.evaluation import markov
-from openmm_starmd.evaluation.frames import Frames, Projection, join, split
+from openmm_starmd.evaluation.frames import Frames, Projection, halves, join, split
 from openmm_starmd.evaluation.measures import KINETICS, VALIDITY, distributions, kinetics, validity
 from openmm_starmd.evaluation.reading import Progress
 from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, Measure, Score, clipped, light, resampled
@@ -47,7 +47,7 @@ class Judge:
         self.measures = [
             *distributions(projection, self.limits, temperature),
             *kinetics(projection, self.multiples),
-            *validity(),
+            *validity(projection),
         ]
         self._pieces = {"reference": self._split(self.reference), "generated": self._split(generated)}
         self._halves()
@@ -58,11 +58,7 @@ class Judge:
 
     def _halves(self):
         """MD against itself: files against files, or the second half of the only one against the first."""
-        one, two = self.reference[: len(self.reference) // 2], self.reference[len(self.reference) // 2 :]
-        if not one:
-            frames = self.reference[0]
-            half = len(frames) // 2
-            one, two = [frames.rows(slice(0, half))], [frames.rows(slice(half, None))]
+        one, two = halves(self.reference)
         n_frames = sum(map(len, self.generated))
         share = min(1.0, n_frames / sum(map(len, two)))
         thin = [f.rows(np.linspace(0, len(f) - 1, max(1, round(share * len(f)))).astype(int)) for f in two]
@@ -108,7 +104,7 @@ class Judge:
     def _drifts(self) -> list[Score]:
         size = float(np.mean([frames.gyration.mean() for frames in self.reference]))
         series = (
-            ("drift of sound frames", "share", 0.05, lambda frames: frames.sound[:, 0]),
+            ("drift of sound frames", "share", 0.05, lambda frames: frames.checks[:, 0]),
             ("drift of radius of gyration", "nm", 0.1 * size, lambda frames: frames.gyration),
         )
         found = []

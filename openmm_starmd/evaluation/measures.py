@@ -9,7 +9,7 @@ from deeptime.markov.msm import MaximumLikelihoodMSM
 from scipy.sparse.csgraph import connected_components
 
 from openmm_starmd.evaluation import ensemble, metrics
-from openmm_starmd.evaluation.frames import Frames, Projection
+from openmm_starmd.evaluation.frames import FILTERS, Frames, Projection
 from openmm_starmd.evaluation.kinetics import HOP
 from openmm_starmd.evaluation.metrics import jensen_shannon
 from openmm_starmd.evaluation.scores import Measure
@@ -222,17 +222,33 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
     return found
 
 
-def validity() -> list[Measure]:
-    """Shares of sound frames. Every null model is made of frames of MD: none of them is a floor."""
+CHECKS = {  # of `Projection.checks`: name of the score, unit, and how much worse than MD is amber
+    "BioEmu's filter": ("sound frames (BioEmu's filter)", "share", 0.05),
+    "ConfDiff's filter of CA": ("sound CA (ConfDiff's filter)", "share", 0.05),
+    "all atoms like MD": ("frames like MD's (99th percentiles)", "share", 0.1),
+    "clash score": ("clashes per 1,000 atoms", "", 2.0),
+    "Ramachandran outliers": ("Ramachandran outliers", "share", 0.05),
+    "rotamer outliers": ("rotamer outliers", "share", 0.05),
+    "bond outliers": ("bond outliers", "share", 0.01),
+    "angle outliers": ("angle outliers", "share", 0.01),
+    "inverted centres": ("inverted centres per frame", "", 0.0),
+    "cis peptides": ("cis peptide bonds per frame", "", 0.02),
+    "twisted peptides": ("twisted peptide bonds per frame", "", 0.05),
+}
 
-    def sound(column):
-        return lambda frames: np.array([frames.own("sound")[:, column].sum(dtype=np.float64), frames.core])
 
-    def share(reference, generated):
+def validity(projection: Projection) -> list[Measure]:
+    """Means of the checks of single frames. Every null model is made of frames of MD: none of them is a floor."""
+
+    def column(i):
+        return lambda frames: np.array([frames.own("checks")[:, i].sum(dtype=np.float64), frames.core])
+
+    def mean(reference, generated):
         return float(generated[0] / generated[1])
 
-    names = ("sound frames (BioEmu's filter)", "sound CA (ConfDiff's filter)")
-    return [
-        Measure(name, VALIDITY, "share", "higher", sound(column), share, (), slack=0.05)
-        for column, name in enumerate(names)
-    ]
+    found = []
+    for i, check in enumerate(projection.checks):
+        name, unit, slack = CHECKS[check]
+        direction = "higher" if i < len(FILTERS) else "lower"
+        found.append(Measure(name, VALIDITY, unit, direction, column(i), mean, (), slack=slack))
+    return found

@@ -87,8 +87,8 @@ def _figures(evaluation: Evaluation) -> str:
 def _viewer(evaluation: Evaluation) -> dict:
     judge = evaluation.judge
     broken = {
-        "MD": [frames.sound[:, 0] == 0 for frames in judge.reference],
-        "generated": [frames.sound[:, 0] == 0 for frames in judge.generated],
+        "MD": [frames.checks[:, 0] == 0 for frames in judge.reference],
+        "generated": [frames.checks[:, 0] == 0 for frames in judge.generated],
     }
     return viewer_data(
         {"MD": (evaluation.reference, broken["MD"]), "generated": (evaluation.generated, broken["generated"])}

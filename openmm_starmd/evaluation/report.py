@@ -75,7 +75,7 @@ class Evaluation:
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def to_html(self, path: str | os.PathLike) -> None:
-        """A page with the verdict, the table, figures and both trajectories to play, that loads nothing from elsewhere."""
+        """A page with verdict, table, figures and both trajectories to play, that loads nothing from elsewhere."""
         Path(path).write_text(render(self), encoding="utf-8")
 
     def to_markdown(self, path: str | os.PathLike) -> None:
