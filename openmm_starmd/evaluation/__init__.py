@@ -1,4 +1,10 @@
-"""Compare generated with reference trajectories; `evaluate` is imported when first used: it needs more libraries."""
+"""Compare generated with reference trajectories: `evaluate`, imported when first used as it needs more libraries.
+
+``metrics`` (torsions, divergences, tICA, filters), ``ensemble`` (shapes, free energies), ``structure`` (all-atom
+validity), ``kinetics`` and ``markov`` (rates, timescales, Markov state models), ``nulls`` (what a score is worth) and
+``plots`` take arrays. ``reading`` and ``matching`` make both sides of a comparison alike; ``frames``, ``measures``,
+``scores``, ``judge`` and ``verdict`` score them; ``report``, ``page``, ``figures`` and ``viewer`` show the result.
+"""
 
 from importlib import import_module
 
