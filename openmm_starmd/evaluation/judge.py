@@ -11,7 +11,7 @@ import numpy as np
 from openmm_starmd.evaluation import kinetics as dynamics
 from openmm_starmd.evaluation import markov
 from openmm_starmd.evaluation.frames import Frames, Projection, halves, join, split
-from openmm_starmd.evaluation.measures import KINETICS, VALIDITY, distributions, kinetics, validity
+from openmm_starmd.evaluation.measures import KINETICS, VALIDITY, distributions, kinetics, torsion_counts, validity
 from openmm_starmd.evaluation.reading import Progress
 from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, Measure, Score, clipped, light, resampled
 
@@ -38,7 +38,8 @@ class Judge:
     """
 
     def __init__(self, projection: Projection, generated: list[Frames], temperature: float):
-        self.projection, self.reference, self.generated = projection, projection.reference, generated
+        self.projection, self.temperature = projection, temperature
+        self.reference, self.generated = projection.reference, generated
         longest = min(max(len(frames) // frames.lag for frames in side) for side in (self.reference, generated))
         most = int(np.clip(longest // 10, 1, MAX_MULTIPLE))
         self.multiples = sorted(set(np.geomspace(1, most, 8).round().astype(int).tolist()))
@@ -77,7 +78,7 @@ class Judge:
         """One score with all that it has to be seen beside."""
 
         def total(pieces):
-            return np.sum([measure.summarize(piece) for piece in pieces], axis=0)
+            return _total(measure.summarize, pieces)
 
         with np.errstate(invalid="ignore", divide="ignore"):
             reference = total(self._pieces["reference"])
@@ -100,6 +101,14 @@ class Judge:
             found.append(self.score(measure))
         progress("scoring drift and balance", 1.0)
         return [*found, *self._balance(), *self._drifts(), *self._samples()]
+
+    def torsion_counts(self) -> dict[str, np.ndarray]:
+        """Histogram (K, bins) of each torsion: of both sides, and of both halves of the reference."""
+        count = torsion_counts(self.projection)
+        sides = (self.reference, self.generated, self._half, self._thin_half)
+        return {
+            n: _total(count, s) for n, s in zip(("reference", "generated", "half", "other half"), sides, strict=True)
+        }
 
     def _drifts(self) -> list[Score]:
         size = float(np.mean([frames.gyration.mean() for frames in self.reference]))
@@ -135,6 +144,10 @@ class Judge:
         )
         nan = math.nan
         return [Score("independent samples of tICA-0", KINETICS, value, nan, nan, oracle, 1.0, nan, "", "higher", NONE)]
+
+
+def _total(summarize, pieces: Sequence[Frames]) -> np.ndarray:
+    return np.sum([summarize(piece) for piece in pieces], axis=0)
 
 
 def drift(series: Sequence[np.ndarray], n_blocks: int = 20) -> tuple[float, float]:

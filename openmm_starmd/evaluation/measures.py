@@ -66,7 +66,8 @@ def _vamp2(sums: np.ndarray) -> float:
     return float(np.trace(np.linalg.pinv(xx, 1e-6) @ xy @ np.linalg.pinv(yy, 1e-6) @ xy.T))
 
 
-def _torsion_counts(projection: Projection, chosen: np.ndarray):
+def torsion_counts(projection: Projection, chosen: np.ndarray | slice = slice(None)):
+    """Function of Frames: histogram (K, bins) of each of the chosen torsions over its period."""
     periods, bins = projection.torsions.periods[chosen], metrics.TORSION_BINS
 
     def summarize(frames: Frames) -> np.ndarray:
@@ -129,7 +130,7 @@ def distributions(projection: Projection, limits: Sequence[tuple[float, float]],
     backbone = projection.torsions.backbone
     kinds = (("backbone torsions", backbone), ("side-chain torsions", ~backbone))
     found = [
-        Measure(name, DISTRIBUTIONS, "bits", "lower", _torsion_counts(projection, mask), _mean_divergence)
+        Measure(name, DISTRIBUTIONS, "bits", "lower", torsion_counts(projection, mask), _mean_divergence)
         for name, mask in kinds
         if mask.any()
     ]
@@ -222,13 +223,14 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
     return found
 
 
-CHECKS = {  # of `Projection.checks`: name of the score, unit, and how much worse than MD is amber
+# of `Projection.checks`: name of the score, unit, how much worse than MD is amber, largest error of MD itself
+CHECKS = {
     "BioEmu's filter": ("sound frames (BioEmu's filter)", "share", 0.05),
     "ConfDiff's filter of CA": ("sound CA (ConfDiff's filter)", "share", 0.05),
-    "all atoms like MD": ("frames like MD's (99th percentiles)", "share", 0.1),
+    "all atoms like MD": ("frames like MD's (99th percentiles)", "share", 0.1, 0.07),
     "clash score": ("clashes per 1,000 atoms", "", 2.0),
-    "Ramachandran outliers": ("Ramachandran outliers", "share", 0.05),
-    "rotamer outliers": ("rotamer outliers", "share", 0.05),
+    "Ramachandran outliers": ("Ramachandran outliers", "share", 0.05, 0.05),
+    "rotamer outliers": ("rotamer outliers", "share", 0.05, 0.05),
     "bond outliers": ("bond outliers", "share", 0.01),
     "angle outliers": ("angle outliers", "share", 0.01),
     "inverted centres": ("inverted centres per frame", "", 0.0),
@@ -248,7 +250,7 @@ def validity(projection: Projection) -> list[Measure]:
 
     found = []
     for i, check in enumerate(projection.checks):
-        name, unit, slack = CHECKS[check]
+        name, unit, slack, *most = CHECKS[check]
         direction = "higher" if i < len(FILTERS) else "lower"
-        found.append(Measure(name, VALIDITY, unit, direction, column(i), mean, (), slack=slack))
+        found.append(Measure(name, VALIDITY, unit, direction, column(i), mean, (), True, slack, *most))
     return found

@@ -78,8 +78,8 @@ def _picture(figure) -> str:
 def _figures(evaluation: Evaluation) -> str:
     return "\n".join(
         f'<figure class="card{" wide" * drawn.wide}">'
-        f'<img src="{_picture(drawn.figure)}" alt="{html.escape(drawn.title)}">'
-        f"<figcaption><b>{html.escape(drawn.title)}.</b> {html.escape(drawn.caption)}</figcaption></figure>"
+        + (f'<img src="{_picture(drawn.figure)}" alt="{html.escape(drawn.title)}">' if drawn.figure else "")
+        + f"<figcaption><b>{html.escape(drawn.title)}.</b> {html.escape(drawn.caption)}</figcaption></figure>"
         for drawn in figures(evaluation)
     )
 

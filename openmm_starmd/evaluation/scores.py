@@ -11,8 +11,8 @@ import numpy as np
 GREEN, AMBER, RED, UNCLEAR, NONE = "green", "amber", "red", "unclear", "none"
 MEANING = {
     GREEN: "within MD's own spread",
-    AMBER: "worse than MD against itself, clearly better than models that know nothing",
-    RED: "no better than models that know nothing",
+    AMBER: "worse than MD against itself, better than models that know nothing",
+    RED: "no better than models that know nothing; validity: far from MD",
     UNCLEAR: "the reference is too short to judge",
     NONE: "for information",
 }
@@ -80,6 +80,8 @@ class Measure:
         Whether the order of the frames does not matter, so that MD may be thinned to as few frames as were generated.
     slack : float
         Errors up to this much above MD's own are amber where there are no floors.
+    most : float
+        Where MD's own error is larger than this, the reference is too short to judge.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Measure:
     floors: tuple[str, ...] = ("frozen",)
     per_frame: bool = True
     slack: float = 0.0
+    most: float = math.inf
 
 
 def error_of(value: float, direction: str) -> float:
@@ -112,7 +115,7 @@ def light(measure: Measure, value: float, low: float, high: float, oracle: float
     ends = [error_of(end, measure.direction) for end in (low, high)]
     inside = measure.direction == "one" and low <= 1 <= high
     best, worst = (0.0 if inside else min(ends)), max(ends)
-    weak = math.isnan(own) or own > WEAK * floor
+    weak = math.isnan(own) or own > WEAK * floor or own > measure.most
     if weak:
         return UNCLEAR
     if error <= own or (best <= own and not worst >= floor):
