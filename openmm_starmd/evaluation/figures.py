@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from deeptime.util.exceptions import NotConvergedWarning
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from openmm_starmd.evaluation import ensemble, kinetics, markov, metrics, plots
 from openmm_starmd.evaluation.measures import surface, torsion_divergences
@@ -70,7 +73,7 @@ def free_energies(judge: Judge) -> tuple[Figure, str]:
         tics = np.concatenate([frames.tics[:, :2] for frames in side])
         counts, *edges = np.histogram2d(*tics.T, bins, judge.limits)
         plots.plot_free_energy(surface(counts, edges, temperature), ax, title, ("tICA-0", "tICA-1"), colorbar=i == 1)
-    return figure, "On the two slowest modes of the reference; deep blue is most populated."
+    return figure, "On the two slowest modes of the reference; dark is most populated."
 
 
 def torsion_bars(judge: Judge) -> tuple[Figure, str] | None:
@@ -91,8 +94,10 @@ def torsion_bars(judge: Judge) -> tuple[Figure, str] | None:
     return figure, f"{which}: 0 for equal distributions, 1 for disjoint ones."
 
 
-def fluctuations(judge: Judge) -> tuple[Figure, str]:
-    """RMSF of the atoms that shapes are made of."""
+def fluctuations(judge: Judge) -> tuple[Figure, str] | None:
+    """RMSF of CA; very short peptides are not compared by these."""
+    if len(judge.projection.atoms) != sum(atom.name == "CA" for atom in judge.projection.topology.atoms):
+        return None
     figure, ax = _axes()
     shapes = {name: np.concatenate([frames.shape for frames in side]) for name, side in _both(judge).items()}
     plots.plot_rmsf({name: ensemble.rmsf(shape) for name, shape in shapes.items()}, ax)
@@ -126,6 +131,7 @@ def timescales(judge: Judge) -> tuple[Figure, str]:
         intervals[name] = judge.projection.lag_time / side[0].lag
     figure, ax = _axes()
     plots.plot_implied_timescales(found, intervals, ax)
+    ax.xaxis.set_minor_formatter(NullFormatter())
     return figure, "Of Markov state models on the reference's states, with 95 % intervals; level curves can be trusted."
 
 
@@ -167,7 +173,9 @@ def figures(evaluation: Evaluation) -> Iterator[Drawn]:
     """All figures that this comparison has data for, one after another, or why one is not there."""
     for title, draw, wide in FIGURES:
         try:
-            drawn = draw(evaluation.judge)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NotConvergedWarning)
+                drawn = draw(evaluation.judge)
         except ValueError as error:
             plt.close("all")
             yield Drawn(title, f"Not drawn: {error}.", None, wide)

@@ -14,6 +14,8 @@ from openmm_starmd.protein.errors import TrajectoryError
 PEPTIDE_RESIDUES = 20  # up to here tICA looks at torsions, beyond at distances of CA
 N_STATES = 20
 TICS = 4
+LEAST_ATOMS = 4  # three lie in a plane, which mdtraj cannot superpose
+FRAMES_A_FEATURE = 20  # fewer, and tICA finds slow modes that are not there
 WISHED_LAG = 100.0  # ps
 FILTERS = ("BioEmu's filter", "ConfDiff's filter of CA", "all atoms like MD")
 LAGS_OF_LENGTH = 100  # the lag time is at most this part of the shorter side
@@ -34,7 +36,7 @@ class Frames:
     plane : ndarray, shape (T, 2)
         Principal components of the reference, nm.
     shape : ndarray, shape (T, N, 3)
-        CA (of fewer than three residues: N, CA, C) superposed on the reference's mean, nm.
+        CA (of fewer than four residues: N, CA, C, O, CB) superposed on the reference's mean, nm.
     gyration : ndarray, shape (T,)
         Radius of gyration of the heavy atoms, nm.
     checks : ndarray of float, shape (T, V)
@@ -93,14 +95,13 @@ def join(trajectories: list[Frames]) -> Frames:
 
 
 def halves(trajectories: list) -> tuple[list, list]:
-    """One half of the trajectories (or Frames) and the other; of a single one its first half and its second."""
+    """One half of trajectories (mdtraj's, Frames or arrays) and the other; of a single one its two halves in time."""
     middle = len(trajectories) // 2
     if middle:
         return trajectories[:middle], trajectories[middle:]
     only = trajectories[0]
-    cut = only.rows if isinstance(only, Frames) else only.slice
-    rows = np.arange(len(only))
-    return [cut(rows[: len(only) // 2])], [cut(rows[len(only) // 2 :])]
+    cut = only.rows if isinstance(only, Frames) else only.__getitem__
+    return [cut(slice(0, len(only) // 2))], [cut(slice(len(only) // 2, None))]
 
 
 def _joined(trajectories: list[mdtraj.Trajectory]) -> mdtraj.Trajectory:
@@ -130,8 +131,13 @@ def common_lag(reference: Side, generated: Side) -> float:
 
 def _shape_atoms(topology: mdtraj.Topology) -> np.ndarray:
     alpha = [atom.index for atom in topology.atoms if atom.name == "CA"]
-    few = [atom.index for atom in topology.atoms if atom.name in ("N", "CA", "C") and atom.residue.n_atoms > 3]
-    return np.array(alpha if len(alpha) > 2 else few)
+    few = [atom.index for atom in topology.atoms if atom.name in ("N", "CA", "C", "O", "CB")]
+    found = np.array(alpha if len(alpha) >= LEAST_ATOMS else few)
+    if len(found) < LEAST_ATOMS:
+        raise TrajectoryError(
+            f"Both sides share {len(found)} backbone atoms: expected at least {LEAST_ATOMS} to compare shapes by."
+        )
+    return found
 
 
 class Projection:
@@ -145,13 +151,15 @@ class Projection:
 
     Attributes
     ----------
+    topology : mdtraj.Topology
     torsions : metrics.Torsions
         Names, periods and kinds (and the angles of the first reference trajectory).
     reference : list of Frames
         The reference itself.
     plane : ensemble.PrincipalPlane
     by_torsions : bool
-        Whether tICA looks at torsions, else at distances of CA.
+        Whether tICA looks at torsions, else at distances of CA. It is fitted to all of the reference, or to its first
+        half where that has few frames for so many features: MD against itself then shows what was only fitted.
     checks : tuple of str
         Names of the checks of single frames. The first three are 1 where a frame passes BioEmu's filter, ConfDiff's,
         and all of `structure`; the others are the rates of `structure`, whose limits are those of the reference's
@@ -159,7 +167,7 @@ class Projection:
     """
 
     def __init__(self, reference: Side, lag_time: float):
-        self.lag_time = lag_time
+        self.lag_time, self.topology = lag_time, reference.topology
         self.atoms = _shape_atoms(reference.topology)
         measured = [self._measure(trajectory) for trajectory in reference.trajectories]
         self.torsions = metrics.measure_torsions(reference.trajectories[0][:1])
@@ -169,9 +177,10 @@ class Projection:
         self.limits = structure.calibrate(_joined(halves(list(reference.trajectories))[0]))
         self.checks = (*FILTERS, *self.limits.thresholds)
         features = [self._features(*pair) for pair in measured]
-        lag = max(1, round(lag_time / reference.interval))
+        few = sum(map(len, features)) < FRAMES_A_FEATURE * features[0].shape[1]
         try:
-            self.tica = metrics.fit_tica(features, lag, TICS)
+            lag = max(1, round(lag_time / reference.interval))
+            self.tica = metrics.fit_tica(halves(features)[0] if few else features, lag, TICS)
         except ValueError as error:
             raise TrajectoryError(f"The reference cannot be analysed: {error}.") from None
         tics = metrics.subsample(np.concatenate([self._tics(f) for f in features]))

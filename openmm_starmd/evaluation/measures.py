@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from deeptime.markov.msm import MaximumLikelihoodMSM
+from deeptime.util.exceptions import NotConvergedWarning
 from scipy.sparse.csgraph import connected_components
 
 from openmm_starmd.evaluation import ensemble, metrics
@@ -35,12 +37,19 @@ def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return counts[np.ix_(states, states)].astype(np.float64), states
 
 
+def _model(counts: np.ndarray):
+    """Reversible Markov state model of connected counts; that resamples may take long to converge is no news."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        return MaximumLikelihoodMSM().fit_fetch(counts)
+
+
 def _timescale(counts: np.ndarray) -> float:
     """Slowest implied timescale in units of the lag; 0 if nothing is slower than the lag."""
     among, states = _connected(counts)
     if len(states) < 2:
         return 0.0
-    slowest = np.sort(np.real(MaximumLikelihoodMSM().fit_fetch(among).eigenvalues()))[-2]
+    slowest = np.sort(np.real(_model(among).eigenvalues()))[-2]
     return float(-1 / np.log(slowest)) if 0 < slowest < 1 else 0.0
 
 
@@ -48,7 +57,7 @@ def _populations(counts: np.ndarray) -> np.ndarray:
     """Equilibrium populations by a reversible Markov state model; 0 outside the connected set."""
     among, states = _connected(counts)
     populations = np.zeros(len(counts))
-    populations[states] = MaximumLikelihoodMSM().fit_fetch(among).stationary_distribution if len(states) > 1 else 1.0
+    populations[states] = _model(among).stationary_distribution if len(states) > 1 else 1.0
     return populations
 
 

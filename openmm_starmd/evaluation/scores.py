@@ -17,6 +17,17 @@ MEANING = {
     NONE: "for information",
 }
 WEAK = 0.5  # of the error of the best null model: a reference whose halves differ by more cannot judge
+NEGLIGIBLE = {
+    "bits": 0.01,
+    "kJ/mol": 0.5,
+    "share": 0.01,
+    "r": 0.02,
+    "ratio": 0.1,
+    "correlation": 0.03,
+    "nm": 0.005,
+    "score": 0.05,
+}
+"""By unit: errors that nobody needs to care about. They are green, but for checks of validity."""
 N_RESAMPLES = 200
 
 
@@ -115,10 +126,11 @@ def light(measure: Measure, value: float, low: float, high: float, oracle: float
     ends = [error_of(end, measure.direction) for end in (low, high)]
     inside = measure.direction == "one" and low <= 1 <= high
     best, worst = (0.0 if inside else min(ends)), max(ends)
-    weak = math.isnan(own) or own > WEAK * floor or own > measure.most
+    least = NEGLIGIBLE.get(measure.unit, 0.0) if measure.floors else 0.0
+    weak = math.isnan(own) or own > max(WEAK * floor, least) or own > measure.most
     if weak:
         return UNCLEAR
-    if error <= own or (best <= own and not worst >= floor):
+    if error <= max(own, least) or (best <= own and not worst >= floor):
         return GREEN
     if math.isnan(floor):
         return AMBER if error <= own + measure.slack else RED
