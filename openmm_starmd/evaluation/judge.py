@@ -13,7 +13,7 @@ from openmm_starmd.evaluation import markov
 from openmm_starmd.evaluation.frames import Frames, Projection, halves, join, split
 from openmm_starmd.evaluation.measures import KINETICS, VALIDITY, distributions, kinetics, torsion_counts, validity
 from openmm_starmd.evaluation.reading import Progress
-from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, Measure, Score, clipped, light, resampled
+from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, Measure, Score, estimate, light
 
 N_PIECES = 20
 MAX_MULTIPLE = 100
@@ -63,7 +63,7 @@ class Judge:
         n_frames = sum(map(len, self.generated))
         share = min(1.0, n_frames / sum(map(len, two)))
         thin = [f.rows(np.linspace(0, len(f) - 1, max(1, round(share * len(f)))).astype(int)) for f in two]
-        self._half, self._other_half, self._thin_half = self._split(one), self._split(two), thin
+        self._half, self._other_half, self._thin_half = self._split(one), self._split(two), self._split(thin)
 
     def _nulls(self):
         """Frames of the reference, as many and as far apart as the generated ones."""
@@ -77,21 +77,21 @@ class Judge:
     def score(self, measure: Measure) -> Score:
         """One score with all that it has to be seen beside."""
 
-        def total(pieces):
-            return _total(measure.summarize, pieces)
+        def sums(pieces):
+            return [measure.summarize(piece) for piece in pieces]
 
         with np.errstate(invalid="ignore", divide="ignore"):
-            reference = total(self._pieces["reference"])
-            sums = [measure.summarize(piece) for piece in self._pieces["generated"]]
-            value = float(measure.compare(reference, np.sum(sums, axis=0)))
-            low, high = resampled(sums, lambda s: measure.compare(reference, s))
-            low, high = clipped(low, high, measure.direction, measure.unit)
-            other = total(self._thin_half if measure.per_frame else self._other_half)
-            oracle = float(measure.compare(total(self._half), other))
-            nulls = {name: float(measure.compare(reference, total(frames))) for name, frames in self._null.items()}
-        lamp = light(measure, value, low, high, oracle, nulls)
-        shown = (measure.name, measure.group, value, low, high, oracle, nulls["frozen"], nulls["shuffled"])
-        return Score(*shown, measure.unit, measure.direction, lamp)
+            reference = np.sum(sums(self._pieces["reference"]), axis=0)
+            generated = estimate(sums(self._pieces["generated"]), measure, reference)
+            other = self._thin_half if measure.per_frame else self._other_half
+            oracle = estimate(sums(other), measure, np.sum(sums(self._half), axis=0))
+            nulls = {
+                name: float(measure.compare(reference, np.sum(sums(frames), axis=0)))
+                for name, frames in self._null.items()
+            }
+        lamp = light(measure, generated, oracle, nulls)
+        values = (*generated, oracle.value, nulls["frozen"], nulls["shuffled"])
+        return Score(measure.name, measure.group, *values, measure.unit, measure.direction, lamp)
 
     def scores(self, progress: Progress) -> list[Score]:
         """All of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ MEANING = {
     GREEN: "within MD's own spread",
     AMBER: "worse than MD against itself, better than models that know nothing",
     RED: "no better than models that know nothing; validity: far from MD",
-    UNCLEAR: "the reference is too short to judge",
+    UNCLEAR: "too little data to judge",
     NONE: "for information",
 }
 WEAK = 0.5  # of the error of the best null model: a reference whose halves differ by more cannot judge
@@ -28,7 +29,8 @@ NEGLIGIBLE = {
     "score": 0.05,
 }
 """By unit: errors that nobody needs to care about. They are green, but for checks of validity."""
-N_RESAMPLES = 200
+CLOSE = 0.8  # of the error of the best null model: from here on a score is no better than it
+N_RESAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -116,45 +118,58 @@ def error_of(value: float, direction: str) -> float:
     return abs(value)
 
 
-def light(measure: Measure, value: float, low: float, high: float, oracle: float, nulls: dict[str, float]) -> str:
-    """Traffic light of a value with its interval, beside MD's own and those of the null models."""
-    if math.isnan(value):
+class Estimate(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def errors(self, direction: str) -> tuple[float, float, float]:
+        """Errors of the value, and the smallest and largest within the interval."""
+        ends = [error_of(end, direction) for end in self]
+        inside = direction == "one" and self.low <= 1 <= self.high
+        return ends[0], 0.0 if inside else min(ends), max(ends)
+
+
+def light(measure: Measure, generated: Estimate, oracle: Estimate, nulls: dict[str, float]) -> str:
+    """Traffic light of a value with its interval, beside those of MD against itself and values of the null models."""
+    if math.isnan(generated.value):
         return NONE
-    error, own = error_of(value, measure.direction), error_of(oracle, measure.direction)
+    error, best, worst = generated.errors(measure.direction)
+    own, _, spread = oracle.errors(measure.direction)
     floors = [error_of(nulls[name], measure.direction) for name in measure.floors]
     floor = min((f for f in floors if not math.isnan(f)), default=math.nan)
-    ends = [error_of(end, measure.direction) for end in (low, high)]
-    inside = measure.direction == "one" and low <= 1 <= high
-    best, worst = (0.0 if inside else min(ends)), max(ends)
-    least = NEGLIGIBLE.get(measure.unit, 0.0) if measure.floors else 0.0
-    weak = math.isnan(own) or own > max(WEAK * floor, least) or own > measure.most
-    if weak:
+    if measure.floors and error <= NEGLIGIBLE.get(measure.unit, 0.0):
+        return GREEN
+    if math.isnan(own) or own > WEAK * floor or own > measure.most:
         return UNCLEAR
-    if error <= max(own, least) or (best <= own and not worst >= floor):
+    if error <= spread or (best <= spread and not worst >= floor):
         return GREEN
     if math.isnan(floor):
-        return AMBER if error <= own + measure.slack else RED
-    return AMBER if worst < floor else RED
+        return AMBER if error <= spread + measure.slack else RED
+    return RED if error >= CLOSE * floor else AMBER if worst < floor else UNCLEAR
 
 
-def resampled(sums: list[np.ndarray], compare: Callable[[np.ndarray], float], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a comparison by drawing pieces with replacement, shifted so that its median is the value.
+def estimate(sums: list[np.ndarray], measure: Measure, reference: np.ndarray, seed: int = 0) -> Estimate:
+    """Score of sums of pieces against one of the reference, with its interval by drawing pieces with replacement.
 
-    The shift takes out that a resample, which holds pieces twice, looks more uneven than the whole.
+    The interval is shifted so that the median of the draws is the value: this takes out that a resample, which holds
+    pieces twice, looks more uneven than the whole.
     """
     sums, generator = np.stack(sums), np.random.default_rng(seed)
-    value = compare(sums.sum(0))
-    n = len(sums)
-    draws = [compare(sums[generator.integers(n, size=n)].sum(0)) for _ in range(N_RESAMPLES if n > 1 else 0)]
-    draws = np.array([draw for draw in draws if math.isfinite(draw)])
+    value, n = float(measure.compare(reference, sums.sum(0))), len(sums)
+    drawn = (sums[generator.integers(n, size=n)].sum(0) for _ in range(N_RESAMPLES if n > 1 else 0))
+    draws = np.array([found for s in drawn if math.isfinite(found := measure.compare(reference, s))])
     if not len(draws) or not math.isfinite(value):
-        return value, value
+        return Estimate(value, value, value)
     low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
-    return float(value + low - middle), float(value + high - middle)
+    shift = value - middle
+    return Estimate(value, *clipped(low + shift, high + shift, measure.direction, measure.unit))
 
 
 def clipped(low: float, high: float, direction: str, unit: str) -> tuple[float, float]:
     """An interval cut to what the score can be."""
     most = 1.0 if unit in ("bits", "share") or direction == "higher" else math.inf
     least = -1.0 if direction == "higher" and unit != "share" else 0.0
-    return max(low, least), min(high, most)
+    return float(max(low, least)), float(min(high, most))

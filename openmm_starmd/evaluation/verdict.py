@@ -74,16 +74,17 @@ def _validity(scores: Sequence[Score]) -> str:
 
 
 def _too_short(scores: Sequence[Score]) -> str:
-    unclear = [s for s in scores if s.light == UNCLEAR]
+    unclear = [s.name.split(", ")[0] for s in scores if s.light == UNCLEAR]
     if not unclear:
         return ""
     samples = _named(scores, "independent samples")
     few = samples is not None and samples.oracle < ENOUGH_SAMPLES
-    why = f" (about {samples.oracle:.0f} independent samples of its slowest motion)" if few else ""
-    names = [s.name.split(", ")[0] for s in unclear]
+    reason = (
+        f": the reference holds about {samples.oracle:.0f} independent samples of its slowest motion" if few else ""
+    )
     judged = sum(s.light != NONE for s in scores)
-    what = ", ".join(names) if len(names) <= 3 else f"{len(names)} of the {judged} scores"
-    return f"The reference is too short{why} to judge {what}."
+    what = ", ".join(unclear) if len(unclear) <= 3 else f"{len(unclear)} of the {judged} scores"
+    return f"Too little data to judge {what}{reason}."
 
 
 def verdict(scores: Sequence[Score]) -> str:
