@@ -27,6 +27,10 @@ def superpose(positions: np.ndarray, target: np.ndarray) -> np.ndarray:
     positions = np.array(positions, dtype=np.float32)
     if positions.shape[1] < 3:
         raise ValueError(f"expected at least 3 atoms to superpose, found {positions.shape[1]}")
+    if not np.isfinite(positions).all():
+        raise ValueError(
+            "expected finite positions, found some that are no numbers; leave these frames out and count them"
+        )
     fixed = mdtraj.Trajectory(np.asarray(target, dtype=np.float32)[None], None)
     return mdtraj.Trajectory(positions, None).superpose(fixed).xyz
 
@@ -34,6 +38,8 @@ def superpose(positions: np.ndarray, target: np.ndarray) -> np.ndarray:
 def mean_structure(positions: np.ndarray) -> np.ndarray:
     """Mean (N, 3) of positions (T, N, 3), superposed on the first frame and then on the mean so far."""
     few = subsample(positions)
+    if len(few) == 0:
+        raise ValueError("expected at least 1 frame, found none")
     mean = few[0]
     for _ in range(2):
         mean = superpose(few, mean).mean(0, dtype=np.float64)
@@ -175,7 +181,7 @@ def correlation(reference: np.ndarray, generated: np.ndarray) -> float:
     return float(pearsonr(reference, generated).statistic)
 
 
-def ca_distances(positions: np.ndarray, min_separation: int = 3, max_pairs: int = 300) -> np.ndarray:
+def ca_distances(positions: np.ndarray, min_separation: int = 3, max_pairs: int = 200) -> np.ndarray:
     """Distances of CA, features of a protein's tICA, (T, N, 3) -> (T, P), nm, float32.
 
     All pairs at least ``min_separation`` places apart in the sequence, or ``max_pairs`` of them, evenly spaced.
@@ -239,12 +245,14 @@ def free_energy(
         raise ValueError(f"expected points within {limits}, found none of {len(points)} there")
     probability = counts / len(points)
     with np.errstate(divide="ignore"):
-        energy = -GAS_CONSTANT * temperature * np.log(probability / probability.max())
+        energy = GAS_CONSTANT * temperature * np.log(probability.max() / probability)
     return FreeEnergySurface(energy, probability, tuple(edges), len(points), temperature)
 
 
 def joint_limits(*points: np.ndarray) -> list[tuple[float, float]]:
     """Range of each feature over several arrays (T, D), never of width 0."""
+    if any(p.size == 0 for p in points):
+        raise ValueError(f"expected points with features, found arrays of shape {[p.shape for p in points]}")
     low, high = np.min([p.min(0) for p in points], 0), np.max([p.max(0) for p in points], 0)
     return list(zip(low, np.maximum(high, low + 1e-6), strict=True))
 

@@ -38,6 +38,8 @@ def hop_rate(
     -------
     ndarray, shape (K,)
     """
+    if not 1 <= lag < len(angles):
+        raise ValueError(f"expected a lag from 1 frame to less than the trajectory's {len(angles)}, found {lag}")
     return (np.abs(wrap(angles[lag:] - angles[:-lag], periods)) > threshold).mean(0)
 
 
@@ -103,7 +105,7 @@ def autocorrelation_time(values: np.ndarray | Sequence[np.ndarray]) -> float:
     long lags. inf for a constant series. A trajectory not much longer than the result gives but a lower bound.
     """
     trajectories = as_trajectories(values)
-    rho = autocorrelation(trajectories, max(map(len, trajectories)) - 1)
+    rho = autocorrelation(trajectories, max(1, *map(len, trajectories)) - 1)
     if rho[0] == 0:
         return float("inf")
     times = 2 * np.cumsum(rho) - 1

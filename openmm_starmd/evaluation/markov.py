@@ -29,6 +29,8 @@ def fit_states(reference: np.ndarray, n_states: int = 20, seed: int = 0):
     Fitted to 20,000 evenly spaced points at most; fewer states where there are fewer different points.
     """
     points = subsample(np.asarray(reference, dtype=np.float64))
+    if points.size == 0 or not np.isfinite(points).all():
+        raise ValueError(f"expected finite points with features, found none or no numbers in shape {points.shape}")
     n_states = min(n_states, len(np.unique(points, axis=0)))
     return KMeans(n_states, max_iter=200, fixed_seed=seed).fit_fetch(points)
 
@@ -38,14 +40,15 @@ def transition_counts(states: States, lag: int, n_states: int | None = None, n_b
 
     Equal shares of the transitions, in their order in time, fall into each block.
     """
-    trajectories = as_trajectories(states)
+    trajectories = [t.astype(np.int64) for t in as_trajectories(states)]
     longest = max(map(len, trajectories), default=0)
     if not 1 <= lag < longest:
         raise ValueError(
-            f"expected a lag from 1 to {longest - 1} frames, one less than the longest trajectory, found {lag}"
+            f"expected a lag of at least 1 frame and a trajectory longer than it, found a lag of {lag} frames, and "
+            f"{longest} frames at most"
         )
     n = 1 + int(max(t.max(initial=-1) for t in trajectories)) if n_states is None else n_states
-    moves = np.concatenate([t[:-lag].astype(np.int64) * n + t[lag:] for t in trajectories if len(t) > lag])
+    moves = np.concatenate([t[:-lag] * n + t[lag:] for t in trajectories if len(t) > lag])
     block = np.arange(len(moves)) * n_blocks // len(moves)
     return np.bincount(block * n * n + moves, minlength=n_blocks * n * n).reshape(n_blocks, n, n)
 
@@ -298,11 +301,8 @@ def detailed_balance(states: States, lag: int, min_count: int = 10) -> DetailedB
     min_count : int
         Pairs with fewer transitions, both ways together, are not tested.
     """
-    trajectories = as_trajectories(states)
-    n = 1 + int(max(t.max(initial=-1) for t in trajectories))
-    apart = [t[::lag] for t in trajectories if len(t) > lag]
-    if not apart:
-        transition_counts(states, lag)  # says what is wrong with the lag
+    n = transition_counts(states, lag).shape[-1]  # or says what is wrong with the lag
+    apart = [t[::lag] for t in as_trajectories(states) if len(t) > lag]
     counts = transition_counts(apart, 1, n)[0].astype(np.float64)
     total, net = counts + counts.T, counts - counts.T
     tested = (total >= min_count) & ~np.eye(n, dtype=bool)

@@ -6,7 +6,7 @@ Jensen-Shannon divergences are in bits (base 2: 0 for equal, 1 for disjoint dist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mdtraj
@@ -45,9 +45,13 @@ def lagged_pairs(trajectories: list[np.ndarray], lag: int, chunk: int = 10_000):
     longest = max(map(len, trajectories), default=0)
     if longest <= lag:
         raise ValueError(f"expected a trajectory longer than the lag of {lag} frames, found {longest} frames at most")
+    if any(trajectory.shape[1:] == (0,) for trajectory in trajectories):
+        raise ValueError("expected at least one feature, found none")
     for trajectory in trajectories:
         for start in range(0, len(trajectory) - lag, chunk):
             end = min(start + chunk, len(trajectory) - lag)
+            if not np.isfinite(trajectory[start : end + lag]).all():
+                raise ValueError("expected finite features, found some that are no numbers; cut the trajectory there")
             yield trajectory[start:end], trajectory[start + lag : end + lag]
 
 
@@ -106,7 +110,10 @@ def torsion_features(angles: np.ndarray, periods: np.ndarray | float = TWO_PI) -
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
     """Jensen-Shannon divergence, in bits, of two histograms of one shape (counts or probabilities)."""
-    p, q = (np.ravel(x) / np.sum(x) for x in (p, q))
+    totals = np.sum(p), np.sum(q)
+    if not min(totals) > 0:
+        raise ValueError(f"expected two histograms with something in them, found totals of {totals[0]} and {totals[1]}")
+    p, q = (np.ravel(x) / total for x, total in zip((p, q), totals, strict=True))
     mean = (p + q) / 2
     return float(max(0.0, rel_entr(p, mean).sum() + rel_entr(q, mean).sum()) / (2 * np.log(2)))
 
@@ -118,6 +125,10 @@ def torsion_jsd(
 
     Histograms of ``bins`` over one period (MDGen, Jing et al. 2024: 100 bins).
     """
+    if not (np.isfinite(reference).all() and np.isfinite(generated).all()):
+        raise ValueError(
+            "expected finite torsions, found some that are no numbers; leave these frames out and count them"
+        )
     periods = np.broadcast_to(periods, reference.shape[-1:])
     divergences = []
     for k, period in enumerate(periods):
@@ -160,6 +171,12 @@ def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: 
         raise ValueError("expected features that vary, found constant ones: the reference does not move") from None
 
 
+def project(model, features: np.ndarray, chunk: int = 20_000) -> np.ndarray:
+    """``model.transform`` of features (T, F), some frames at a time for the sake of memory."""
+    starts = range(0, max(1, len(features)), chunk)
+    return np.concatenate([model.transform(features[i : i + chunk]) for i in starts])
+
+
 def tica_jsd(reference: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     """Divergences, in bits, of (T, >=2) and (T', >=2) on tICA-0 (100 bins) and (tICA-0, tICA-1) (50 x 50 bins)."""
     return (
@@ -179,14 +196,18 @@ def heavy_atoms(topology: mdtraj.Topology) -> np.ndarray:
     return np.array([a.index for a in topology.atoms if a.element is not None and a.element.mass > 2.5], dtype=int)
 
 
+def _in_pieces(check: Callable[[np.ndarray], np.ndarray], positions: np.ndarray) -> np.ndarray:
+    """``check`` of positions (T, M, 3), some frames at a time for the sake of memory, shape (T,)."""
+    step = max(1, _CHUNK // max(1, positions.shape[1] ** 2 // 2))
+    return np.concatenate([check(positions[i : i + step]) for i in range(0, max(1, len(positions)), step)])
+
+
 def _closest(positions: np.ndarray) -> np.ndarray:
     """Distance of the closest two of points (T, M, 3), shape (T,); inf where there is but one."""
     pairs = np.stack(np.triu_indices(positions.shape[1], 1), 1).astype(np.int32)
     if len(pairs) == 0:
         return np.full(len(positions), np.inf)
-    step = max(1, _CHUNK // len(pairs))
-    parts = (np.ascontiguousarray(positions[i : i + step], np.float32) for i in range(0, len(positions), step))
-    return np.concatenate([compute_distances_core(p, pairs, periodic=False).min(1) for p in parts] or [np.zeros(0)])
+    return compute_distances_core(np.ascontiguousarray(positions, np.float32), pairs, periodic=False).min(1)
 
 
 def _longest_step(ca_positions: np.ndarray, chains: np.ndarray | None) -> np.ndarray:
@@ -216,9 +237,13 @@ def bioemu_valid(
     ndarray of bool, shape (T,)
         Adjacent CA within 0.45 nm, C-N within 0.2 nm, and no two heavy atoms closer than 0.1 nm.
     """
-    bonds = np.linalg.norm(positions[:, peptide_bonds[:, 0]] - positions[:, peptide_bonds[:, 1]], axis=-1)
-    steps = _longest_step(positions[:, ca], chains)
-    return (steps <= MAX_ADJACENT_CA) & (bonds <= MAX_PEPTIDE_BOND).all(1) & (_closest(positions) >= MIN_HEAVY)
+
+    def check(piece):
+        bonds = np.linalg.norm(piece[:, peptide_bonds[:, 0]] - piece[:, peptide_bonds[:, 1]], axis=-1)
+        steps = _longest_step(piece[:, ca], chains)
+        return (steps <= MAX_ADJACENT_CA) & (bonds <= MAX_PEPTIDE_BOND).all(1) & (_closest(piece) >= MIN_HEAVY)
+
+    return _in_pieces(check, positions)
 
 
 def ca_valid(ca_positions: np.ndarray, chains: np.ndarray | None = None) -> np.ndarray:
@@ -226,7 +251,9 @@ def ca_valid(ca_positions: np.ndarray, chains: np.ndarray | None = None) -> np.n
 
     No two CA closer than 0.3 nm, those adjacent in one chain within 0.42 nm; ``chains`` as for `bioemu_valid`.
     """
-    return (_longest_step(ca_positions, chains) <= MAX_VALID_CA_STEP) & (_closest(ca_positions) >= MIN_CA)
+    return _in_pieces(
+        lambda piece: (_longest_step(piece, chains) <= MAX_VALID_CA_STEP) & (_closest(piece) >= MIN_CA), ca_positions
+    )
 
 
 def heavy_atom_arrays(trajectory: mdtraj.Trajectory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -32,6 +32,8 @@ def test_superposition_undoes_any_rigid_motion(shape, rng):
     assert (moved == before).all()
     with pytest.raises(ValueError, match="3 atoms"):
         ensemble.superpose(moved[:, :2], shape[:2])
+    with pytest.raises(ValueError, match="finite positions"):
+        ensemble.superpose(np.where(moved > 0, np.nan, moved), shape)
 
 
 def test_smallest_rmsd_agrees_with_mdtraj_and_knows_a_mirror_image(shape, rng):
@@ -43,6 +45,11 @@ def test_smallest_rmsd_agrees_with_mdtraj_and_knows_a_mirror_image(shape, rng):
     assert ensemble.paired_rmsd(first, second) == pytest.approx(expected, abs=1e-4)
     assert ensemble.paired_rmsd(shape[None], tumble(shape[None], rng))[0] < 1e-7
     assert ensemble.paired_rmsd(shape[None], shape[None] * [1, 1, -1])[0] > 0.1
+
+
+def test_the_mean_structure_is_free_of_the_noise_of_single_frames(shape, rng):
+    mean = ensemble.mean_structure(tumble(shape + rng.normal(0, 0.1, (2_000, 12, 3)), rng))
+    assert ensemble.paired_rmsd(mean[None], shape[None])[0] < 0.02
 
 
 def modes(shape, rng, amplitudes):
@@ -84,6 +91,10 @@ def test_a_reference_that_stands_still_and_one_too_short(shape):
     with pytest.raises(ValueError, match="3 frames"):
         ensemble.fit_pca(still[:2])
     assert ensemble.rmsf(still) == pytest.approx(0, abs=1e-3)
+    with pytest.raises(ValueError, match="at least 1 frame"):
+        ensemble.rmsf(still[:0])
+    with pytest.raises(ValueError, match="points with features"):
+        ensemble.free_energy(np.ones((0, 2)), 300.0)
 
 
 def test_rmsd_against_lag_of_a_growing_shape(shape, rng):

@@ -29,6 +29,8 @@ def test_hop_rate_of_a_known_chain(rng):
     flips = np.cumsum(np.full((100, 1), np.pi), 0)
     assert kinetics.hop_rate(flips, np.pi)[0] == 0 and kinetics.hop_rate(flips)[0] == 1
     assert kinetics.hop_rate(flips, lag=2)[0] == 0
+    with pytest.raises(ValueError, match="trajectory's 100, found 100"):
+        kinetics.hop_rate(flips, lag=100)
 
 
 def test_autocorrelation_of_an_ornstein_uhlenbeck_process(rng):
@@ -86,8 +88,7 @@ def test_autocorrelation_of_trajectories_is_about_their_common_mean():
     square = np.tile([1.0, -1.0], 10)[:, None]
     expected = (-1.0) ** np.arange(6)
     assert kinetics.autocorrelation([square, square[:5], square[:1]], 5)[:, 0] == pytest.approx(expected, abs=0.02)
-    steps = [np.zeros((10, 1)), np.ones((10, 1))]
-    assert kinetics.autocorrelation(steps, 5)[:, 0] == pytest.approx(1)
+    assert kinetics.autocorrelation([square, square + 2], 5)[:, 0] == pytest.approx((1 + expected) / 2)
     with pytest.raises(ValueError, match="longer than the lag of 20"):
         kinetics.autocorrelation(square, 20)
 
@@ -114,6 +115,8 @@ def test_effective_samples_at_the_edges(rng):
     assert kinetics.effective_samples(np.ones(1)) == 1
     assert kinetics.effective_samples(rng.normal(size=50_000)) == pytest.approx(50_000, rel=0.02)
     assert kinetics.effective_samples(np.tile([1.0, -1.0], 50)) == 100  # never more than there are
+    with pytest.raises(ValueError, match="found 0 at most"):
+        kinetics.effective_samples(np.ones(0))
     with pytest.raises(ValueError, match="wall time"):
         kinetics.effective_samples_per_hour(np.ones(3), 0)
 
@@ -129,6 +132,8 @@ def test_vamp2_of_ornstein_uhlenbeck_processes(rng):
     assert kinetics.vamp2(np.ones((100, 3)), lag) == 0
     with pytest.raises(ValueError, match="longer than the lag"):
         kinetics.vamp2(mixed[:5], lag)
+    with pytest.raises(ValueError, match="at least one feature"):
+        kinetics.vamp2(mixed[:, :0], lag)
 
 
 def test_strides_agree_when_the_long_one_is_ten_of_the_short_and_not_otherwise(rng):

@@ -77,6 +77,9 @@ def test_states_of_separate_clusters(rng):
 def test_fewer_points_than_states():
     states = markov.fit_states(np.repeat([[0.0], [1.0]], 30, 0), 20)
     assert set(states.transform(np.array([[0.0], [1.0]]))) == {0, 1}
+    for nothing in (np.ones((0, 2)), np.ones((5, 0)), np.full((5, 2), np.nan)):
+        with pytest.raises(ValueError, match="expected finite points"):
+            markov.fit_states(nothing)
     assert markov.fit_states(np.ones((1, 2)), 20).transform(np.ones((4, 2))).tolist() == [0, 0, 0, 0]
 
 
@@ -88,9 +91,9 @@ def test_blocks_hold_every_transition_once(rng):
     assert np.ptp(blocks.sum((1, 2))) <= 1
     expected = sum(((t[:-3] == 1) & (t[3:] == 2)).sum() for t in trajectories)
     assert whole[0, 1, 2] == expected
-    with pytest.raises(ValueError, match="lag from 1 to 39"):
+    with pytest.raises(ValueError, match="lag of 40 frames, and 40 frames at most"):
         markov.transition_counts(trajectories, 40)
-    with pytest.raises(ValueError, match="found 0"):
+    with pytest.raises(ValueError, match="lag of 0 frames"):
         markov.transition_counts(trajectories, 0)
 
 

@@ -52,6 +52,10 @@ def test_divergence_is_zero_for_equal_one_for_disjoint_and_symmetric(rng):
     assert metrics.jensen_shannon(p, 3 * p) == pytest.approx(0, abs=1e-12)
     assert metrics.jensen_shannon([1, 0], [0, 1]) == pytest.approx(1)
     assert metrics.jensen_shannon(p, q) == pytest.approx(metrics.jensen_shannon(q, p))
+    with pytest.raises(ValueError, match="something in them"):
+        metrics.jensen_shannon(p, np.zeros((7, 5)))
+    with pytest.raises(ValueError, match="finite torsions"):
+        metrics.torsion_jsd(p, np.where(p > 0.5, np.nan, p))
 
 
 def test_tica_finds_the_slow_direction_and_tells_distributions_apart(rng):
@@ -112,7 +116,7 @@ def test_the_filters_do_not_join_chains_and_take_any_number_of_residues():
     bonds = np.zeros((0, 2), dtype=int)
     assert not metrics.bioemu_valid(two, np.arange(12), bonds)[0]
     assert metrics.bioemu_valid(two, np.arange(12), bonds, chains)[0]
-    assert metrics.ca_valid(two[:, :1])[0]
+    assert metrics.ca_valid(two[:, :1])[0] and metrics.ca_valid(two[:0]).shape == (0,)
     near = two.copy()
     near[0, 6:, 1] = 0.2  # two chains on top of each other
     assert not metrics.ca_valid(near, chains)[0]
@@ -122,7 +126,7 @@ def test_the_filter_of_many_frames_equals_that_of_each(rng, monkeypatch):
     points = rng.uniform(0, 1.2, (50, 9, 3))
     bonds = np.zeros((0, 2), dtype=int)
     expected = [metrics.bioemu_valid(p[None], np.arange(1), bonds)[0] for p in points]
-    monkeypatch.setattr(metrics, "_CHUNK", 250)
+    monkeypatch.setattr(metrics, "_CHUNK", 250)  # six frames at a time
     assert metrics.bioemu_valid(points, np.arange(1), bonds).tolist() == expected
     assert 0 < sum(expected) < 50
 
@@ -146,9 +150,12 @@ def test_tica_says_what_it_lacks_and_passes_over_short_trajectories(rng):
         metrics.fit_tica(np.ones((50, 3)), 2)
     with pytest.raises(ValueError, match="longer than the lag of 50"):
         metrics.fit_tica(rng.normal(size=(50, 3)), 50)
+    with pytest.raises(ValueError, match="finite features"):
+        metrics.fit_tica(np.full((50, 3), np.nan), 2)
     x = np.cumsum(rng.normal(size=(25_000, 2)), 0)
     whole, parts = metrics.fit_tica(x, 3), metrics.fit_tica([x, x[:2]], 3)
     assert np.allclose(whole.transform(x[:10]), parts.transform(x[:10]))
+    assert np.allclose(metrics.project(whole, x[:10], chunk=3), whole.transform(x[:10]))
 
 
 def test_pairs_a_lag_apart_in_pieces_are_those_of_the_whole(rng):

@@ -160,6 +160,13 @@ def test_regions_hold_the_share_they_promise_and_wrap():
     assert region.outside(np.array([np.pi, np.pi / 2])) and not region.outside(np.array([np.pi, 2 * np.pi]))
 
 
+def test_regions_are_smoothed_across_the_seam():
+    # two neighbours across it count for more than a lonely bin that is a little fuller than each of them
+    bins = np.repeat([10, 0, 35, 22], [985, 5, 5, 6])
+    region = structure.Region.fit(np.radians(10.0 * bins + 5)[:, None], np.array([2 * np.pi]))
+    assert region.allowed[[10, 0, 35, 22]].tolist() == [True, True, True, False]
+
+
 def test_hydrogens_change_nothing(reference, limits):
     everything = noisy(SEQUENCE)
     rates = structure.check_structure(everything, limits).rates
