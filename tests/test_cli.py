@@ -1,8 +1,10 @@
 """The command `starmd`: exit codes, one-line errors, files."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import mdtraj
 import numpy as np
@@ -90,6 +92,17 @@ def test_simulate_makes_a_trajectory(tmp_path, capsys):
     assert cli.main([*arguments, "--platform", "Reference"]) == 0
     assert capsys.readouterr().out.strip().endswith("AGA.xtc")
     assert mdtraj.load(str(tmp_path / "AGA.xtc"), top=str(tmp_path / "AGA.pdb")).n_frames == 2
+
+
+def test_commands_of_the_readme_exist(capsys):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^starmd (\w+) (.*?)(?:#.*)?$", readme, re.MULTILINE)
+    assert {command for command, _ in found} == {"simulate", "evaluate"}
+    for command, rest in found:
+        cli.main([command, "--help"])
+        known = capsys.readouterr().out
+        for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):
+            assert f" {option} " in known, f"README.md: starmd {command} {option}"
 
 
 def test_without_its_libraries_it_says_what_to_install():
