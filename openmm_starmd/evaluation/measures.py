@@ -215,11 +215,11 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
     def vamp_difference(reference, generated):
         return abs(_vamp2(generated) - _vamp2(reference))
 
-    def kinetic(name, unit, direction, summarize, compare):
-        return Measure(name, KINETICS, unit, direction, summarize, compare, MEMORY, per_frame=False)
+    def kinetic(name, unit, direction, summarize, compare, **options):
+        return Measure(name, KINETICS, unit, direction, summarize, compare, MEMORY, per_frame=False, **options)
 
     found = [
-        kinetic("slowest timescale, ratio to MD", "ratio", "one", transitions, timescale_ratio),
+        kinetic("slowest timescale, ratio to MD", "ratio", "one", transitions, timescale_ratio, most=np.log(2)),
         kinetic("decorrelation, difference", "correlation", "lower", memory, memory_difference),
         kinetic("RMSD against lag, difference", "nm", "lower", spread, spread_difference),
         kinetic("VAMP-2, difference", "score", "lower", products, vamp_difference),

@@ -44,7 +44,11 @@ def _row(score: Score) -> str:
         _number(value, score.unit) for value in (score.low, score.high, score.oracle, score.frozen, score.shuffled)
     )
     unit = f" <small>{score.unit}</small>" if score.unit in ("bits", "nm", "kJ/mol") else ""
-    best = "" if score.direction == "lower" or score.light == NONE or score.unit == "p" else " <small>1 is best</small>"
+    best = (
+        ""
+        if score.direction == "lower" or score.light == NONE or score.unit == "p"
+        else ' <small class="less">1 is best</small>'
+    )
     best = best.replace("1 is", "100 % is") if score.unit == "share" else best
     lamp = f'<span class="lamp {score.light}" role="img" aria-label="{meaning}" title="{meaning}"></span>'
     return (

@@ -54,12 +54,13 @@ def _kinetics(scores: Sequence[Score]) -> str:
     slowest, lamp = _named(scores, "slowest timescale"), group_light(scores, KINETICS)
     if slowest is None or math.isnan(slowest.value):
         return "Kinetics: the reference shows no process slower than the lag time."
+    own = factor(slowest.oracle)
     if slowest.light == UNCLEAR:
-        return ""
+        word = "faster" if slowest.value < 1 else "slower"
+        return f"Kinetics: {factor(slowest.value):.1f}x {word} than this MD, which differs {own:.1f}x from itself."
     if slowest.light == GREEN:
         rest = "" if lamp == GREEN else f", but not the {_with(scores, KINETICS, lamp)}"
         return f"Kinetics: slowest timescale within MD's own error{rest}."
-    own = factor(slowest.oracle)
     return f"Kinetics: {speed(slowest.value)}{f' (MD differs {own:.1f}x from itself)' if own > 1.5 else ''}."
 
 

@@ -99,7 +99,6 @@
       }
       context.setTransform(ratio, 0, 0, ratio, 0, 0);
       context.clearRect(0, 0, width, height);
-      context.lineCap = "round";
       const points = this.projected(this.frame, width, height);
       const [parts, atoms] = data.mode === "sticks" ? this.sticks(points) : this.trace(points);
       parts.sort((p, q) => p[0][2] + p[1][2] - q[0][2] - q[1][2]);
@@ -107,8 +106,9 @@
         const near = Math.max(0, Math.min(1, 0.5 + (p[2] + q[2]) / (4 * data.radius)));
         const shade = (dark) => `rgb(${colour.map((v) => Math.round(dark * (v + (250 - v) * 0.45 * (1 - near)))).join()})`;
         const size = Math.max(1.2, thickness * (p[3] + q[3]) / 2);
-        for (const [style, wide] of [[shade(0.72), size + 1.6], [shade(1), size]]) {
+        for (const [style, wide, cap] of [[shade(0.72), size + 1.6, "butt"], [shade(1), size, "round"]]) {
           context.strokeStyle = style;
+          context.lineCap = cap;
           context.lineWidth = wide;
           context.beginPath();
           context.moveTo(p[0], p[1]);

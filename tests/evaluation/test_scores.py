@@ -111,6 +111,7 @@ def test_verdict_says_what_the_scores_say():
     )
     short = text((0.1, 0.25, 1, 1), (UNCLEAR, UNCLEAR, GREEN, NONE), (0.5, 5.0, 1.0, 4.0))
     assert short == (
-        "No frame is broken. Too little data to judge backbone torsions, slowest timescale: the reference holds about "
-        "4 independent samples of its slowest motion."
+        "Kinetics: 4.0x faster than this MD, which differs 5.0x from itself. No frame is broken. "
+        "Too little data to judge backbone torsions, slowest timescale: the reference holds "
+        "about 4 independent samples of its slowest motion."
     )
