@@ -102,6 +102,8 @@ def evaluate(
         page = evaluation.write(output)
     console.print(f"[bold]{evaluation.verdict}[/]\n")
     console.print(_score_table(evaluation))
+    if "note" in evaluation.settings:
+        console.print(f"\nNote: {evaluation.settings['note']}")
     console.print(f"\n{page}", soft_wrap=True, highlight=False)
 
 

@@ -96,7 +96,7 @@ def torsion_bars(judge: Judge) -> tuple[Figure, str] | None:
 
 def fluctuations(judge: Judge) -> tuple[Figure, str] | None:
     """RMSF of CA; very short peptides are not compared by these."""
-    if len(judge.projection.atoms) != sum(atom.name == "CA" for atom in judge.projection.topology.atoms):
+    if not judge.projection.by_alpha:
         return None
     figure, ax = _axes()
     shapes = {name: np.concatenate([frames.shape for frames in side]) for name, side in _both(judge).items()}

@@ -151,7 +151,6 @@ class Projection:
 
     Attributes
     ----------
-    topology : mdtraj.Topology
     torsions : metrics.Torsions
         Names, periods and kinds (and the angles of the first reference trajectory).
     reference : list of Frames
@@ -160,6 +159,8 @@ class Projection:
     by_torsions : bool
         Whether tICA looks at torsions, else at distances of CA. It is fitted to all of the reference, or to its first
         half where that has few frames for so many features: MD against itself then shows what was only fitted.
+    by_alpha : bool
+        Whether shapes are those of CA.
     checks : tuple of str
         Names of the checks of single frames. The first three are 1 where a frame passes BioEmu's filter, ConfDiff's,
         and all of `structure`; the others are the rates of `structure`, whose limits are those of the reference's
@@ -167,8 +168,9 @@ class Projection:
     """
 
     def __init__(self, reference: Side, lag_time: float):
-        self.lag_time, self.topology = lag_time, reference.topology
+        self.lag_time = lag_time
         self.atoms = _shape_atoms(reference.topology)
+        self.by_alpha = all(reference.topology.atom(int(i)).name == "CA" for i in self.atoms)
         measured = [self._measure(trajectory) for trajectory in reference.trajectories]
         self.torsions = metrics.measure_torsions(reference.trajectories[0][:1])
         self.by_torsions = bool(self.torsions.names) and reference.topology.n_residues <= PEPTIDE_RESIDUES + 2

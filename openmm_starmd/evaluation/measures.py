@@ -116,6 +116,27 @@ def _correlations(sums: np.ndarray) -> np.ndarray:
     return np.where(spread > 1e-8, (xy - x * y) / np.maximum(spread, 1e-8), 0.0)
 
 
+def _hop_difference(reference: np.ndarray, generated: np.ndarray) -> float:
+    return ensemble.mean_absolute_difference(reference[0] / reference[1], generated[0] / generated[1])
+
+
+def _memory_difference(reference: np.ndarray, generated: np.ndarray) -> float:
+    return ensemble.mean_absolute_difference(_correlations(reference), _correlations(generated))
+
+
+def _spread_difference(reference: np.ndarray, generated: np.ndarray) -> float:
+    curves = (s[:, 0] / np.where(s[:, 1] > 0, s[:, 1], np.nan) for s in (reference, generated))
+    return ensemble.mean_absolute_difference(*curves)
+
+
+def _vamp_difference(reference: np.ndarray, generated: np.ndarray) -> float:
+    return abs(_vamp2(generated) - _vamp2(reference))
+
+
+def _population_divergence(reference: np.ndarray, generated: np.ndarray) -> float:
+    return jensen_shannon(_populations(reference), _populations(generated))
+
+
 def distributions(projection: Projection, limits: Sequence[tuple[float, float]], temperature: float) -> list[Measure]:
     """Scores of single frames, in whatever order. ``limits``: range of the first two tICs on both sides together."""
     edges = [np.linspace(low, high, metrics.TICA_BINS_2D + 1) for low, high in limits]
@@ -150,7 +171,7 @@ def distributions(projection: Projection, limits: Sequence[tuple[float, float]],
         Measure("shape (PC1-PC2)", DISTRIBUTIONS, "bits", "lower", plane, jensen_shannon),
         Measure("recall of shapes", DISTRIBUTIONS, "share", "higher", plane, visited),
     ]
-    if len(projection.atoms) >= MIN_RESIDUES_RMSF:
+    if projection.by_alpha and len(projection.atoms) >= MIN_RESIDUES_RMSF:
 
         def profiles(reference, generated):
             return ensemble.correlation(_rmsf(reference), _rmsf(generated))
@@ -167,16 +188,10 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
         before, after = frames.pairs("states", frames.lag)
         return np.bincount(before * n_states + after, minlength=n_states**2).reshape(n_states, n_states)
 
-    def populations(reference, generated):
-        return jensen_shannon(_populations(reference), _populations(generated))
-
     def hops(frames):
         before, after = frames.pairs("angles", frames.lag)
         moved = np.abs(metrics.wrap(after - before, periods)) > HOP
         return np.stack([moved.sum(0), np.full(len(periods), len(moved))])
-
-    def hop_difference(reference, generated):
-        return ensemble.mean_absolute_difference(reference[0] / reference[1], generated[0] / generated[1])
 
     def products(frames):
         before, after = (x.astype(np.float64) for x in frames.pairs("tics", frames.lag))
@@ -195,9 +210,6 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
             sums.append(np.stack(parts).astype(np.float64))
         return np.stack(sums)
 
-    def memory_difference(reference, generated):
-        return ensemble.mean_absolute_difference(_correlations(reference), _correlations(generated))
-
     def spread(frames):
         sums = []
         for multiple in multiples:
@@ -208,26 +220,21 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
             sums.append([weight * found.sum(), len(before)])
         return np.array(sums)
 
-    def spread_difference(reference, generated):
-        curves = (s[:, 0] / np.where(s[:, 1] > 0, s[:, 1], np.nan) for s in (reference, generated))
-        return ensemble.mean_absolute_difference(*curves)
-
-    def vamp_difference(reference, generated):
-        return abs(_vamp2(generated) - _vamp2(reference))
-
     def kinetic(name, unit, direction, summarize, compare, **options):
         return Measure(name, KINETICS, unit, direction, summarize, compare, MEMORY, per_frame=False, **options)
 
     found = [
         kinetic("slowest timescale, ratio to MD", "ratio", "one", transitions, timescale_ratio, most=np.log(2)),
-        kinetic("decorrelation, difference", "correlation", "lower", memory, memory_difference),
-        kinetic("RMSD against lag, difference", "nm", "lower", spread, spread_difference),
-        kinetic("VAMP-2, difference", "score", "lower", products, vamp_difference),
+        kinetic("decorrelation, difference", "correlation", "lower", memory, _memory_difference),
+        kinetic("RMSD against lag, difference", "nm", "lower", spread, _spread_difference),
+        kinetic("VAMP-2, difference", "score", "lower", products, _vamp_difference),
     ]
     if len(periods):
-        found.append(kinetic("torsions that hop in a lag, difference", "share", "lower", hops, hop_difference))
+        found.append(kinetic("torsions that hop in a lag, difference", "share", "lower", hops, _hop_difference))
     found.append(
-        Measure("Markov populations", DISTRIBUTIONS, "bits", "lower", transitions, populations, per_frame=False)
+        Measure(
+            "Markov populations", DISTRIBUTIONS, "bits", "lower", transitions, _population_divergence, per_frame=False
+        )
     )
     return found
 

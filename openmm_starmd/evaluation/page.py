@@ -110,6 +110,7 @@ def _facts(settings: dict) -> list[tuple[str, str]]:
         ("Compared", f"{settings['heavy atoms in common']:,} heavy atoms of {settings['residues']:,} residues"),
         ("Lag time", f"{settings['lag time (ps)']:g} ps; slow modes from {settings['slow modes from']}"),
         ("Temperature", f"{settings['temperature (K)']:g} K"),
+        *([("Note", settings["note"])] if "note" in settings else []),
     ]
 
 

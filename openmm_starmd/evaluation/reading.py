@@ -261,23 +261,27 @@ def read_sides(
         check_sequences(topologies[0][0], other, name)
     keys = common_keys(list({id(t): t for t in topologies[0] + topologies[1]}.values()))
     common = common_topology(topologies[0][0], keys)
-    result = []
-    for (sources, _), labels, tops, interval, option in zip(
-        sides, names, topologies, (reference_stride, stride), ("--reference-stride", "--stride"), strict=True
-    ):
-        loaded = [
-            _read(source, name, top, keys, common, progress)
-            for source, name, top in zip(sources, labels, tops, strict=True)
-        ]
-        trajectories = tuple(trajectory for trajectory, _ in loaded)
-        if sum(trajectory.n_frames for trajectory in trajectories) < MIN_FRAMES:
-            n_frames = sum(trajectory.n_frames for trajectory in trajectories)
-            raise TrajectoryError(
-                f"{', '.join(labels)}: {n_frames} frame{'s' * (n_frames > 1)}, expected at least {MIN_FRAMES} to "
-                "compare distributions; run longer, or save more often."
-            )
-        if interval is not None and not interval > 0:
-            raise TrajectoryError(f"{option} has to be a positive number of ps, found {interval:g}.")
-        interval = interval or _interval(trajectories, [timed for _, timed in loaded], labels, option)
-        result.append(Side(trajectories, interval, tuple(labels)))
-    return result[0], result[1]
+    options = ((reference_stride, "--reference-stride"), (stride, "--stride"))
+    one, two = (
+        _side(sources, labels, tops, keys, common, *option, progress)
+        for (sources, _), labels, tops, option in zip(sides, names, topologies, options, strict=True)
+    )
+    return one, two
+
+
+def _side(sources, names, topologies, keys, common, interval, option, progress) -> Side:
+    """All files of one side; ``interval`` is what the user gave by ``option``."""
+    if interval is not None and not interval > 0:
+        raise TrajectoryError(f"{option} has to be a positive number of ps, found {interval:g}.")
+    loaded = [
+        _read(source, name, top, keys, common, progress)
+        for source, name, top in zip(sources, names, topologies, strict=True)
+    ]
+    trajectories, timed = zip(*loaded, strict=True)
+    n_frames = sum(trajectory.n_frames for trajectory in trajectories)
+    if n_frames < MIN_FRAMES:
+        raise TrajectoryError(
+            f"{', '.join(names)}: {n_frames} frame{'s' * (n_frames > 1)}, expected at least {MIN_FRAMES} to compare "
+            "distributions; run longer, or save more often."
+        )
+    return Side(trajectories, interval or _interval(trajectories, timed, names, option), tuple(names))

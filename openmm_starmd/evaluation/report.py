@@ -95,7 +95,14 @@ class Evaluation:
         return folder / "report.html"
 
 
+def doubtful_times(side: Side) -> bool:
+    """Whether the times are 0, 1, 2, ... ps: what mdtraj writes for frames whose times it does not know."""
+    return side.interval == 1.0 and all(trajectory.time[0] == 0 for trajectory in side.trajectories)
+
+
 def _settings(reference: Side, generated: Side, lag_time: float, temperature: float, projection: Projection) -> dict:
+    doubtful = " and ".join(n for n, s in (("reference", reference), ("generated", generated)) if doubtful_times(s))
+    notes = {"note": f"times of {doubtful}: 0, 1, 2 ... ps, perhaps unknown to the writer; --stride sets them"}
     return {
         "reference": ", ".join(reference.names),
         "generated": ", ".join(generated.names),
@@ -110,7 +117,7 @@ def _settings(reference: Side, generated: Side, lag_time: float, temperature: fl
         "lag time (ps)": lag_time,
         "temperature (K)": temperature,
         "slow modes from": "torsions" if projection.by_torsions else "distances of CA",
-    }
+    } | (notes if doubtful else {})
 
 
 def evaluate(

@@ -119,6 +119,14 @@ def test_a_reference_that_never_hops_back_is_too_short(hopping, md):
     assert found["two slowest modes (tICA-0,1)"].light == "unclear"
 
 
+def test_times_that_may_be_unknown_are_noted(md, same):
+    assert "note" not in same.settings
+    counted = mdtraj.Trajectory(md.xyz[:200], md.topology, np.arange(200.0))  # as mdtraj saves what has no times
+    found = evaluate(md[:200], counted, reference_stride=1)
+    assert "times of generated" in found.settings["note"]
+    assert "note" not in evaluate(md[:200], counted, stride=100).settings
+
+
 @pytest.mark.parametrize("names", [("N", "CA", "C", "O", "CB"), ("CA",)], ids=["BioEmu", "CA only"])
 def test_scores_of_atoms_that_are_not_there_are_absent(md, hopping, names):
     generated = hopping(RATE, 2)
