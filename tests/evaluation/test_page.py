@@ -35,7 +35,7 @@ def page(evaluation, tmp_path_factory):
 def browse(page, *options, size="1200,900"):
     """Open the page in the browser; returns stdout and what the browser logged about the page."""
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    command += [f"--window-size={size}", "--virtual-time-budget=3000", f"--user-data-dir={page.parent / 'profile'}"]
+    command += [f"--window-size={size}", "--virtual-time-budget=20000", f"--user-data-dir={page.parent / 'profile'}"]
     done = subprocess.run([*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -139,10 +139,16 @@ def test_browser_plays_turns_and_shows_broken_frames(page, tmp_path):
     seen.label = document.querySelectorAll("output")[1].textContent;
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     seen.drawn = pixels.filter((v, i) => i % 4 === 3 && v > 0).length / (pixels.length / 4);
-    seen.pictures = [...document.images].every((image) => image.complete && image.naturalWidth > 300);
     seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
     document.getElementById("viewer-play").click();
-    setTimeout(() => { seen.played = canvas.dataset.frame; document.title = JSON.stringify(seen); }, 1500);
+    let tries = 0;
+    const wait = () => {
+      seen.played = canvas.dataset.frame;
+      seen.pictures = [...document.images].every((image) => image.complete && image.naturalWidth > 300);
+      if ((seen.pictures && seen.played !== "105") || ++tries > 300) document.title = JSON.stringify(seen);
+      else setTimeout(wait, 50);
+    };
+    wait();
     </script></body>"""
     played = tmp_path / "played.html"
     played.write_text(page.read_text().replace("</body>", script))
