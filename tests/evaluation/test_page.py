@@ -140,6 +140,7 @@ def test_browser_plays_turns_and_shows_broken_frames(page, tmp_path):
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     seen.drawn = pixels.filter((v, i) => i % 4 === 3 && v > 0).length / (pixels.length / 4);
     seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
+    window.requestAnimationFrame = (f) => setTimeout(() => f(performance.now()), 16); // headless may never paint
     document.getElementById("viewer-play").click();
     let tries = 0;
     const wait = () => {
