@@ -11,7 +11,7 @@ EXTRAS = {
     "cli": ["typer", "rich"],
 }
 # openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
-EXTRAS["test"] = ["pytest", "ruff", *EXTRAS["train"], *EXTRAS["analysis"]]
+EXTRAS["test"] = ["pytest", "ruff", *EXTRAS["train"], *EXTRAS["analysis"], *EXTRAS["cli"]]
 EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})
 
 setup(
@@ -25,7 +25,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["openmm_starmd", "openmm_starmd.*"]),
-    package_data={"openmm_starmd": ["models/*.safetensors", "models/*.md", "models/*.json"]},
+    package_data={
+        "openmm_starmd": ["models/*.safetensors", "models/*.md", "models/*.json"],
+        "openmm_starmd.evaluation": ["*.html", "*.css", "*.js"],
+    },
+    entry_points={"console_scripts": ["starmd = openmm_starmd.cli:main"]},
     install_requires=[
         "openmm>=8.5",
         "torch>=2.4",

@@ -19,3 +19,7 @@ class JumpRejectedError(StarMDError):
 
 class HistoryError(StarMDError):
     """Restart data are corrupt, or belong to another system, model or version."""
+
+
+class TrajectoryError(StarMDError):
+    """A trajectory or its topology cannot be read, or does not fit the other side of a comparison."""

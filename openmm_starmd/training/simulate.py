@@ -14,7 +14,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,10 @@ def _new_simulation(run: _Run, topology: Topology) -> Simulation:
     return Simulation(topology, peptide_system(topology), integrator, platform, properties)
 
 
+def _silent(text: str, done: float) -> None:
+    """Progress that nobody watches."""
+
+
 def _save(run: _Run, simulation: Simulation) -> None:
     """Write the checkpoint with the length of the trajectory that belongs to it, in one atomic step."""
     header = json.dumps({"step": simulation.currentStep, "xtc_bytes": run.path("xtc").stat().st_size})
@@ -196,7 +200,7 @@ def _resume(run: _Run) -> Simulation:
     return simulation
 
 
-def _execute(run: _Run) -> str:
+def _execute(run: _Run, progress: Callable[[str, float], None] = _silent) -> str:
     """Make or continue one trajectory; returns a line for the log."""
     if run.finished:
         return f"{run.name}: there"
@@ -210,6 +214,7 @@ def _execute(run: _Run) -> str:
     while simulation.currentStep < total:
         simulation.step(min(block, total - simulation.currentStep))
         _save(run, simulation)
+        progress(run.name, simulation.currentStep / total)
     run.path("done").write_text(f"{run.nanoseconds}\n")
     return f"{run.name}: {made:.3f} ns at {made / (time.perf_counter() - begin) * 86400:.0f} ns/day"
 
@@ -225,6 +230,7 @@ def simulate(
     processes: int = 1,
     seed: int = 0,
     platform: str = "CPU",
+    progress: Callable[[str, float], None] = _silent,
 ) -> list[str]:
     """Simulate each peptide; resumable, and a second call with more nanoseconds continues every trajectory.
 
@@ -249,6 +255,8 @@ def simulate(
         With the name it fixes start, velocities and noise of each peptide.
     platform : str
         OpenMM platform.
+    progress : callable
+        Takes what is being made, and how much of everything is done (0 to 1).
 
     Returns
     -------
@@ -276,13 +284,20 @@ def simulate(
             failed.append(f"{run.name} ({error})")
 
     if processes == 1:
-        for run in runs:
-            collect(run, lambda run=run: _execute(run))
+        for number, run in enumerate(runs):
+
+            def part(name, done, number=number):
+                progress(name, (number + done) / len(runs))
+
+            part(run.name, 0.0)
+            collect(run, lambda run=run, part=part: _execute(run, part))
     else:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             futures = {pool.submit(_execute, run): run for run in runs}
-            for future in as_completed(futures):
+            progress(f"{len(runs)} peptides", 0.0)
+            for number, future in enumerate(as_completed(futures)):
                 collect(futures[future], future.result)
+                progress(f"{len(runs) - number - 1} of {len(runs)} peptides left", (number + 1) / len(runs))
     if failed:
         raise StarMDError(f"{len(failed)} of {len(runs)} peptides failed: {'; '.join(failed)}")
     return [run.name for run in runs]

@@ -1,0 +1,189 @@
+"""The command ``starmd``: parses, then calls the library."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from openmm_starmd.protein.errors import StarMDError
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+except ImportError as missing:
+    sys.exit(f'ImportError: starmd needs typer and rich ({missing}): pip install "openmm-starmd[cli,analysis]"')
+
+CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
+SEVERAL = ("--reference", "--generated")  # take several values after one option
+LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[/]", "unclear": "○", "none": " "}
+
+app = typer.Typer(
+    name="starmd",
+    help="Learned molecular dynamics of proteins with OpenMM: make reference MD, and judge what a model generates.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+@contextmanager
+def _progress(console: Console):
+    """A bar on the terminal; yields a function (text, share that is done)."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda text, done: bar.update(task, description=text, total=1.0 if done else None, completed=done)
+
+
+def _score_table(evaluation) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column, justify in (("", "left"), ("score", "left"), ("generated", "right"), ("MD itself", "right")):
+        table.add_column(column, justify=justify)
+    for s in evaluation.scores:
+        unit = "" if s.unit in ("share", "p") else f" {s.unit}"
+        table.add_row(LIGHTS[s.light], s.name, f"{s.value:.3g}{unit}", f"{s.oracle:.3g}{unit}")
+    return table
+
+
+@app.command(
+    epilog="Example: [bold]starmd evaluate --reference a.xtc b.xtc --generated c.xtc --topology top.pdb -o report[/]"
+)
+def evaluate(
+    reference: Annotated[list[Path], typer.Option(help="Trajectories of MD; several may follow.", show_default=False)],
+    generated: Annotated[
+        list[Path], typer.Option(help="Trajectories to judge; several may follow.", show_default=False)
+    ],
+    topology: Annotated[
+        Path | None, typer.Option(help="Topology of the files that hold none of their own (PDB, HDF5).")
+    ] = None,
+    generated_topology: Annotated[
+        Path | None, typer.Option(help="Topology of the generated files, if it is another one.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for report.html, summary.md and metrics.json.")
+    ] = Path("report"),
+    stride: Annotated[
+        float | None, typer.Option(help="ps between generated frames, if their file does not tell.")
+    ] = None,
+    reference_stride: Annotated[float | None, typer.Option(help="ps between frames of the reference.")] = None,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+) -> None:
+    """Compare generated trajectories with MD: a verdict, scores and a page with figures.
+
+    Reads XTC, TRR, DCD, NetCDF, HDF5 and PDB with many models; atoms are matched by residue order and name.
+    """
+    try:
+        from openmm_starmd.evaluation import evaluate as compare
+    except ImportError as missing:
+        raise StarMDError(f'starmd evaluate needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
+    console = Console()
+    with _progress(Console(stderr=True)) as progress:
+        evaluation = compare(
+            reference,
+            generated,
+            topology,
+            generated_topology=generated_topology,
+            stride=stride,
+            reference_stride=reference_stride,
+            temperature=temperature,
+            progress=progress,
+        )
+        progress("drawing the page", 0.0)
+        page = evaluation.write(output)
+    console.print(f"[bold]{evaluation.verdict}[/]\n")
+    console.print(_score_table(evaluation))
+    if "note" in evaluation.settings:
+        console.print(f"\nNote: {evaluation.settings['note']}")
+    console.print(f"\n{page}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: [bold]starmd simulate AAAA ace-DWGR-nme --nanoseconds 10 -o training[/]")
+def simulate(
+    sequences: Annotated[list[str], typer.Argument(help="One-letter codes, with caps as in ace-AAAA-nme.")],
+    nanoseconds: Annotated[float, typer.Option(min=0, help="Length of each trajectory.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.pdb and NAME.xtc.")] = Path("md"),
+    frame_interval: Annotated[float, typer.Option(help="ps between frames.")] = 5.0,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    processes: Annotated[int, typer.Option(min=1, help="Peptides at a time, one CPU thread each.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of starts, velocities and noise.")] = 0,
+    platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
+) -> None:
+    """Make MD of peptides (Amber ff14SB, OBC2); a killed run goes on where it was, with the same command."""
+    from openmm_starmd.training import simulate as run
+
+    with _progress(Console(stderr=True)) as progress:
+        names = run(
+            sequences,
+            output,
+            nanoseconds,
+            frame_interval=frame_interval,
+            temperature=temperature,
+            processes=processes,
+            seed=seed,
+            platform=platform,
+            progress=progress,
+        )
+    for name in names:
+        print(output / f"{name}.xtc")
+
+
+@app.command(epilog="Example: [bold]starmd models starmd-peptide[/]")
+def models(
+    name: Annotated[str | None, typer.Argument(help="Embedded name or path; all names are listed without.")] = None,
+) -> None:
+    """List the embedded models, or show where one was trained, and its card."""
+    from openmm_starmd.model import available_models, load_model
+
+    if name is None:
+        print("\n".join(available_models()))
+        return
+    model = load_model(name, device="cpu")
+    domain = Table(title=model.name, box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
+    for key, value in asdict(model.domain).items():
+        domain.add_row(key.replace("_", " "), " ".join(value) if isinstance(value, tuple) else str(value))
+    console = Console()
+    console.print(domain)
+    console.print(Markdown(model.card))
+
+
+def spread_values(arguments: Sequence[str]) -> list[str]:
+    """``--reference a b`` as ``--reference a --reference b``, which is what the parser understands."""
+    spread, option = [], None
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in SEVERAL else None
+            first = True
+        elif option:
+            if not first:
+                spread.append(option)
+            first = False
+        spread.append(argument)
+    return spread
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. Errors are one line on stderr."""
+    logging.getLogger("openmm_starmd").addHandler(logging.NullHandler())
+    try:
+        arguments = spread_values(sys.argv[1:] if arguments is None else arguments)
+        result = app(arguments, prog_name="starmd", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        message, code = "stopped", 130
+    except CommandError as error:
+        message, code = error.format_message(), error.exit_code
+    except (StarMDError, ValueError, OSError) as error:
+        message, code = str(error), 1
+    if message:
+        print("starmd: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,175 @@
+"""A score beside its ceiling and its floor: MD against itself, and models that know nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+GREEN, AMBER, RED, UNCLEAR, NONE = "green", "amber", "red", "unclear", "none"
+MEANING = {
+    GREEN: "within MD's own spread",
+    AMBER: "worse than MD against itself, better than models that know nothing",
+    RED: "no better than models that know nothing; validity: far from MD",
+    UNCLEAR: "too little data to judge",
+    NONE: "for information",
+}
+WEAK = 0.5  # of the error of the best null model: a reference whose halves differ by more cannot judge
+NEGLIGIBLE = {
+    "bits": 0.01,
+    "kJ/mol": 0.5,
+    "share": 0.01,
+    "r": 0.02,
+    "ratio": 0.1,
+    "correlation": 0.03,
+    "nm": 0.005,
+    "score": 0.05,
+}
+"""By unit: errors that nobody needs to care about. They are green, but for checks of validity."""
+CLOSE = 0.8  # of the error of the best null model: from here on a score is no better than it
+N_RESAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number about the generated trajectories and what it means.
+
+    Parameters
+    ----------
+    name : str
+    group : str
+        "distributions", "kinetics" or "validity".
+    value : float
+        Of the generated trajectories; nan where it cannot be told.
+    low, high : float
+        95 % bootstrap interval over pieces of the generated trajectories, centred on the value.
+    oracle : float
+        The same score of MD against itself: second half of the reference against the first, or half of the reference's
+        files against the others.
+    frozen, shuffled : float
+        The same score of a first frame that never moves, and of the reference's frames in random order.
+    unit : str
+    direction : str
+        "lower" (0 is best), "higher" (1 is best) or "one" (a ratio).
+    light : str
+        "green", "amber", "red", "unclear" or "none", see `MEANING`.
+    """
+
+    name: str
+    group: str
+    value: float
+    low: float
+    high: float
+    oracle: float
+    frozen: float
+    shuffled: float
+    unit: str
+    direction: str
+    light: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How to get a score from sums over pieces of trajectories.
+
+    Whatever adds up over pieces (histograms, counts of transitions, covariances, numbers of sound frames) is summed
+    once for every piece. Bootstrap resamples, halves and totals are then sums of these sums, however long the
+    trajectories are.
+
+    Parameters
+    ----------
+    name, group, unit, direction : str
+        As of `Score`.
+    summarize : callable
+        Frames -> ndarray that adds up over pieces.
+    compare : callable
+        Two such sums, of the reference and the generated trajectories -> float.
+    floors : tuple of str
+        Null models, "frozen" or "shuffled", that a model has to beat; the others are right by construction.
+    per_frame : bool
+        Whether the order of the frames does not matter, so that MD may be thinned to as few frames as were generated.
+    slack : float
+        Errors up to this much above MD's own are amber where there are no floors.
+    most : float
+        Where MD's own error is larger than this, the reference is too short to judge.
+    """
+
+    name: str
+    group: str
+    unit: str
+    direction: str
+    summarize: Callable[..., np.ndarray]
+    compare: Callable[[np.ndarray, np.ndarray], float]
+    floors: tuple[str, ...] = ("frozen",)
+    per_frame: bool = True
+    slack: float = 0.0
+    most: float = math.inf
+
+
+def error_of(value: float, direction: str) -> float:
+    """Distance from the best value: 0 is perfect; ratios as |ln|."""
+    if direction == "higher":
+        return 1 - value
+    if direction == "one":
+        return abs(math.log(value)) if value > 0 else math.inf
+    return abs(value)
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def errors(self, direction: str) -> tuple[float, float, float]:
+        """Errors of the value, and the smallest and largest within the interval."""
+        ends = [error_of(end, direction) for end in self]
+        inside = direction == "one" and self.low <= 1 <= self.high
+        return ends[0], 0.0 if inside else min(ends), max(ends)
+
+
+def light(measure: Measure, generated: Estimate, oracle: Estimate, nulls: dict[str, float]) -> str:
+    """Traffic light of a value with its interval, beside those of MD against itself and values of the null models."""
+    if math.isnan(generated.value):
+        return NONE
+    error, best, worst = generated.errors(measure.direction)
+    own, _, spread = oracle.errors(measure.direction)
+    floors = [error_of(nulls[name], measure.direction) for name in measure.floors]
+    floor = min((f for f in floors if not math.isnan(f)), default=math.nan)
+    if measure.floors and error <= NEGLIGIBLE.get(measure.unit, 0.0):
+        return GREEN
+    if math.isnan(own) or own > WEAK * floor or own > measure.most:
+        return UNCLEAR
+    if error <= spread or (best <= spread and not worst >= floor):
+        return GREEN
+    if math.isnan(floor):
+        return AMBER if error <= spread + measure.slack else RED
+    return RED if error >= CLOSE * floor else AMBER if worst < floor else UNCLEAR
+
+
+def estimate(sums: list[np.ndarray], measure: Measure, reference: np.ndarray, seed: int = 0) -> Estimate:
+    """Score of sums of pieces against one of the reference, with its interval by drawing pieces with replacement.
+
+    The interval is shifted so that the median of the draws is the value: this takes out that a resample, which holds
+    pieces twice, looks more uneven than the whole.
+    """
+    sums, generator = np.stack(sums), np.random.default_rng(seed)
+    value, n = float(measure.compare(reference, sums.sum(0))), len(sums)
+    drawn = (sums[generator.integers(n, size=n)].sum(0) for _ in range(N_RESAMPLES if n > 1 else 0))
+    draws = np.array([found for s in drawn if math.isfinite(found := measure.compare(reference, s))])
+    if not len(draws) or not math.isfinite(value):
+        return Estimate(value, value, value)
+    low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
+    shift = value - middle
+    return Estimate(value, *clipped(low + shift, high + shift, measure.direction, measure.unit))
+
+
+def clipped(low: float, high: float, direction: str, unit: str) -> tuple[float, float]:
+    """An interval cut to what the score can be."""
+    most = 1.0 if unit in ("bits", "share") or direction == "higher" else math.inf
+    least = -1.0 if direction == "higher" and unit != "share" else 0.0
+    return float(max(low, least)), float(min(high, most))

@@ -1,0 +1,51 @@
+"""Every measure adds up over pieces, and says 0 difference (or 1) for equals."""
+
+import numpy as np
+import pytest
+
+from openmm_starmd.evaluation import measures
+from openmm_starmd.evaluation.frames import Projection, halves, join, split
+from openmm_starmd.evaluation.judge import Judge
+from openmm_starmd.evaluation.reading import read_sides
+from openmm_starmd.evaluation.scores import error_of
+
+
+@pytest.fixture(scope="module")
+def judge(hopping):
+    sides = read_sides([hopping(0.05, 1, 500), hopping(0.05, 2, 300)], hopping(0.05, 3, 600))
+    projection = Projection(sides[0], 100.0)
+    return Judge(projection, projection.frames(sides[1]), 300.0)
+
+
+def test_sums_over_pieces_are_the_sum_over_the_whole(judge, monkeypatch):
+    monkeypatch.setattr(measures, "PAIRS", 10**9)  # every pair, where else evenly spaced ones are taken
+    whole = judge.generated[0]
+    pieces = split([whole], 7, judge.multiples[-1] * whole.lag)
+    assert len(pieces) == 7 and sum(piece.core for piece in pieces) == len(whole)
+    assert max(map(len, pieces)) > max(piece.core for piece in pieces)
+    for measure in judge.measures:
+        parts = sum(measure.summarize(piece).astype(float) for piece in pieces)
+        assert np.allclose(parts, measure.summarize(whole), rtol=1e-5, atol=1e-6), measure.name
+
+
+def test_equal_sums_are_compared_as_equal(judge):
+    for measure in judge.measures:
+        total = sum(measure.summarize(frames) for frames in judge.generated)
+        if measure.group != "validity":
+            assert error_of(measure.compare(total, total), measure.direction) == pytest.approx(0, abs=1e-9)
+
+
+def test_pairs_never_reach_into_another_trajectory(judge):
+    pieces = split(judge.reference, 20, 50)
+    found = sum(len(piece.pairs("states", 10)[0]) for piece in pieces)
+    assert found == sum(len(frames) - 10 for frames in judge.reference)
+    before, after = join(judge.reference).pairs("states", 10)
+    assert len(before) == len(after) == sum(map(len, judge.reference)) - 10
+
+
+def test_halves_are_files_or_halves_in_time(judge):
+    one, two = halves(judge.reference)
+    assert [len(f) for f in one] == [500] and [len(f) for f in two] == [300]
+    one, two = halves(judge.generated)
+    assert np.array_equal(np.concatenate([one[0].states, two[0].states]), judge.generated[0].states)
+    assert len(one[0]) == len(two[0]) == 300

@@ -1,0 +1,113 @@
+"""The command `starmd`: exit codes, one-line errors, files."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("deeptime")
+
+from openmm_starmd import cli  # noqa: E402
+
+
+@pytest.fixture
+def files(build_peptide, tmp_path, monkeypatch):
+    """Folder with md.xtc, more.xtc and top.pdb; it is the working folder."""
+    topology, positions = build_peptide("AVW")
+    xyz = positions + np.random.default_rng(0).normal(0, 0.01, (80, *positions.shape))
+    trajectory = mdtraj.Trajectory(xyz, mdtraj.Topology.from_openmm(topology), 10.0 * np.arange(1, 81))
+    trajectory[:40].save(str(tmp_path / "md.xtc"))
+    trajectory[40:].save(str(tmp_path / "more.xtc"))
+    trajectory[0].save(str(tmp_path / "top.pdb"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["simulate"], ["models"]])
+def test_help_has_an_example(command, capsys):
+    assert cli.main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Usage: starmd" in text
+    if command:
+        assert "Example: starmd " + command[0] in text
+
+
+def test_evaluate_writes_a_report_from_several_values_after_one_option(files, capsys):
+    arguments = ["--reference", "md.xtc", "more.xtc", "--generated", "more.xtc", "md.xtc", "--topology", "top.pdb"]
+    assert cli.main(["evaluate", *arguments, "-o", "out"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    content = json.loads((files / "out" / "metrics.json").read_text())
+    assert content["settings"]["reference"] == "md.xtc, more.xtc"
+    assert content["settings"]["generated frames"] == 80
+    assert content["verdict"] in out and "out/report.html" in out
+    assert (files / "out" / "report.html").is_file() and (files / "out" / "summary.md").is_file()
+
+
+def test_spread_values_leaves_other_options_alone():
+    given = "evaluate --reference a b --topology t --generated c d e -o out --stride 5".split()
+    expected = "evaluate --reference a --reference b --topology t --generated c --generated d --generated e -o out"
+    assert cli.spread_values(given) == [*expected.split(), "--stride", "5"]
+    assert cli.spread_values(["simulate", "AAA", "AAG", "--seed", "1"]) == ["simulate", "AAA", "AAG", "--seed", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("evaluate --reference md.xtc --topology top.pdb", 2, "Missing option '--generated'"),
+        ("evaluate --reference md.xtc --generated nowhere.xtc --topology top.pdb", 1, "no file nowhere.xtc"),
+        ("evaluate --reference md.xtc --generated more.xtc", 1, "give its topology"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology md.xtc", 1, "cannot be read as a topology"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --stride -3", 1, "positive number of ps"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --temperature 0", 1, "temperature above"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb -o top.pdb", 1, "top.pdb"),
+        ("evaluate --reference md.xtc md.xtc --generated more.xtc --topology top.pdb", 1, "given twice"),
+        ("models no-such-model", 1, "No model 'no-such-model'"),
+        ("simulate ABZ --nanoseconds 0.001", 1, "one-letter codes"),
+        ("simulate AAA", 2, "Missing option '--nanoseconds'"),
+        ("rollout", 2, "No such command"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr(files, capsys, arguments, code, message):
+    assert cli.main(arguments.split()) == code
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("starmd: ") and message in lines[0]
+
+
+def test_models_lists_and_shows(capsys):
+    assert cli.main(["models"]) == 0
+    assert "starmd-peptide" in capsys.readouterr().out.splitlines()
+    assert cli.main(["models", "starmd-peptide"]) == 0
+    assert "300.0" in capsys.readouterr().out
+
+
+def test_simulate_makes_a_trajectory(tmp_path, capsys):
+    arguments = ["simulate", "AGA", "--nanoseconds", "0.01", "-o", str(tmp_path), "--frame-interval", "5"]
+    assert cli.main([*arguments, "--platform", "Reference"]) == 0
+    assert capsys.readouterr().out.strip().endswith("AGA.xtc")
+    assert mdtraj.load(str(tmp_path / "AGA.xtc"), top=str(tmp_path / "AGA.pdb")).n_frames == 2
+
+
+def test_commands_of_the_readme_exist(capsys):
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^starmd (\w+) (.*?)(?:#.*)?$", readme, re.MULTILINE)
+    assert {command for command, _ in found} == {"simulate", "evaluate"}
+    for command, rest in found:
+        cli.main([command, "--help"])
+        known = capsys.readouterr().out
+        for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest):
+            assert f" {option} " in known, f"README.md: starmd {command} {option}"
+
+
+def test_without_its_libraries_it_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; import openmm_starmd.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].startswith("ImportError: starmd needs typer and rich")
+    assert 'pip install "openmm-starmd[cli' in done.stderr and "Traceback" not in done.stderr
