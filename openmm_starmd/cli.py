@@ -107,18 +107,104 @@ def evaluate(
     console.print(f"\n{page}", soft_wrap=True, highlight=False)
 
 
-@app.command(epilog="Example: [bold]starmd simulate AAAA ace-DWGR-nme --nanoseconds 10 -o training[/]")
+@app.command(epilog="Example: [bold]starmd prepare 1abc.pdb -o start.pdb[/]")
+def prepare(
+    structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PDB file to write.")] = Path("prepared.pdb"),
+) -> None:
+    """Make a structure ready for implicit solvent: hydrogens and missing atoms added, all but protein removed."""
+    from openmm.app import PDBFile
+
+    from openmm_starmd.training import prepare as run
+
+    topology, positions, changes = run(structure)
+    with open(output, "w", encoding="utf-8") as file:
+        PDBFile.writeFile(topology, positions, file, keepIds=True)
+    for change in changes:
+        print(change)
+    print(f"{output}: {topology.getNumResidues()} residues, {topology.getNumAtoms()} atoms")
+
+
+@app.command(epilog="Example: [bold]starmd rollout start.pdb --nanoseconds 1000 --stride 100 --replicas 16 -o run[/]")
+def rollout(
+    structure: Annotated[Path, typer.Argument(help="PDB file with all hydrogens.", show_default=False)],
+    nanoseconds: Annotated[float, typer.Option(min=0, help="Length of each trajectory.", show_default=False)],
+    stride: Annotated[float, typer.Option(help="ps of one step.")] = 100.0,
+    replicas: Annotated[int, typer.Option(min=1, help="Trajectories.")] = 1,
+    model: Annotated[str, typer.Option(help="Embedded name or path.")] = "starmd-peptide",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trajectories.")] = Path("rollout"),
+    relax: Annotated[bool, typer.Option(help="Relax every conformation in Amber ff14SB and OBC2.")] = True,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
+) -> None:
+    """Sample trajectories of a learned model; a killed run goes on where it was, with the same command."""
+    from openmm.app import PDBFile
+
+    from openmm_starmd.rollout import rollout as run
+    from openmm_starmd.training import peptide_system
+
+    if not structure.is_file():
+        raise StarMDError(f"there is no file {structure}")
+    pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
+    made = 0
+    with _progress(Console(stderr=True)) as progress:
+
+        def count(frames):
+            nonlocal made
+            made += frames
+            progress(f"{made} frames", made / (n_steps * replicas))
+
+        files = run(
+            model,
+            pdb.topology,
+            pdb.positions,
+            stride=stride,
+            n_steps=n_steps,
+            n_replicas=replicas,
+            seed=seed,
+            output=output,
+            resume=True,
+            temperature=temperature,
+            system=peptide_system(pdb.topology) if relax else None,
+            workers=workers,
+            device=device,
+            progress=count,
+        )
+    for file in files:
+        print(file)
+
+
+@app.command(epilog="Example: [bold]starmd train config.toml[/]")
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML file; see the README.", show_default=False)],
+) -> None:
+    """Train or fine-tune a model on trajectories; a killed run goes on where it was, with the same command."""
+    try:
+        from openmm_starmd.training import TrainingConfig
+        from openmm_starmd.training import train as run
+    except ImportError as missing:
+        raise StarMDError(f'starmd train needs more ({missing}): pip install "openmm-starmd[train]"') from None
+    settings = TrainingConfig.from_toml(config)
+    run(settings)
+    print(Path(settings.output) / "model.safetensors")
+
+
+@app.command(epilog="Example: [bold]starmd simulate AAAA ace-DWGR-nme start.pdb --nanoseconds 10 -o training[/]")
 def simulate(
-    sequences: Annotated[list[str], typer.Argument(help="One-letter codes, with caps as in ace-AAAA-nme.")],
+    sequences: Annotated[
+        list[str], typer.Argument(help="One-letter codes, with caps as in ace-AAAA-nme, or PDB files with hydrogens.")
+    ],
     nanoseconds: Annotated[float, typer.Option(min=0, help="Length of each trajectory.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.pdb and NAME.xtc.")] = Path("md"),
     frame_interval: Annotated[float, typer.Option(help="ps between frames.")] = 5.0,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    processes: Annotated[int, typer.Option(min=1, help="Peptides at a time, one CPU thread each.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Molecules at a time, one CPU thread each.")] = 1,
     seed: Annotated[int, typer.Option(help="Of starts, velocities and noise.")] = 0,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
 ) -> None:
-    """Make MD of peptides (Amber ff14SB, OBC2); a killed run goes on where it was, with the same command."""
+    """Make MD of peptides and proteins (Amber ff14SB, OBC2); a killed run goes on by the same command."""
     from openmm_starmd.training import simulate as run
 
     with _progress(Console(stderr=True)) as progress:

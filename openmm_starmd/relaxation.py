@@ -7,14 +7,27 @@ added after a Context exists would be invisible; the restraint therefore stands 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
-from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
+from openmm import (
+    CompoundIntegrator,
+    Context,
+    CustomIntegrator,
+    LocalEnergyMinimizer,
+    OpenMMException,
+    Platform,
+    System,
+    unit,
+)
+from openmm.app import Topology
 
 from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
-from openmm_starmd.binding.context import KB
+from openmm_starmd.binding.context import KB, checkSystem, massesOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
+from openmm_starmd.protein.tokens import ResidueTokens
 
 MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
@@ -237,3 +250,63 @@ class Relaxation:
             program.setPerDofVariableByName(self._noise, noise)
             program.setGlobalVariableByName(THERMAL, KB * temperature)
             CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))
+
+
+class RelaxationPool:
+    """Contexts that relax conformations side by side, each with one thread of the CPU platform."""
+
+    def __init__(self, system: System, topology: Topology, tokens: ResidueTokens, relaxation, temperature, workers):
+        checkSystem(system, topology.getNumAtoms(), tokens)
+        if relaxation.steers:
+            raise ValueError("A rollout relaxes by minimisation and dynamics; for steering use StarMDIntegrator.")
+        self._relaxation, self._temperature = relaxation, temperature
+        self._held = tokens.backbone.flatten().numpy()
+        self.freedoms = 3 * np.count_nonzero(massesOf(system)) - system.getNumConstraints()
+        self._free: SimpleQueue[Context] = SimpleQueue()
+        for _ in range(workers):
+            self._free.put(self._newContext(system))
+        self._threads = ThreadPoolExecutor(workers)
+
+    def _newContext(self, system: System) -> Context:
+        program, compound = CustomIntegrator(self._relaxation.timeStep), CompoundIntegrator()
+        program.addGlobalVariable(AT_WORK, 0)
+        for index in range(self._relaxation.scratch):
+            program.addPerDofVariable(scratchName(index), 0)
+        self._relaxation.addProgram(program)
+        compound.addIntegrator(program)
+        return Context(system, compound, Platform.getPlatform("CPU"), {"Threads": "1"})
+
+    def minimized(self, positions: np.ndarray) -> np.ndarray:
+        """Positions (A, 3) after a minimisation to its end."""
+        context = self._free.get()
+        self._place(context, positions)
+        LocalEnergyMinimizer.minimize(context)
+        self._free.put(context)
+        return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
+
+    def relax(self, jobs) -> list[tuple[np.ndarray, list[float]]]:
+        """Relaxed positions, and energies (kJ/mol) before the jump, before and after relaxation, of each job."""
+        return list(self._threads.map(self._relax, jobs))
+
+    def _relax(self, job):
+        sampled, old, seed = job
+        context = self._free.get()
+        try:
+            energies = [self._place(context, x) for x in (old, sampled)]
+            self._relaxation.relax(context, 0, self._held, lambda fraction: sampled, self._temperature, seed)
+            state = context.getState(positions=True, energy=True)
+            energies.append(state.getPotentialEnergy()._value)
+            return np.array(state.getPositions(asNumpy=True)._value), energies
+        except OpenMMException as error:
+            if "NaN" not in str(error):
+                raise
+            return np.full_like(sampled, np.nan), []
+        finally:
+            self._free.put(context)
+
+    @staticmethod
+    def _place(context: Context, positions: np.ndarray) -> float:
+        context.setPositions(positions)
+        context.computeVirtualSites()
+        context.applyConstraints(context.getIntegrator().getConstraintTolerance())
+        return context.getState(energy=True).getPotentialEnergy()._value

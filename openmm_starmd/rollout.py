@@ -11,28 +11,26 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import torch
-from openmm import CompoundIntegrator, Context, CustomIntegrator, OpenMMException, Platform, System, unit
+from openmm import System, unit
 from openmm.app import PDBFile, Topology, XTCFile
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from openmm_starmd.binding.arguments import valueIn, wholeNumber
-from openmm_starmd.binding.context import checkSystem, massesOf, refuseWater
+from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.gate import ValidityGate
-from openmm_starmd.binding.store import AT_WORK, identityOf, scratchName
+from openmm_starmd.binding.store import identityOf
 from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.errors import HistoryError, JumpRejectedError, StarMDError
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.relaxation import Relaxation
+from openmm_starmd.relaxation import Relaxation, RelaxationPool
 
 TOPOLOGY = "topology.pdb"
 
@@ -84,7 +82,8 @@ def rollout(
     temperature : Quantity or float
         K.
     system : System, optional
-        Relaxes every conformation under its forces; without one, frames are what the network samples.
+        Under its forces the starts are minimised and every conformation is relaxed; without one, frames are what the
+        network samples.
     relaxation : Relaxation
         Of mode "minimize"; used where there is a System.
     denoising_steps, context_frames : int, optional
@@ -132,13 +131,15 @@ def rollout(
         frames = {"context_frames": context_frames, "denoising_steps": denoising_steps}
         return Propagator(model, tokens, stride, temperature, strict=strict, **frames)
 
-    pool = _RelaxationPool(system, topology, tokens, relaxation, temperature, workers) if relaxing else None
+    pool = RelaxationPool(system, topology, tokens, relaxation, temperature, workers) if relaxing else None
     sampler = _Sampler(propagator(), propagator(), gate, pool, seed, max_retries)
     identity = f"{identityOf(model, tokens).hex()} {stride:g} {temperature:g} {seed} {relaxing and relaxation}"
     folder = _folder(output, resume, topology, starts[0])
     replicas = [_Replica(folder, k, topology, tokens, stride, identity, start) for k, start in enumerate(starts)]
     for replica in replicas:
         replica.load()
+        if pool and not replica.step:
+            replica.positions = pool.minimized(replica.positions)
     for step in sorted({replica.step for replica in replicas if replica.step < n_steps}):
         group = [replica for replica in replicas if replica.step == step]
         _run(sampler, group, n_steps, checkpoint_steps, progress or (lambda frames: None))
@@ -245,58 +246,6 @@ class _Sampler:
     def _generators(self, purpose: str, keys) -> list[torch.Generator]:
         device = self._propagator.model.device
         return [torch.Generator(device).manual_seed(_random(purpose, *key)) for key in keys]
-
-
-class _RelaxationPool:
-    """Contexts that relax conformations side by side, each with one thread of the CPU platform."""
-
-    def __init__(self, system: System, topology: Topology, tokens: ResidueTokens, relaxation, temperature, workers):
-        checkSystem(system, topology.getNumAtoms(), tokens)
-        if relaxation.steers:
-            raise ValueError("A rollout relaxes by minimisation and dynamics; for steering use StarMDIntegrator.")
-        self._relaxation, self._temperature = relaxation, temperature
-        self._held = tokens.backbone.flatten().numpy()
-        self.freedoms = 3 * np.count_nonzero(massesOf(system)) - system.getNumConstraints()
-        self._free: SimpleQueue[Context] = SimpleQueue()
-        for _ in range(workers):
-            self._free.put(self._newContext(system))
-        self._threads = ThreadPoolExecutor(workers)
-
-    def _newContext(self, system: System) -> Context:
-        program, compound = CustomIntegrator(self._relaxation.timeStep), CompoundIntegrator()
-        program.addGlobalVariable(AT_WORK, 0)
-        for index in range(self._relaxation.scratch):
-            program.addPerDofVariable(scratchName(index), 0)
-        self._relaxation.addProgram(program)
-        compound.addIntegrator(program)
-        return Context(system, compound, Platform.getPlatform("CPU"), {"Threads": "1"})
-
-    def relax(self, jobs) -> list[tuple[np.ndarray, list[float]]]:
-        """Relaxed positions, and energies (kJ/mol) before the jump, before and after relaxation, of each job."""
-        return list(self._threads.map(self._relax, jobs))
-
-    def _relax(self, job):
-        sampled, old, seed = job
-        context = self._free.get()
-        try:
-            energies = [self._place(context, x) for x in (old, sampled)]
-            self._relaxation.relax(context, 0, self._held, lambda fraction: sampled, self._temperature, seed)
-            state = context.getState(positions=True, energy=True)
-            energies.append(state.getPotentialEnergy()._value)
-            return np.array(state.getPositions(asNumpy=True)._value), energies
-        except OpenMMException as error:
-            if "NaN" not in str(error):
-                raise
-            return np.full_like(sampled, np.nan), []
-        finally:
-            self._free.put(context)
-
-    @staticmethod
-    def _place(context: Context, positions: np.ndarray) -> float:
-        context.setPositions(positions)
-        context.computeVirtualSites()
-        context.applyConstraints(context.getIntegrator().getConstraintTolerance())
-        return context.getState(energy=True).getPotentialEnergy()._value
 
 
 class _Replica:

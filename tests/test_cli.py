@@ -29,7 +29,7 @@ def files(build_peptide, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [[], ["evaluate"], ["simulate"], ["models"]])
+@pytest.mark.parametrize("command", [[], *([c] for c in "prepare simulate train rollout evaluate models".split())])
 def test_help_has_an_example(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -70,7 +70,12 @@ def test_spread_values_leaves_other_options_alone():
         ("models no-such-model", 1, "No model 'no-such-model'"),
         ("simulate ABZ --nanoseconds 0.001", 1, "one-letter codes"),
         ("simulate AAA", 2, "Missing option '--nanoseconds'"),
-        ("rollout", 2, "No such command"),
+        ("simulate nowhere.pdb --nanoseconds 0.001", 1, "no file nowhere.pdb"),
+        ("prepare nowhere.pdb", 1, "no such file"),
+        ("rollout nowhere.pdb --nanoseconds 1", 1, "no file nowhere.pdb"),
+        ("rollout top.pdb --nanoseconds 1 --stride 5000", 1, "strides of"),
+        ("train nowhere.toml", 1, "nowhere.toml"),
+        ("play", 2, "No such command"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr(files, capsys, arguments, code, message):
@@ -94,10 +99,25 @@ def test_simulate_makes_a_trajectory(tmp_path, capsys):
     assert mdtraj.load(str(tmp_path / "AGA.xtc"), top=str(tmp_path / "AGA.pdb")).n_frames == 2
 
 
+def test_from_a_structure_to_trajectories(files, capsys):
+    assert cli.main("prepare top.pdb -o start.pdb".split()) == 0
+    assert "start.pdb: 3 residues" in capsys.readouterr().out
+    command = "rollout start.pdb --nanoseconds 0.03 --stride 10 --replicas 2 -o run".split()
+    assert cli.main(command) == 0
+    paths = capsys.readouterr().out.split()
+    assert [Path(path).name for path in paths] == ["replica0000.xtc", "replica0001.xtc"]
+    first = [mdtraj.load(path, top="run/topology.pdb") for path in paths]
+    assert [len(frames) for frames in first] == [3, 3]
+    assert cli.main([*command, "--nanoseconds", "0.05"]) == 0
+    again = [mdtraj.load(path, top="run/topology.pdb") for path in paths]
+    assert [len(frames) for frames in again] == [5, 5]
+    assert all(np.array_equal(a.xyz[:3], b.xyz) for a, b in zip(again, first, strict=True))
+
+
 def test_commands_of_the_readme_exist(capsys):
     readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
     found = re.findall(r"^starmd (\w+) (.*?)(?:#.*)?$", readme, re.MULTILINE)
-    assert {command for command, _ in found} == {"simulate", "evaluate"}
+    assert {command for command, _ in found} >= {"simulate", "evaluate"}
     for command, rest in found:
         cli.main([command, "--help"])
         known = capsys.readouterr().out

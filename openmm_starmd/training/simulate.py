@@ -1,4 +1,4 @@
-"""Make reference MD of peptides from their sequences: ff14SB + OBC2 at 300 K, resumable.
+"""Make reference MD of peptides from their sequences, or of proteins from PDB files: ff14SB + OBC2, resumable.
 
 Physics: LangevinMiddle integrator, 1/ps, 4 fs steps with 4-amu hydrogens and HBonds constraints. OBC2 runs through the
 native ``GBSAOBCForce``, which on the CPU platform is about eight times as fast as the ``CustomGBForce`` of
@@ -102,7 +102,7 @@ def coverage_sequences(length: int, blocks: int, seed: int, exclude: Iterable[st
 class _Run:
     """One trajectory to make or to continue."""
 
-    peptide: str
+    molecule: str
     output: Path
     nanoseconds: float
     frame_interval: float
@@ -112,14 +112,21 @@ class _Run:
     platform: str
 
     @property
+    def structure(self) -> Path | None:
+        """The PDB file to start from, if the molecule is one."""
+        return Path(self.molecule) if self.molecule.lower().endswith(".pdb") else None
+
+    @property
     def caps(self) -> tuple[str, bool, bool]:
         """Sequence, whether ACE stands before it, whether NME stands behind it."""
-        sequence = self.peptide
+        sequence = self.molecule
         n_cap, c_cap = sequence.lower().startswith("ace-"), sequence.lower().endswith("-nme")
         return sequence[4 if n_cap else 0 : -4 if c_cap else None], n_cap, c_cap
 
     @property
     def name(self) -> str:
+        if self.structure:
+            return self.structure.stem
         sequence, n_cap, c_cap = self.caps
         return ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
 
@@ -128,7 +135,7 @@ class _Run:
 
     @property
     def run_seed(self) -> int:
-        """A seed of this peptide's own, positive and 31 bits wide as OpenMM wants it."""
+        """A seed of this molecule's own, positive and 31 bits wide as OpenMM wants it."""
         return zlib.crc32(f"{self.seed}:{self.name}".encode()) % (2**31 - 1) + 1
 
     @property
@@ -162,9 +169,9 @@ def _save(run: _Run, simulation: Simulation) -> None:
 
 
 def _minimized(run: _Run) -> tuple[Topology, Simulation]:
-    """A built peptide after minimisation, which can turn a crowded residue into its mirror image: then a new one."""
-    for attempt in range(ATTEMPTS):
-        topology, positions = build_peptide(*run.caps, run.run_seed + attempt)
+    """A structure after minimisation; a peptide that it makes unsound (a residue its mirror image) is built anew."""
+    for attempt in range(1 if run.structure else ATTEMPTS):
+        topology, positions = _read(run) if run.structure else build_peptide(*run.caps, run.run_seed + attempt)
         simulation = _new_simulation(run, topology)
         simulation.context.setPositions(positions)
         simulation.minimizeEnergy(maxIterations=500)
@@ -172,7 +179,17 @@ def _minimized(run: _Run) -> tuple[Topology, Simulation]:
         failures = check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
         if not failures:
             return topology, simulation
-    raise StarMDError(f"None of {ATTEMPTS} structures built for {run.name} was sound after minimisation: {failures}.")
+    raise StarMDError(f"No structure of {run.name} was sound after minimisation: it fails {', '.join(failures)}.")
+
+
+def _read(run: _Run):
+    """Topology and positions of the PDB file to start from."""
+    if not run.structure.is_file():
+        raise StarMDError(f"there is no file {run.structure}")
+    if run.structure.resolve() == run.path("pdb").resolve():
+        raise StarMDError(f"{run.structure} would be overwritten by the start of its MD; name another output folder")
+    pdb = PDBFile(str(run.structure))
+    return pdb.topology, pdb.positions
 
 
 def _start(run: _Run) -> Simulation:
@@ -232,15 +249,16 @@ def simulate(
     platform: str = "CPU",
     progress: Callable[[str, float], None] = _silent,
 ) -> list[str]:
-    """Simulate each peptide; resumable, and a second call with more nanoseconds continues every trajectory.
+    """Simulate each molecule; resumable, and a second call with more nanoseconds continues every trajectory.
 
     Parameters
     ----------
     sequences : sequence of str
-        One-letter codes, with caps as in ``"ace-AAAA-nme"``.
+        One-letter codes, with caps as in ``"ace-AAAA-nme"``, or names of PDB files with all hydrogens, as `prepare`
+        makes them.
     output : path
         Folder that gets NAME.pdb (all atoms, the start), NAME.xtc, NAME.chk and, at the end, NAME.done for each;
-        NAME is the sequence, with caps as in ``ACE_AAAA_NME``.
+        NAME is the sequence, with caps as in ``ACE_AAAA_NME``, or the stem of the PDB file.
     nanoseconds : float
         Length of each trajectory after 100 ps of equilibration.
     frame_interval : float
@@ -250,9 +268,9 @@ def simulate(
     temperature : float
         K.
     processes : int
-        Peptides simulated at a time, one CPU thread each.
+        Molecules simulated at a time, one CPU thread each.
     seed : int
-        With the name it fixes start, velocities and noise of each peptide.
+        With the name it fixes start, velocities and noise of each molecule.
     platform : str
         OpenMM platform.
     progress : callable
@@ -266,7 +284,7 @@ def simulate(
     Raises
     ------
     StarMDError
-        At the end, if peptides failed; names them. The others are complete.
+        At the end, if molecules failed; names them. The others are complete.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -294,10 +312,10 @@ def simulate(
     else:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             futures = {pool.submit(_execute, run): run for run in runs}
-            progress(f"{len(runs)} peptides", 0.0)
+            progress(f"{len(runs)} molecules", 0.0)
             for number, future in enumerate(as_completed(futures)):
                 collect(futures[future], future.result)
-                progress(f"{len(runs) - number - 1} of {len(runs)} peptides left", (number + 1) / len(runs))
+                progress(f"{len(runs) - number - 1} of {len(runs)} molecules left", (number + 1) / len(runs))
     if failed:
-        raise StarMDError(f"{len(failed)} of {len(runs)} peptides failed: {'; '.join(failed)}")
+        raise StarMDError(f"{len(failed)} of {len(runs)} molecules failed: {'; '.join(failed)}")
     return [run.name for run in runs]

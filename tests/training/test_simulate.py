@@ -4,6 +4,7 @@ import sys
 from collections import Counter
 from itertools import pairwise
 
+import mdtraj
 import numpy as np
 import pytest
 import torch
@@ -140,7 +141,6 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch, short):
 
 
 def test_a_longer_second_call_extends_and_times_are_even(tmp_path, short):
-    mdtraj = pytest.importorskip("mdtraj")
     simulate(["GA"], tmp_path, 0.0006, **short)
     first = mdtraj.load(str(tmp_path / "GA.xtc"), top=str(tmp_path / "GA.pdb"))
     simulate(["GA"], tmp_path, 0.0012, **short)
@@ -148,6 +148,22 @@ def test_a_longer_second_call_extends_and_times_are_even(tmp_path, short):
     assert np.allclose(second.time, 0.1 * np.arange(1, 13), atol=1e-5)
     assert np.array_equal(second.xyz[:6], first.xyz)
     assert PDBFile(str(tmp_path / "GA.pdb")).topology.getNumAtoms() == second.n_atoms
+
+
+def test_a_pdb_file_is_simulated_and_continued(tmp_path, short):
+    topology, positions = build_peptide("GSA", c_cap=True, seed=1)
+    with open(tmp_path / "mine.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions, file)
+    for nanoseconds in (0.0004, 0.0008):
+        assert simulate([str(tmp_path / "mine.pdb")], tmp_path / "md", nanoseconds, **short) == ["mine"]
+    trajectory = mdtraj.load(str(tmp_path / "md" / "mine.xtc"), top=str(tmp_path / "md" / "mine.pdb"))
+    assert trajectory.n_frames == 8 and trajectory.n_atoms == topology.getNumAtoms()
+    with pytest.raises(StarMDError, match="absent.pdb"):
+        simulate([str(tmp_path / "absent.pdb")], tmp_path / "md", 0.0004, **short)
+    before = (tmp_path / "mine.pdb").read_bytes()
+    with pytest.raises(StarMDError, match="overwritten"):
+        simulate([str(tmp_path / "mine.pdb")], tmp_path, 0.0004, **short)
+    assert (tmp_path / "mine.pdb").read_bytes() == before
 
 
 def test_failures_are_named_and_the_others_are_made(tmp_path, short):
