@@ -22,7 +22,7 @@ except ImportError as missing:
     sys.exit(f'ImportError: starmd needs typer and rich ({missing}): pip install "openmm-starmd[cli,analysis]"')
 
 CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
-SEVERAL = ("--reference", "--generated")  # take several values after one option
+SEVERAL = ("--reference", "--generated", "--jumps")  # take several values after one option
 LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[/]", "unclear": "○", "none": " "}
 
 app = typer.Typer(
@@ -77,6 +77,9 @@ def evaluate(
     ] = None,
     reference_stride: Annotated[float | None, typer.Option(help="ps between frames of the reference.")] = None,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    jumps: Annotated[
+        list[Path] | None, typer.Option(help="Tables of the StarMDReporters of the generated trajectories.")
+    ] = None,
 ) -> None:
     """Compare generated trajectories with MD: a verdict, scores and a page with figures.
 
@@ -96,6 +99,7 @@ def evaluate(
             stride=stride,
             reference_stride=reference_stride,
             temperature=temperature,
+            jumps=jumps or (),
             progress=progress,
         )
         progress("drawing the page", 0.0)

@@ -23,6 +23,7 @@ HEADERS = (
     "Energy Before Relaxation (kJ/mole)",
     "Energy After Relaxation (kJ/mole)",
     "Seconds per Jump",
+    "Jumps",
 )
 XTC_MAGIC, CSV_MAGIC = struct.pack(">i", 1995), b'#"'
 DCD_MAGIC = struct.pack("<i", 84) + b"CORD"
@@ -33,11 +34,12 @@ class StarMDReporter:
 
     To use it, create a StarMDReporter, then add it to the Simulation's list of reporters. Each line tells the step, the
     time (ps), and of the jumps since the last line: how many conformations were sampled again, which checks they had
-    failed (such as ``clashes:2 ca_breaks:1``), the share of the sampled conformations that were accepted, and the mean
-    wall time of a jump (s). The potential energies (kJ/mol) before and after relaxation are those of the last jump.
+    failed (such as ``clashes:2 ca_breaks:1``), the share of the sampled conformations that were accepted, the mean
+    wall time of a jump (s), and how many jumps there were. The potential energies (kJ/mol) before and after relaxation
+    are those of the last jump.
     Where there was no jump since the last line, in a physical segment of a HybridSchedule, their fields are empty.
 
-    The file is read by ``pandas.read_csv`` as it is.
+    The file is read by ``pandas.read_csv`` as it is, and by ``openmm_starmd.evaluation.read_jumps``.
     """
 
     def __init__(self, file, reportInterval, append=False):
@@ -112,9 +114,10 @@ def _since(before: dict, now: dict) -> tuple:
     kinds = " ".join(f"{kind}:{count}" for kind, count in sorted(failed.items()))
     validity = jumps / (jumps + retries) if jumps + retries else ""
     if not jumps:
-        return retries, kinds, validity, "", "", ""
+        return retries, kinds, validity, "", "", "", jumps
     seconds = sum(now["seconds"].values()) - sum(before["seconds"].values())
-    return retries, kinds, validity, now["last"]["energyBefore"], now["last"]["energyAfter"], seconds / jumps
+    energies = now["last"]["energyBefore"], now["last"]["energyAfter"]
+    return retries, kinds, validity, *energies, seconds / jumps, jumps
 
 
 def resume(simulation, checkpoint, *files) -> int:

@@ -4,14 +4,16 @@
 validity), ``kinetics`` and ``markov`` (rates, timescales, Markov state models), ``nulls`` (what a score is worth) and
 ``plots`` take arrays. ``reading`` and ``matching`` make both sides of a comparison alike; ``frames``, ``measures``,
 ``scores``, ``judge`` and ``verdict`` score them; ``report``, ``page``, ``figures`` and ``viewer`` show the result.
+``jumps`` reads the tables of `StarMDReporter`.
 """
 
 from importlib import import_module
 
-__all__ = ["Evaluation", "evaluate"]
+_NAMES = {"Evaluation": "report", "evaluate": "report", "read_jumps": "jumps"}
+__all__ = list(_NAMES)
 
 
 def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.report"), name)
+    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -16,6 +16,7 @@ from openmm_starmd.evaluation.reading import Progress
 from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, Measure, Score, estimate, light
 
 N_PIECES = 20
+SAMPLES = "independent samples of tICA-0"
 MAX_MULTIPLE = 100
 NULL_FRAMES = 20_000
 
@@ -143,7 +144,7 @@ class Judge:
             for side in (self.generated, self.reference)
         )
         nan = math.nan
-        return [Score("independent samples of tICA-0", KINETICS, value, nan, nan, oracle, 1.0, nan, "", "higher", NONE)]
+        return [Score(SAMPLES, KINETICS, value, nan, nan, oracle, 1.0, nan, "", "higher", NONE)]
 
 
 def _total(summarize, pieces: Sequence[Frames]) -> np.ndarray:

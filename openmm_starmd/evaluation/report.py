@@ -11,6 +11,7 @@ from pathlib import Path
 
 from openmm_starmd.evaluation.frames import Projection, common_lag
 from openmm_starmd.evaluation.judge import Judge
+from openmm_starmd.evaluation.jumps import jump_scores, read_jumps
 from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.page import render
 from openmm_starmd.evaluation.reading import Progress, Side, Source, read_sides
@@ -129,6 +130,7 @@ def evaluate(
     stride: float | None = None,
     reference_stride: float | None = None,
     temperature: float = 300.0,
+    jumps: str | os.PathLike | Sequence[str | os.PathLike] = (),
     progress: Progress = lambda text, done: None,
 ) -> Evaluation:
     """Compare generated with reference trajectories of one protein.
@@ -145,6 +147,8 @@ def evaluate(
         ps between frames, for files without times or with wrong ones.
     temperature : float
         K, of free energies.
+    jumps : path, or sequence of them
+        Tables of the StarMDReporters of the generated trajectories.
     progress : callable, optional
         Takes what is being done, and how much of it is done (0 to 1).
 
@@ -159,6 +163,7 @@ def evaluate(
     """
     if not temperature > 0:
         raise ValueError(f"expected a temperature above 0 K, found {temperature:g}")
+    reported = read_jumps(jumps) if jumps else None
     one, two = read_sides(
         reference,
         generated,
@@ -175,4 +180,8 @@ def evaluate(
     judge = Judge(projection, projection.frames(two), temperature)
     scores = tuple(judge.scores(progress))
     settings = _settings(one, two, lag_time, temperature, projection)
+    if reported:
+        scores += tuple(jump_scores(reported, scores))
+        settings["failed checks"] = ", ".join(f"{n} {kind}" for kind, n in reported.failed.most_common()) or "none"
+        settings["milliseconds a jump"] = round(1000 * reported.seconds.sum() / max(1, reported.counts.sum()), 1)
     return Evaluation(scores, verdict(scores), settings, one, two, judge)
