@@ -92,7 +92,7 @@ class Relaxation:
     mode: str = "minimize"
     minimizationSteps: int | None = None
     restraintConstant: float | None = None
-    dynamicsSteps: int = 300
+    dynamicsSteps: int = 400
     timeStep: float = 0.002
     friction: float = 80.0
     steeringSteps: int = 2000
