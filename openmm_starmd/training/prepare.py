@@ -17,7 +17,8 @@ from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import C_CAPS, N_CAPS, canonical_name
 
 NUCLEOTIDES = {"A", "C", "G", "U", "DA", "DC", "DG", "DT"}
-NO_BOND = 0.16  # nm; heavy atoms of two residues that are closer are bonded, or two copies of one
+ONE_PLACE = 0.08  # nm; heavy atoms of two residues that are closer are two copies of one
+NO_BOND = 0.16  # nm; those of two elements that are closer are bonded; two carbon atoms may be a clash
 LONG_BOND = 0.25  # nm
 
 
@@ -134,8 +135,9 @@ def _refuse_unknown_bonds(fixer: PDBFixer, path):
         peptide = neighbours and (first.name, second.name) == ("C", "N")  # PDBFixer will bond what it has replaced
         if first.residue is second.residue or peptide:
             continue
-        if frozenset((first.index, second.index)) not in bonded:
-            distance = np.linalg.norm(x[first.index] - x[second.index])
+        distance = np.linalg.norm(x[first.index] - x[second.index])
+        suspect = distance < ONE_PLACE or first.element is not second.element
+        if suspect and frozenset((first.index, second.index)) not in bonded:
             raise UnsupportedTopologyError(
                 f"{path}: {first.name} of {label(first.residue)} and {second.name} of {label(second.residue)} stand "
                 f"{distance:.2f} nm apart without a known bond. Remove what is there twice; rings of residues and "

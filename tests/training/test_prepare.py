@@ -98,6 +98,15 @@ def test_a_closed_ring_is_refused(write):
         prepare(write(modeller.topology, x * unit.nanometer))
 
 
+def test_a_clash_of_side_chains_is_left_to_minimisation(write):
+    modeller = peptide("FGF")
+    atoms = {(atom.residue.index, atom.name): atom.index for atom in modeller.topology.atoms()}
+    x = modeller.positions.value_in_unit(unit.nanometer)
+    x[atoms[2, "CZ"]] = x[atoms[0, "CZ"]] + openmm.Vec3(0.14, 0, 0)
+    topology, *_ = prepare(write(modeller.topology, x * unit.nanometer))
+    assert topology.getNumAtoms() == modeller.topology.getNumAtoms()
+
+
 def test_a_residue_that_no_template_matches_is_named(write):
     modeller = peptide("AGA")
     path = write(modeller.topology, modeller.positions)
