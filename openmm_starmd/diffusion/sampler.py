@@ -30,10 +30,14 @@ class Sampler(ABC):
     process : Process
     steps : int
         Points in diffusion time.
+    noise : float
+        Share of the ancestral noise: 1 for all of it, 0 for the probability flow.
+    grid : float
+        Exponent of the points in diffusion time: above 1 they crowd at low noise.
     """
 
-    def __init__(self, process: Process, steps: int):
-        self.process, self.steps = process, steps
+    def __init__(self, process: Process, steps: int, noise: float = 1.0, grid: float = 1.0):
+        self.process, self.steps, self.noise, self.grid = process, steps, noise, grid
 
     @abstractmethod
     def times(self) -> Tensor:
@@ -57,12 +61,20 @@ class Sampler(ABC):
         times = self.times().to(noise.angles)
         ones = noise.angles.new_ones(noise.shape[:-1])
         x = noise
+        last: tuple[Tensor, Conformation] | None = None
         for t, t_next in zip(times[:-1], times[1:], strict=True):
             growth, fraction, level = self.coefficients(t, t_next)
-            x = _grown(denoise(x, t).scaled(fraction.expand(*ones.shape, 4)).apply(x), growth)
+            way = denoise(x, t)
+            denoised = t, _grown(way.apply(x), 1 / self.process.alpha(t))
+            way, last = self.corrected(way, x, t, t_next, last, features), denoised
+            x = _grown(way.scaled(fraction.expand(*ones.shape, 4)).apply(x), growth)
             x = self.process.perturb(x, ones, level.expand(*ones.shape, 4), features, generator)
         t = times[-1]
         return _grown(denoise(x, t).apply(x), 1 / self.process.alpha(t))
+
+    def corrected(self, way, x, t, t_next, last, features) -> Displacement:
+        """The way from x to the denoised conformation, corrected by the ``last`` time and denoised conformation."""
+        return way
 
 
 class EulerMaruyama(Sampler):
@@ -89,14 +101,38 @@ class Ancestral(Sampler):
     """
 
     def times(self) -> Tensor:
-        return torch.linspace(1, self.process.min_time, self.steps)
+        low = self.process.min_time
+        return low + (1 - low) * torch.linspace(1, 0, self.steps) ** self.grid
+
+    def _ratio(self, t, t_next):
+        """Noise to signal at t_next over that at t, (4,)."""
+        p = self.process
+        growth = p.alpha(t_next) / p.alpha(t)
+        return growth, p.sigma(t_next) / p.sigma(t) / torch.cat([growth.view(1), torch.ones_like(p.sigma(t)[1:])])
 
     def coefficients(self, t, t_next):
-        p = self.process
-        alpha, alpha_next, ones = p.alpha(t), p.alpha(t_next), torch.ones(3, dtype=t.dtype, device=t.device)
-        ratio = (p.sigma(t_next) / p.sigma(t)) ** 2
-        ratio = ratio * torch.cat([((alpha / alpha_next) ** 2).view(1), ones])
-        return alpha_next / alpha, 1 - ratio, p.sigma(t_next) * (1 - ratio).sqrt()
+        growth, ratio = self._ratio(t, t_next)
+        fresh = self.noise * (1 - ratio**2).sqrt()
+        return growth, 1 - ratio * (1 - fresh**2).sqrt(), self.process.sigma(t_next) * fresh
+
+
+class Multistep(Ancestral):
+    """Second-order multistep exponential integrator of the reverse SDE.
+
+    SDE-DPM-Solver++(2M) (Lu et al., arXiv:2211.01095): the denoised conformation is extrapolated in the logarithm of
+    the noise level from this call and the last one.
+    """
+
+    def corrected(self, way, x, t, t_next, last, features):
+        if last is None:
+            return way
+        before, denoised = last
+        ratio_before, ratio = self._ratio(before, t)[1], self._ratio(t, t_next)[1]
+        share = 0.5 * ratio.log() / ratio_before.log()
+        period = features.per_frame("torsion_period", x.angles)
+        way_to_last = Displacement.between(x, _grown(denoised, self.process.alpha(t)), period)
+        change = way + way_to_last.scaled(-torch.ones_like(share))
+        return way + change.scaled(share.expand(*x.shape[:-1], 4))
 
 
 def _grown(x: Conformation, growth: Tensor) -> Conformation:
@@ -104,4 +140,4 @@ def _grown(x: Conformation, growth: Tensor) -> Conformation:
     return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations) * growth), x.torsions, x.angles)
 
 
-SAMPLERS = {"ancestral": Ancestral, "euler-maruyama": EulerMaruyama}
+SAMPLERS = {"ancestral": Ancestral, "multistep": Multistep, "euler-maruyama": EulerMaruyama}

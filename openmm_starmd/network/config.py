@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+SAMPLERS = "ancestral", "multistep", "euler-maruyama"
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -118,7 +120,7 @@ class ModelConfig:
         Context frames that the model was trained with.
     denoising_steps : int
         Default number of denoising steps.
-    sampler : {"ancestral", "euler-maruyama"}
+    sampler : {"ancestral", "multistep", "euler-maruyama"}
         Default sampler.
     """
 
@@ -132,8 +134,8 @@ class ModelConfig:
         _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
         _require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
         _require(
-            self.sampler in ("ancestral", "euler-maruyama"),
-            f"sampler: ancestral or euler-maruyama, not {self.sampler!r}.",
+            self.sampler in SAMPLERS,
+            f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.",
         )
         _require(
             self.network.parameterization == "plain" or self.process.schedule == "geometric",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama
+from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep
 from openmm_starmd.geometry import igso3
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
@@ -21,6 +21,8 @@ SETTINGS = [
     (EulerMaruyama, paper(), 200),
     (EulerMaruyama, peptide(), 200),
     (Ancestral, peptide(), 200),
+    (Multistep, peptide(), 20),
+    (Multistep, paper(), 100),
 ]
 
 
