@@ -30,14 +30,10 @@ class Sampler(ABC):
     process : Process
     steps : int
         Points in diffusion time.
-    noise : float
-        Share of the ancestral noise: 1 for all of it, 0 for the probability flow.
-    grid : float
-        Exponent of the points in diffusion time: above 1 they crowd at low noise.
     """
 
-    def __init__(self, process: Process, steps: int, noise: float = 1.0, grid: float = 1.0):
-        self.process, self.steps, self.noise, self.grid = process, steps, noise, grid
+    def __init__(self, process: Process, steps: int):
+        self.process, self.steps = process, steps
 
     @abstractmethod
     def times(self) -> Tensor:
@@ -101,19 +97,17 @@ class Ancestral(Sampler):
     """
 
     def times(self) -> Tensor:
-        low = self.process.min_time
-        return low + (1 - low) * torch.linspace(1, 0, self.steps) ** self.grid
+        return torch.linspace(1, self.process.min_time, self.steps)
 
     def _ratio(self, t, t_next):
-        """Noise to signal at t_next over that at t, (4,)."""
+        """Growth of translations (), and noise to signal at t_next over that at t (4,)."""
         p = self.process
         growth = p.alpha(t_next) / p.alpha(t)
         return growth, p.sigma(t_next) / p.sigma(t) / torch.cat([growth.view(1), torch.ones_like(p.sigma(t)[1:])])
 
     def coefficients(self, t, t_next):
         growth, ratio = self._ratio(t, t_next)
-        fresh = self.noise * (1 - ratio**2).sqrt()
-        return growth, 1 - ratio * (1 - fresh**2).sqrt(), self.process.sigma(t_next) * fresh
+        return growth, 1 - ratio**2, self.process.sigma(t_next) * (1 - ratio**2).sqrt()
 
 
 class Multistep(Ancestral):
