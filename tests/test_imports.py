@@ -1,6 +1,8 @@
 """The house of architecture: every module imports from lower floors, or from earlier rows of its own floor."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,12 @@ def test_inner_packages_open_no_back_doors():
 def test_the_root_holds_no_other_modules():
     allowed = {"model", "propagator", "relaxation", "integrator", "reporters", "rollout", "cli"}
     assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed
+
+
+def test_what_the_example_needs_comes_with_a_bare_installation():
+    """Libraries of extras are imported where they are needed only."""
+    extras = ["deeptime", "sklearn", "typer", "rich", "lightning_fabric", "h5py", "tables", "tensorboard"]
+    example = (PACKAGE.parent / "examples" / "simulate_peptide.py").read_text(encoding="utf-8")
+    imports = [line for line in example.splitlines() if line.startswith(("import", "from"))]
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n" + "\n".join(imports)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -8,13 +8,15 @@ default that of the current figure, and ``ax`` is returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from openmm_starmd.evaluation.ensemble import FreeEnergySurface
-from openmm_starmd.evaluation.markov import ChapmanKolmogorov, ImpliedTimescales
+if TYPE_CHECKING:  # the example of the README draws without the libraries that these modules need
+    from openmm_starmd.evaluation.ensemble import FreeEnergySurface
+    from openmm_starmd.evaluation.markov import ChapmanKolmogorov, ImpliedTimescales
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # told apart by colour-blind eyes, too
 MAX_ENERGY = 15.0  # kJ/mol, 6 kT at 300 K: where 10,000 frames leave off
