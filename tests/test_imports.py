@@ -78,4 +78,4 @@ def test_what_the_example_needs_comes_with_a_bare_installation():
     example = (PACKAGE.parent / "examples" / "simulate_peptide.py").read_text(encoding="utf-8")
     imports = [line for line in example.splitlines() if line.startswith(("import", "from"))]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n" + "\n".join(imports)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
