@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import mdtraj
 import numpy as np
+import torch
 from mdtraj.geometry.distance import compute_distances_core
 from openmm.unit import MOLAR_GAS_CONSTANT_R, kelvin, kilojoules_per_mole
 from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
 
 from openmm_starmd.evaluation.metrics import as_trajectories, jensen_shannon, subsample
+from openmm_starmd.geometry import rigid
 
 GAS_CONSTANT = MOLAR_GAS_CONSTANT_R.value_in_unit(kilojoules_per_mole / kelvin)
 PCA_BINS = 10
@@ -23,16 +24,17 @@ SURFACE_BINS = 50
 
 
 def superpose(positions: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Positions (T, N, 3) moved as rigid bodies onto ``target`` (N, 3); float32, as MDTraj works in it."""
-    positions = np.array(positions, dtype=np.float32)
+    """Positions (T, N, 3) moved as rigid bodies onto ``target`` (N, 3), as float32."""
+    positions = np.asarray(positions)
     if positions.shape[1] < 3:
         raise ValueError(f"expected at least 3 atoms to superpose, found {positions.shape[1]}")
     if not np.isfinite(positions).all():
         raise ValueError(
             "expected finite positions, found some that are no numbers; leave these frames out and count them"
         )
-    fixed = mdtraj.Trajectory(np.asarray(target, dtype=np.float32)[None], None)
-    return mdtraj.Trajectory(positions, None).superpose(fixed).xyz
+    moving = torch.as_tensor(positions, dtype=torch.float64)
+    motion = rigid.superpose(moving, torch.as_tensor(target, dtype=torch.float64).expand_as(moving))
+    return motion[:, None].apply(moving).to(torch.float32).numpy()
 
 
 def mean_structure(positions: np.ndarray) -> np.ndarray:

@@ -169,3 +169,21 @@ def test_difference_of_free_energies_of_known_populations():
         ensemble.free_energy_difference(even, ensemble.free_energy(np.ones((3, 1)), 300.0, 3, [(0, 2)]))
     with pytest.raises(ValueError, match="found none"):
         ensemble.free_energy(np.ones((3, 1)), 300.0, 3, [(2, 3)])
+
+
+def test_flat_shapes_are_superposed_without_a_word(capfd):
+    rng = np.random.default_rng(3)
+    flat = np.zeros((40, 5, 3))
+    flat[..., :2] = rng.normal(size=(1, 5, 2)) + 0.01 * rng.normal(size=(40, 5, 2))
+    angle = rng.uniform(0, 6, 40)
+    turn = np.zeros((40, 3, 3))
+    turn[:, 0, 0], turn[:, 0, 1], turn[:, 1, 0], turn[:, 1, 1] = (
+        np.cos(angle),
+        -np.sin(angle),
+        np.sin(angle),
+        np.cos(angle),
+    )
+    turn[:, 2, 2] = 1
+    moved = ensemble.superpose(flat @ turn.transpose(0, 2, 1) + 3.0, flat[0])
+    assert np.abs(moved - flat).max() < 0.06
+    assert capfd.readouterr() == ("", "")
