@@ -75,7 +75,7 @@ def written(folder):
 
 
 def outcome(folder):
-    """What a run leaves, without the columns of clock time: the last of the one table, the last but one of the other."""
+    """What a run leaves, without the columns of clock time: the last of one table, the last but one of the other."""
     rows = [line.rsplit(",", 1)[0] for line in (folder / "log.csv").open()]
     for *known, _, jumps in (line.split(",") for line in (folder / "starmd.csv").open()):
         rows.append((*known, jumps))
