@@ -235,6 +235,21 @@ def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monke
         run("ablations", *words, "--seed", 5)
 
 
+def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
+    words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2"]
+    module = run("samplers", *words, "--output", tmp_path / "out")
+    _, written = read(tmp_path / "out")
+    rows = written["results"]
+    assert list(rows) == ["low", "high", "ancestral 4", "multistep 2"]
+    assert all(rows["low"][name] <= rows["high"][name] for name in module.SCORES)
+    assert any(rows["low"][name] < rows["high"][name] for name in module.SCORES)
+    few = rows["multistep 2"]
+    assert few["calls"] == 2 and few["CPU ms a frame"] > 0
+    inside = [rows["low"][name] <= few[name] <= rows["high"][name] for name in module.SCORES]
+    assert few["outside"] == inside.count(False)
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
 def test_drift_is_found_and_measured_per_thousand_jumps(script):
     long_horizon = script("long_horizon")
     noise = np.random.default_rng(0).normal(0, 0.1, 2000)

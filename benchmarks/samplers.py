@@ -1,0 +1,124 @@
+"""Quality against cost of the samplers: how few calls of the network are enough?
+
+    python benchmarks/samplers.py reference_folder --output samplers
+
+The folder holds NAME.pdb and NAME.xtc of reference MD. Every row makes as many frames of each peptide by `Propagator`,
+without relaxation, and is scored as in `quality.py`; means over the peptides. The first row is the reference sampler
+with many steps: beside it stands the 95 % interval that resampling its replicas gives, and a row whose score lies
+within is as good. "outside" counts the scores that do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import mdtraj
+import numpy as np
+import torch
+from common import circumstances, parser, table, write
+from quality import Judge, Reference, propagate
+
+from openmm_starmd import StarMDModel, load_model
+from openmm_starmd.evaluation import metrics
+from openmm_starmd.evaluation.kinetics import percentile_interval
+from openmm_starmd.protein.validity import STRAINED, check_positions
+
+STRIDE = 100.0  # ps
+REFERENCE = "ancestral 200"
+ROWS = [REFERENCE, *(f"ancestral {n}" for n in (5, 10, 15, 20, 25, 50))]
+ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15, 20, 25)]
+SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
+N_RESAMPLES = 100
+
+
+def with_sampler(model: StarMDModel, name: str, steps: int) -> StarMDModel:
+    """The same weights with another default sampler."""
+    config = replace(model.config, sampler=name, denoising_steps=steps)
+    return StarMDModel(model.denoiser, config, model.domain, model.card, model.name)
+
+
+class Sampled:
+    """Torsions and validity of every replica of one peptide."""
+
+    def __init__(self, judge: Judge, reference: Reference, model: StarMDModel, options):
+        chosen = {"stride": STRIDE, "frames": options.frames, "replicas": options.replicas, "denoising_steps": None}
+        begin = time.process_time()
+        positions, _ = propagate(reference, model, argparse.Namespace(seed=options.seed, **chosen))
+        self.seconds = (time.process_time() - begin) / positions[..., 0, 0].size
+        topology = reference.trajectory.topology
+        self.angles = [
+            metrics.measure_torsions(mdtraj.Trajectory(x.astype(np.float32), topology)).angles for x in positions
+        ]
+        checked = check_positions(torch.from_numpy(positions), reference.tokens, limits=STRAINED)
+        self.judge, self.valid = judge, checked.passes_bioemu.double().mean(1).numpy()
+
+    def scores(self, replicas) -> dict[str, float]:
+        """Of some of the replicas."""
+        angles = [self.angles[k] for k in replicas]
+        scores = self.judge.divergences(np.concatenate(angles)) | self.judge.rates(angles)
+        return scores | {"validity": float(self.valid[list(replicas)].mean())}
+
+
+def mean_scores(peptides: list[Sampled], draws=None) -> dict[str, float]:
+    """Mean over the peptides, of all replicas or of those drawn."""
+    rows = [p.scores(range(len(p.angles)) if draws is None else draws) for p in peptides]
+    return {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
+
+
+def intervals(peptides: list[Sampled], seed: int) -> dict[str, tuple[float, float]]:
+    """95 % interval of each score over resampled replicas."""
+    rng, n = np.random.default_rng(seed), len(peptides[0].angles)
+    rows = [mean_scores(peptides, rng.integers(n, size=n)) for _ in range(N_RESAMPLES)]
+    return {name: tuple(map(float, percentile_interval(np.array([row[name] for row in rows])))) for name in SCORES}
+
+
+def draw(rows: dict[str, dict], path: Path):
+    """Scores against calls of the network, the interval of the reference as a band."""
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), layout="constrained")
+    for ax, name in zip(axes.flat, SCORES, strict=True):
+        for kind in ("ancestral", "multistep"):
+            points = [(row["calls"], row[name]) for label, row in rows.items() if label.startswith(kind)]
+            ax.plot(*np.array(sorted(points)).T, "o-", label=kind)
+        ax.axhspan(rows["low"][name], rows["high"][name], color="0.85", label=f"95 % of {REFERENCE}")
+        ax.set(xscale="log", xlabel="network calls a frame", title=name)
+    axes[0, 0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    made = parser(__doc__, "samplers")
+    made.add_argument("reference", type=Path, help="folder with NAME.pdb and NAME.xtc")
+    made.add_argument("--model", default="starmd-peptide", help="embedded name or path")
+    made.add_argument("--frames", type=int, default=2000, help="of each peptide, all replicas together")
+    made.add_argument("--replicas", type=int, default=32)
+    made.add_argument("--rows", nargs="+", default=ROWS, help="sampler and steps; the first is the reference")
+    options = made.parse_args()
+    torch.set_num_threads(options.threads)
+    model = load_model(options.model, "cpu")
+    paths = [path for path in sorted(options.reference.glob("*.pdb")) if path.with_suffix(".xtc").exists()]
+    references = [Reference.load(path) for path in paths]
+    judges = [Judge(reference, STRIDE, options.seed) for reference in references]
+    facts, rows = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames), {}
+    for label in options.rows:
+        name, steps = label.split()
+        chosen = with_sampler(model, name, int(steps))
+        peptides = [Sampled(j, r, chosen, options) for j, r in zip(judges, references, strict=True)]
+        scores = mean_scores(peptides)
+        if not rows:
+            limits = intervals(peptides, options.seed)
+            rows = {"low": {n: limits[n][0] for n in SCORES}, "high": {n: limits[n][1] for n in SCORES}}
+        outside = sum(not limits[n][0] <= scores[n] <= limits[n][1] for n in SCORES)
+        cost = {"calls": int(steps), "CPU ms a frame": 1000 * float(np.mean([p.seconds for p in peptides]))}
+        rows[label] = scores | {"outside": outside} | cost
+        print(label, rows[label], flush=True)
+        write(options.output, "Samplers", facts, {"": table(rows, "sampler, steps")}, rows)
+    draw(rows, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
