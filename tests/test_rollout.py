@@ -135,6 +135,9 @@ def test_relaxation_brings_energies_down_whoever_does_it(run, peptide):
             yield context.getState(energy=True).getPotentialEnergy()._value
 
     raw = run("raw", 4, 2)
+    noisy = peptide[1]._value + np.random.default_rng(0).normal(0, 0.003, peptide[1].shape)
+    barely = {"system": system, "relaxation": Relaxation(minimizationSteps=1, dynamicsSteps=0), "start": noisy}
+    assert max(energies(run("minimised", 1, **barely))) < next(energies(run("noisy", 1, start=noisy))) - 50
     options = {"system": system, "relaxation": Relaxation(minimizationSteps=40, dynamicsSteps=10)}
     relaxed = run("relaxed", 4, 2, **options)
     assert np.mean(list(energies(relaxed))) < np.mean(list(energies(raw))) - 20
