@@ -243,6 +243,7 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
     assert list(rows) == ["low", "high", "ancestral 4", "multistep 2"]
     assert all(rows["low"][name] <= rows["high"][name] for name in module.SCORES)
     assert any(rows["low"][name] < rows["high"][name] for name in module.SCORES)
+    assert rows["ancestral 4"]["outside"] == 0
     few = rows["multistep 2"]
     assert few["calls"] == 2 and few["CPU ms a frame"] > 0
     inside = [rows["low"][name] <= few[name] <= rows["high"][name] for name in module.SCORES]
