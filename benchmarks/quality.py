@@ -19,6 +19,9 @@ Rows: Jensen-Shannon divergences in bits; slowest implied timescale of a 20-stat
 two tICs) at a lag of one step, as a ratio to MD with MD's bootstrap interval; share of steps that turn a torsion by
 more than 60 degrees, mean absolute difference from MD; share of jumps that pass the BioEmu filter; slopes per 1,000
 steps of validity and radius of gyration, with standard errors from 20 blocks.
+
+Stride consistency, of the model alone: how the torsions turn in ten jumps of a tenth of the stride against one jump,
+both from the same conformations, beside a second sample of the one jump ("of itself"); and how often they hop.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from openmm_starmd.training.simulate import peptide_system
 
 TEMPERATURE = 300.0
 N_STATES = 20
+SHORTER, STARTS = 10, 400  # of stride consistency
 DIVERGENCES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "JSD tICA-0,1")
 
 
@@ -132,6 +136,37 @@ def integrate(reference, model, options) -> tuple[np.ndarray, dict]:
     }
 
 
+def consistency(reference: Reference, model, positions: np.ndarray, options) -> dict[str, float]:
+    """Ten short jumps against one long one, from evenly spaced frames of a run, positions (B, T, A, 3)."""
+    if options.stride / SHORTER < model.domain.min_stride:
+        return {}
+    frames = metrics.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
+    starts, tokens = torch.from_numpy(frames), reference.tokens
+
+    def turns(stride: float, jumps: int, seed: int) -> list[np.ndarray]:
+        propagator = Propagator(model, tokens, stride, TEMPERATURE, strict=False)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        history = propagator.start(from_positions(starts, tokens))
+        for _ in range(jumps):
+            history = propagator.extend(history, propagator.step(history, generator), generator)
+        ends = to_positions(history.last.to("cpu", torch.float64), starts, tokens).numpy()
+        both = np.stack([frames, ends], 1).astype(np.float32)
+        return [metrics.measure_torsions(mdtraj.Trajectory(x, reference.trajectory.topology)).angles for x in both]
+
+    long, again, short = (
+        turns(options.stride, 1, 1),
+        turns(options.stride, 1, 2),
+        turns(options.stride / SHORTER, SHORTER, 3),
+    )
+    periods = reference.torsions.periods
+    return {
+        "stride consistency, turns": kinetics.stride_consistency(short, long, 1, periods)[0].mean(),
+        "stride consistency, turns of itself": kinetics.stride_consistency(again, long, 1, periods)[0].mean(),
+        "hop rate in one jump": np.mean([kinetics.hop_rate(pair, periods) for pair in long]),
+        "hop rate in ten short jumps": np.mean([kinetics.hop_rate(pair, periods) for pair in short]),
+    }
+
+
 def torsions_of_others(reference: Reference, others: list[Reference], n: int, rng) -> np.ndarray:
     """Torsions (n, K) drawn by kind from other peptides; see the module's docstring."""
     columns = []
@@ -212,7 +247,7 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
         for p in positions
     ]
     columns["model"] = scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
-    columns["model"] |= drift(positions, extra, reference)
+    columns["model"] |= drift(positions, extra, reference) | consistency(reference, model, positions, options)
     frozen = np.repeat(angles[:1], n, 0)
     columns["frozen"] = scorer.divergences(frozen) | scorer.rates([frozen])
     if others:

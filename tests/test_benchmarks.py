@@ -235,6 +235,21 @@ def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monke
         run("ablations", *words, "--seed", 5)
 
 
+def test_quality_holds_ten_short_jumps_against_a_long_one(run, script, peptides, tmp_path, monkeypatch):
+    monkeypatch.setattr(script("quality"), "STARTS", 60)
+    run("quality", peptides, "--frames", 24, "--replicas", 4, "--output", tmp_path / "out")
+    model = json.loads((tmp_path / "out.json").read_text())["mean"]["model"]
+    itself, other = model["stride consistency, turns of itself"], model["stride consistency, turns"]
+    assert 0 < itself < 1 and 0.5 * itself < other < 1
+    assert 0 < model["hop rate in one jump"] < 1 and 0 < model["hop rate in ten short jumps"] < 1
+
+
+def test_quality_asks_no_stride_that_the_model_does_not_know(script):
+    options = SimpleNamespace(stride=50.0)
+    model = SimpleNamespace(domain=SimpleNamespace(min_stride=10.0))
+    assert script("quality").consistency(None, model, None, options) == {}
+
+
 def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
     words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2"]
     module = run("samplers", *words, "--output", tmp_path / "out")

@@ -6,6 +6,7 @@ maximum-likelihood reversible ones, from counts in a sliding window, on the conn
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from deeptime.clustering import KMeans
 from deeptime.markov import TransitionCountModel
 from deeptime.markov.msm import MarkovStateModel, MaximumLikelihoodMSM
 from deeptime.markov.tools.analysis import mfpt
+from deeptime.util.exceptions import NotConvergedWarning
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
@@ -53,33 +55,40 @@ def transition_counts(states: States, lag: int, n_states: int | None = None, n_b
     return np.bincount(block * n * n + moves, minlength=n_blocks * n * n).reshape(n_blocks, n, n)
 
 
-def _fit(counts: np.ndarray, lag: int) -> MarkovStateModel:
-    """Model of counts (n, n) on the strongly connected set that holds most of them."""
+def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
+    """Markov state model of counts (n, n) on the strongly connected set that holds most of them."""
     _, component = connected_components(counts, connection="strong")
     inside = counts * (component[:, None] == component)
     most = component == np.bincount(component, inside.sum(1)).argmax()
     if not inside.any():  # every state was left for good: the first stands for all
         inside[most, most] = 1
     model = TransitionCountModel(inside.astype(np.float64), "sliding", lag)
-    return MaximumLikelihoodMSM().fit_fetch(model.submodel(np.flatnonzero(most)))
+    with warnings.catch_warnings():  # resamples may take long to converge
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        return MaximumLikelihoodMSM().fit_fetch(model.submodel(np.flatnonzero(most)))
 
 
 def estimate_msm(states: States, lag: int = 1) -> MarkovStateModel:
     """Markov state model; ``msm.count_model.state_symbols`` are the states (of ``states``) that it connects."""
-    return _fit(transition_counts(states, lag)[0], lag)
+    return fit_counts(transition_counts(states, lag)[0], lag)
 
 
 def stationary_populations(states: States, lag: int, n_states: int) -> np.ndarray:
     """Equilibrium population of each state by a Markov state model, (n_states,); 0 outside the connected set."""
-    msm = _fit(transition_counts(states, lag, n_states)[0], lag)
-    populations = np.zeros(n_states)
+    return populations_of_counts(transition_counts(states, lag, n_states)[0])
+
+
+def populations_of_counts(counts: np.ndarray) -> np.ndarray:
+    """`stationary_populations` of counts (n, n)."""
+    msm = fit_counts(counts)
+    populations = np.zeros(len(counts))
     populations[msm.count_model.state_symbols] = msm.stationary_distribution
     return populations
 
 
-def _timescales(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
+def timescales_of_counts(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
     """Slowest ``n`` implied timescales of counts (N, N), frames; nan where there is none, or its eigenvalue <= 0."""
-    eigenvalues = np.sort(np.real(_fit(counts, lag).eigenvalues()))[::-1][1 : n + 1]
+    eigenvalues = np.sort(np.real(fit_counts(counts, lag).eigenvalues()))[::-1][1 : n + 1]
     found = np.full(n, np.nan)
     decays = (eigenvalues > 0) & (eigenvalues < 1)
     found[: len(eigenvalues)][decays] = -lag / np.log(eigenvalues[decays])
@@ -88,7 +97,7 @@ def _timescales(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
 
 def slowest_timescale(states: States, lag: int = 1) -> float:
     """Slowest implied timescale, -lag / ln(lambda_2), frames; 0 if a single state is connected, or lambda_2 <= 0."""
-    return float(np.nan_to_num(_timescales(transition_counts(states, lag)[0], lag, 1)[0]))
+    return float(np.nan_to_num(timescales_of_counts(transition_counts(states, lag)[0], lag, 1)[0]))
 
 
 @dataclass(frozen=True)
@@ -138,8 +147,8 @@ def implied_timescales(
     values, intervals = [], []
     for lag in lags:
         blocks = transition_counts(states, lag, n_blocks=n_blocks)
-        values.append(_timescales(blocks.sum(0), lag, n_timescales))
-        resampled = [_timescales(blocks[draw].sum(0), lag, n_timescales) for draw in draws]
+        values.append(timescales_of_counts(blocks.sum(0), lag, n_timescales))
+        resampled = [timescales_of_counts(blocks[draw].sum(0), lag, n_timescales) for draw in draws]
         intervals.append(percentile_interval(np.array(resampled), confidence))
     low, high = np.array(intervals).swapaxes(0, 1)
     return ImpliedTimescales(np.asarray(lags), np.array(values), low, high)
@@ -251,12 +260,12 @@ def chapman_kolmogorov(
     """
     generator = np.random.default_rng(seed)
     draws = generator.integers(n_blocks, size=(n_resamples, n_blocks))
-    tested = _fit(transition_counts(states, lag, len(sets))[0], lag)
+    tested = fit_counts(transition_counts(states, lag, len(sets))[0], lag)
     estimated, intervals = [], []
     for k in multiples:
         blocks = transition_counts(states, k * lag, len(sets), n_blocks)
-        estimated.append(_between_sets(_fit(blocks.sum(0), k * lag), sets))
-        resampled = [_between_sets(_fit(blocks[draw].sum(0), k * lag), sets) for draw in draws]
+        estimated.append(_between_sets(fit_counts(blocks.sum(0), k * lag), sets))
+        resampled = [_between_sets(fit_counts(blocks[draw].sum(0), k * lag), sets) for draw in draws]
         intervals.append(percentile_interval(np.array(resampled), confidence))
     low, high = np.array(intervals).swapaxes(0, 1)
     predicted = np.array([_between_sets(tested, sets, k) for k in multiples])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from deeptime.markov.msm import MaximumLikelihoodMSM
-from deeptime.util.exceptions import NotConvergedWarning
-from scipy.sparse.csgraph import connected_components
 
-from openmm_starmd.evaluation import ensemble, metrics
+from openmm_starmd.evaluation import ensemble, markov, metrics
 from openmm_starmd.evaluation.frames import FILTERS, Frames, Projection
 from openmm_starmd.evaluation.kinetics import HOP
 from openmm_starmd.evaluation.metrics import jensen_shannon
@@ -30,41 +26,28 @@ def surface(counts: np.ndarray, edges: Sequence[np.ndarray], temperature: float)
     return ensemble.FreeEnergySurface(energy, probability, tuple(edges), int(counts.sum()), temperature)
 
 
-def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts among the strongly connected states that hold most of the counts, and their numbers."""
-    _, labels = connected_components(counts > 0, connection="strong")
-    states = np.flatnonzero(labels == np.argmax(np.bincount(labels, counts.sum(1))))
-    return counts[np.ix_(states, states)].astype(np.float64), states
-
-
-def _model(counts: np.ndarray):
-    """Reversible Markov state model of connected counts; that resamples may take long to converge is no news."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotConvergedWarning)
-        return MaximumLikelihoodMSM().fit_fetch(counts)
-
-
-def _timescale(counts: np.ndarray) -> float:
-    """Slowest implied timescale in units of the lag; 0 if nothing is slower than the lag."""
-    among, states = _connected(counts)
-    if len(states) < 2:
-        return 0.0
-    slowest = np.sort(np.real(_model(among).eigenvalues()))[-2]
-    return float(-1 / np.log(slowest)) if 0 < slowest < 1 else 0.0
-
-
-def _populations(counts: np.ndarray) -> np.ndarray:
-    """Equilibrium populations by a reversible Markov state model; 0 outside the connected set."""
-    among, states = _connected(counts)
-    populations = np.zeros(len(counts))
-    populations[states] = _model(among).stationary_distribution if len(states) > 1 else 1.0
-    return populations
-
-
 def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     """Slowest implied timescales of two matrices of counts at one lag, generated over reference; nan without one."""
-    known = _timescale(reference)
-    return _timescale(generated) / known if known else float("nan")
+    (known,), (found,) = (np.nan_to_num(markov.timescales_of_counts(c, 1, 1)) for c in (reference, generated))
+    return float(found / known) if known else float("nan")
+
+
+def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
+    """Geometric mean of the mean first passage times between the reference's two metastable sets, there and back.
+
+    Of two matrices of counts at one lag, generated over reference; inf where the generated side does not go there and
+    back, nan where the reference does not.
+    """
+    known = markov.fit_counts(reference)
+    if known.n_states < 2:
+        return float("nan")
+    sets = markov.metastable_sets(known, 2, len(reference))
+    found = markov.fit_counts(generated)
+    there_and_back = (markov.first_passage_times(msm, sets) for msm in (known, found))
+    one, two = (times[[0, 1], [1, 0]] if times.shape == (2, 2) else np.full(2, np.nan) for times in there_and_back)
+    if not np.isfinite(one).all():
+        return float("nan")
+    return float(np.exp(np.log(two / one).mean())) if np.isfinite(two).all() else float("inf")
 
 
 def _vamp2(sums: np.ndarray) -> float:
@@ -134,7 +117,7 @@ def _vamp_difference(reference: np.ndarray, generated: np.ndarray) -> float:
 
 
 def _population_divergence(reference: np.ndarray, generated: np.ndarray) -> float:
-    return jensen_shannon(_populations(reference), _populations(generated))
+    return jensen_shannon(*map(markov.populations_of_counts, (reference, generated)))
 
 
 def distributions(projection: Projection, limits: Sequence[tuple[float, float]], temperature: float) -> list[Measure]:
@@ -225,6 +208,7 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
 
     found = [
         kinetic("slowest timescale, ratio to MD", "ratio", "one", transitions, timescale_ratio, most=np.log(2)),
+        kinetic("first passage times, ratio to MD", "ratio", "one", transitions, passage_ratio, most=np.log(2)),
         kinetic("decorrelation, difference", "correlation", "lower", memory, _memory_difference),
         kinetic("RMSD against lag, difference", "nm", "lower", spread, _spread_difference),
         kinetic("VAMP-2, difference", "score", "lower", products, _vamp_difference),

@@ -49,3 +49,25 @@ def test_halves_are_files_or_halves_in_time(judge):
     one, two = halves(judge.generated)
     assert np.array_equal(np.concatenate([one[0].states, two[0].states]), judge.generated[0].states)
     assert len(one[0]) == len(two[0]) == 300
+
+
+def two_wells(rate: float) -> np.ndarray:
+    """Counts of four states, two in each of two wells, that cross between them at a rate."""
+    transitions = np.array([[0.7, 0.3, 0, 0], [0.2, 0.8 - rate, rate, 0], [0, rate, 0.8 - rate, 0.2], [0, 0, 0.3, 0.7]])
+    return 1e6 * np.array([0.2, 0.3, 0.3, 0.2])[:, None] * transitions
+
+
+def test_passage_between_wells_takes_as_many_times_longer_as_the_chain_is_slower():
+    fast, lazy = two_wells(0.01), two_wells(0.01)
+    lazy = (lazy + np.diag(lazy.sum(1))) / 2  # every second step stands still
+    assert measures.passage_ratio(fast, fast) == pytest.approx(1)
+    assert measures.passage_ratio(fast, lazy) == pytest.approx(2, rel=1e-6)
+    assert measures.passage_ratio(lazy, fast) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_passage_is_endless_where_the_other_well_is_never_reached_and_unknown_without_two_wells():
+    counts, stuck = two_wells(0.01), two_wells(0.0)
+    stuck[2:] = 0
+    assert measures.passage_ratio(counts, stuck) == np.inf
+    assert measures.passage_ratio(counts, np.diag([5.0, 0, 0, 0])) == np.inf
+    assert np.isnan(measures.passage_ratio(np.diag([5.0, 0, 0, 0]), counts))
