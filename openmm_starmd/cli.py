@@ -204,7 +204,8 @@ def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for NAME.pdb and NAME.xtc.")] = Path("md"),
     frame_interval: Annotated[float, typer.Option(help="ps between frames.")] = 5.0,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    processes: Annotated[int, typer.Option(min=1, help="Molecules at a time, one CPU thread each.")] = 1,
+    replicas: Annotated[int, typer.Option(min=1, help="Trajectories of each molecule: NAME, NAME_2, ...")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Trajectories at a time, one CPU thread each.")] = 1,
     seed: Annotated[int, typer.Option(help="Of starts, velocities and noise.")] = 0,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
 ) -> None:
@@ -218,6 +219,7 @@ def simulate(
             nanoseconds,
             frame_interval=frame_interval,
             temperature=temperature,
+            replicas=replicas,
             processes=processes,
             seed=seed,
             platform=platform,

@@ -15,7 +15,9 @@ from openmm_starmd.training.logs import last_losses
 from openmm_starmd.training.loop import Run
 
 
-def model_card(model: StarMDModel, run: Run, dataset: TrajectoryDataset) -> str:
+def model_card(
+    model: StarMDModel, run: Run, dataset: TrajectoryDataset, held_out: TrajectoryDataset | None = None
+) -> str:
     """Markdown: domain, data, training and its losses, machine and versions."""
     config = run.config
     domain = asdict(model.domain) | {"residue_types": " ".join(model.domain.residue_types)}
@@ -25,6 +27,7 @@ def model_card(model: StarMDModel, run: Run, dataset: TrajectoryDataset) -> str:
         "steps": f"{run.step:,} of {config.total_steps:,}" + (", stopped early" if run.stopped else ""),
         "batch": f"{config.batch_size} windows of {config.frames} frames",
         "loss, mean of the last 100 steps": _number(last_losses(run.output / "train.csv")),
+        "validated on": _validation(dataset, held_out),
         "validation loss, best": _number(run.best["loss"]) if run.best["step"] >= 0 else "not measured",
         "at step": run.best["step"] + 1 if run.best["step"] >= 0 else "",
         "weights": "averaged, best validation" if config.patience and run.best["weights"] else "averaged, last step",
@@ -54,6 +57,15 @@ def _data(dataset: TrajectoryDataset) -> dict[str, object]:
         "frames": f"{sum(t.n_frames for t in trajectories):,}",
         "simulated time": f"{sum(t.n_frames * t.interval for t in trajectories) / 1000:g} ns",
     }
+
+
+def _validation(dataset: TrajectoryDataset, held_out: TrajectoryDataset | None) -> str:
+    if held_out is None:
+        return "nothing"
+    sequences = {t.sequence for t in held_out.trajectories}
+    trained = len(sequences & {t.sequence for t in dataset.trajectories})
+    found = f"{len(sequences)} sequences in {len(held_out.trajectories)} trajectories"
+    return found + (f"; other trajectories of {trained} of them are trained on" if trained else "")
 
 
 def _number(value: float | None) -> str:

@@ -50,7 +50,8 @@ class TrainingConfig:
         One-letter sequences held out of training; their loss is measured every ``validation_steps`` steps with the
         averaged weights on ``validation_batches`` batches that are always the same.
     validation_data : source or sequence of sources
-        Data for that in the place of held-out sequences of ``data``; what is in both is not trained on.
+        Data for that in the place of held-out sequences of ``data``. A trajectory that is in both is not trained on;
+        others of the same molecule are, unless ``validation_sequences`` names it.
     patience : int
         Stop when validation has not improved for so many times on end, and keep the averaged weights that validated
         best; 0 for never.

@@ -80,6 +80,8 @@ class TrajectoryDataset:
         One-letter sequences to hold out.
     only : sequence of str, optional
         The only one-letter sequences to read: the other side of ``exclude``.
+    held_out : TrajectoryDataset, optional
+        Trajectories to leave out; others of the same sequences are read.
     cache : path, optional
         Folder for encoded trajectories; with it a second start takes no time, and frames are read from disk when a
         window needs them.
@@ -104,6 +106,7 @@ class TrajectoryDataset:
         *,
         exclude: Iterable[str] = (),
         only: Iterable[str] | None = None,
+        held_out: TrajectoryDataset | None = None,
         cache: str | os.PathLike | None = None,
         temperature: float | None = None,
         n_frames: int | None = None,
@@ -114,6 +117,7 @@ class TrajectoryDataset:
         self._sources = [as_source(s) for s in (list(sources) if isinstance(sources, list | tuple) else [sources])]
         self._exclude = frozenset(exclude)
         self._only = None if only is None else frozenset(only)
+        self._held_out = set() if held_out is None else {file.place for file in held_out._read}
         self._cache = None if cache is None else Path(cache)
         self._temperature, self._n_frames, self._stride_range = temperature, n_frames, stride_range
         self._channels = {"single": single_features, "pair": pair_features}
@@ -131,11 +135,12 @@ class TrajectoryDataset:
     def _restriction(self) -> str:
         kept = "" if self._only is None else f" among {', '.join(sorted(self._only))}"
         dropped = f" other than {', '.join(sorted(self._exclude))}" if self._exclude else ""
-        return f"of sequences{kept}{dropped}." if kept or dropped else "of any sequence."
+        others = " beside those held out" if self._held_out else ""
+        return (f"of sequences{kept}{dropped}" if kept or dropped else "of any sequence") + f"{others}."
 
     def refresh(self) -> list[str]:
         """Read trajectories that have been finished since the last look; returns their names."""
-        found = [file for source in self._sources for file in source.find()]
+        found = [file for source in self._sources for file in source.find() if file.place not in self._held_out]
         if self._temperature is not None:
             found = [file for file in found if file.temperature in (None, self._temperature)]
         _require_one_temperature(found)

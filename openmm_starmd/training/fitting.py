@@ -71,20 +71,17 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     run.finish(export)
     trained = run.result()
     if fabric.is_global_zero:
-        _write(trained_model(trained, config, model, dataset, base), run, dataset)
+        _write(trained_model(trained, config, model, dataset, base), run, dataset, held_out)
     return trained
 
 
 def _read_data(config: TrainingConfig, model: ModelConfig) -> tuple[TrajectoryDataset, TrajectoryDataset | None]:
-    """Training data, and validation data where there are any; no sequence is in both."""
+    """Training data, and validation data where there are any; no trajectory is in both."""
     options = {"cache": Path(config.output) / "encoded", "temperature": config.temperature}
     options |= {"n_frames": config.frames, "stride_range": config.stride_range}
     options |= {name: getattr(model.network, name) for name in ("single_features", "pair_features")}
-    excluded, held_out = set(config.validation_sequences), None
-    if config.validation_data:
-        held_out = TrajectoryDataset(config.validation_data, **options)
-        excluded |= {trajectory.sequence for trajectory in held_out.trajectories}
-    dataset = TrajectoryDataset(config.data, exclude=excluded, **options)
+    held_out = TrajectoryDataset(config.validation_data, **options) if config.validation_data else None
+    dataset = TrajectoryDataset(config.data, exclude=config.validation_sequences, held_out=held_out, **options)
     if config.validation_sequences and held_out is None:
         held_out = TrajectoryDataset(config.data, only=config.validation_sequences, **options)
     return dataset, held_out
@@ -129,7 +126,7 @@ def trained_model(
     return StarMDModel(deepcopy(denoiser), model, domain, "", Path(config.output).name)
 
 
-def _write(model: StarMDModel, run: Run, dataset: TrajectoryDataset) -> None:
-    model.card = model_card(model, run, dataset)
+def _write(model: StarMDModel, run: Run, dataset: TrajectoryDataset, held_out: TrajectoryDataset | None) -> None:
+    model.card = model_card(model, run, dataset, held_out)
     model.save(run.output / "model.safetensors")
     (run.output / "model.md").write_text(model.card, encoding="utf-8")

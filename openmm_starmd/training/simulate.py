@@ -110,6 +110,7 @@ class _Run:
     temperature: float
     seed: int
     platform: str
+    replica: int = 1
 
     @property
     def structure(self) -> Path | None:
@@ -125,6 +126,10 @@ class _Run:
 
     @property
     def name(self) -> str:
+        return self._molecule_name + (f"_{self.replica}" if self.replica > 1 else "")
+
+    @property
+    def _molecule_name(self) -> str:
         if self.structure:
             return self.structure.stem
         sequence, n_cap, c_cap = self.caps
@@ -135,7 +140,7 @@ class _Run:
 
     @property
     def run_seed(self) -> int:
-        """A seed of this molecule's own, positive and 31 bits wide as OpenMM wants it."""
+        """A seed of this trajectory's own, positive and 31 bits wide as OpenMM wants it."""
         return zlib.crc32(f"{self.seed}:{self.name}".encode()) % (2**31 - 1) + 1
 
     @property
@@ -244,6 +249,7 @@ def simulate(
     frame_interval: float = 5.0,
     checkpoint_interval: float = 1.0,
     temperature: float = 300.0,
+    replicas: int = 1,
     processes: int = 1,
     seed: int = 0,
     platform: str = "CPU",
@@ -267,10 +273,13 @@ def simulate(
         ns between checkpoints. A killed run goes back to the last one and makes the same frames again.
     temperature : float
         K.
+    replicas : int
+        Trajectories of each molecule; those after the first are called NAME_2, NAME_3 and so on. A second call with
+        more of them keeps those that are there.
     processes : int
-        Molecules simulated at a time, one CPU thread each.
+        Trajectories made at a time, one CPU thread each.
     seed : int
-        With the name it fixes start, velocities and noise of each molecule.
+        With the name it fixes start, velocities and noise of each trajectory.
     platform : str
         OpenMM platform.
     progress : callable
@@ -284,13 +293,14 @@ def simulate(
     Raises
     ------
     StarMDError
-        At the end, if molecules failed; names them. The others are complete.
+        At the end, if trajectories failed; names them. The others are complete.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     runs = [
-        _Run(s, output, nanoseconds, frame_interval, checkpoint_interval, temperature, seed, platform)
+        _Run(s, output, nanoseconds, frame_interval, checkpoint_interval, temperature, seed, platform, replica)
         for s in sequences
+        for replica in range(1, replicas + 1)
     ]
     failed = []
 
@@ -312,10 +322,10 @@ def simulate(
     else:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             futures = {pool.submit(_execute, run): run for run in runs}
-            progress(f"{len(runs)} molecules", 0.0)
+            progress(f"{len(runs)} trajectories", 0.0)
             for number, future in enumerate(as_completed(futures)):
                 collect(futures[future], future.result)
-                progress(f"{len(runs) - number - 1} of {len(runs)} molecules left", (number + 1) / len(runs))
+                progress(f"{len(runs) - number - 1} of {len(runs)} trajectories left", (number + 1) / len(runs))
     if failed:
-        raise StarMDError(f"{len(failed)} of {len(runs)} molecules failed: {'; '.join(failed)}")
+        raise StarMDError(f"{len(failed)} of {len(runs)} trajectories failed: {'; '.join(failed)}")
     return [run.name for run in runs]

@@ -61,6 +61,11 @@ class TrajectoryFile:
         """The files that it is made from."""
         return [self.path] if self.topology is None else [self.topology, self.path]
 
+    @property
+    def place(self) -> tuple[Path, str]:
+        """Where its frames are, whatever it is called."""
+        return self.path.resolve(), self.group
+
     def precomputed(self, kind: str) -> Path:
         """File of its precomputed features, NAME.single.npy or NAME.pair.npy beside the topology."""
         return (self.topology or self.path).with_suffix(f".{kind}.npy")

@@ -22,7 +22,7 @@ pytest.importorskip("lightning_fabric")
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper  # noqa: E402
 from openmm_starmd.protein.errors import StarMDError  # noqa: E402
-from openmm_starmd.training import ATLAS, Folder, MdCATH, build_peptide, train  # noqa: E402
+from openmm_starmd.training import ATLAS, Files, Folder, MdCATH, build_peptide, train  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,8 +159,28 @@ def test_validation_data_are_not_trained_on(folder, tmp_path):
     for suffix in ("pdb", "xtc"):
         (held_out / f"other.{suffix}").symlink_to(folder / f"SVE.{suffix}")
     train(config_of(folder, tmp_path / "run", validation_data=held_out, validation_steps=2))
-    assert "2 sequences in 2 trajectories" in (tmp_path / "run" / "model.md").read_text()
+    card = (tmp_path / "run" / "model.md").read_text()
+    assert "| systems | 2 sequences in 2 trajectories |" in card
+    assert "| validated on | 1 sequences in 1 trajectories |" in card
     assert [row["step"] for row in read_log(tmp_path / "run" / "validation.csv")] == ["1", "3"]
+
+
+def test_one_of_two_trajectories_of_a_molecule_is_held_out(folder, tmp_path):
+    data = tmp_path / "md"
+    data.mkdir()
+    for number in ("", "_2"):
+        (data / f"AKF{number}.pdb").write_bytes((folder / "AKF.pdb").read_bytes())
+    (data / "AKF_2.xtc").write_bytes((folder / "AKF.xtc").read_bytes())
+    config = config_of(data, tmp_path / "run", validation_data=Files(data / "AKF_2.xtc", data / "AKF_2.pdb"))
+    with pytest.raises(StarMDError, match="No trajectory found .* of any sequence beside those held out"):
+        train(config)
+    (data / "AKF.xtc").write_bytes((folder / "AKF.xtc").read_bytes())
+    train(config)
+    card = (tmp_path / "run" / "model.md").read_text()
+    assert "1 sequences in 1 trajectories |" in card and "| frames | 30 |" in card
+    assert "| validated on | 1 sequences in 1 trajectories; other trajectories of 1 of them are trained on |" in card
+    with pytest.raises(StarMDError, match="other than AKF beside those held out"):
+        train(replace(config, output=tmp_path / "other", validation_sequences=("AKF",)))
 
 
 def test_the_card_tells_what_was_measured(folder, tmp_path):

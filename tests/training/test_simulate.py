@@ -166,6 +166,15 @@ def test_a_pdb_file_is_simulated_and_continued(tmp_path, short):
     assert (tmp_path / "mine.pdb").read_bytes() == before
 
 
+def test_replicas_differ_and_more_of_them_keep_the_first(tmp_path, short):
+    assert simulate(["GA"], tmp_path, 0.0004, **short) == ["GA"]
+    before = (tmp_path / "GA.xtc").read_bytes()
+    names = simulate(["GA"], tmp_path, 0.0004, replicas=3, **short)
+    assert names == ["GA", "GA_2", "GA_3"]
+    found = [(tmp_path / f"{name}.xtc").read_bytes() for name in names]
+    assert found[0] == before and len(set(found)) == 3
+
+
 def test_failures_are_named_and_the_others_are_made(tmp_path, short):
     with pytest.raises(StarMDError, match="AX"):
         simulate(["AX", "GA"], tmp_path, 0.0002, **short)
