@@ -19,33 +19,48 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from openmm import GBSAOBCForce, LangevinMiddleIntegrator, NonbondedForce, Platform, System, unit
-from openmm.app import HBonds, NoCutoff, PDBFile, Simulation, Topology, XTCReporter
+from openmm import (
+    Context,
+    GBSAOBCForce,
+    LangevinMiddleIntegrator,
+    LocalEnergyMinimizer,
+    NonbondedForce,
+    Platform,
+    System,
+    VerletIntegrator,
+    unit,
+)
+from openmm.app import CutoffNonPeriodic, HBonds, NoCutoff, PDBFile, Simulation, Topology, XTCFile
 from openmm.app.internal.customgbforces import GBSAOBC2Force
 
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.training.build import THREE_LETTER, build_peptide, force_field
+from openmm_starmd.training.crowd import Crowd
 
 __all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate"]
 
 logger = logging.getLogger(__name__)
 TIME_STEP = 0.004
 FRICTION = 1.0
-EQUILIBRATION_STEPS = 25_000
+EQUILIBRATION_STEPS, RETURN_STEPS = 25_000, 2_500
+ONE_THREAD = {"Threads": "1"}
 ATTEMPTS = 5
 
 
-def peptide_system(topology: Topology) -> System:
-    """ff14SB + OBC2 without cutoff, HBonds constraints and 4-amu hydrogens.
+def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
+    """ff14SB + OBC2, HBonds constraints and 4-amu hydrogens.
 
-    The energy is that of ``implicit/obc2.xml`` (solute dielectric 1, solvent 78.5, ACE surface term).
+    The energy is that of ``implicit/obc2.xml`` (solute dielectric 1, solvent 78.5, ACE surface term). No pair further
+    apart than the cutoff (nm) acts; those within it act as without one.
     """
-    system = force_field().createSystem(
-        topology, nonbondedMethod=NoCutoff, constraints=HBonds, hydrogenMass=4 * unit.amu
+    method = (
+        {"nonbondedMethod": CutoffNonPeriodic, "nonbondedCutoff": cutoff} if cutoff else {"nonbondedMethod": NoCutoff}
     )
+    system = force_field().createSystem(topology, constraints=HBonds, hydrogenMass=4 * unit.amu, **method)
     nonbonded = next(force for force in system.getForces() if isinstance(force, NonbondedForce))
     nonbonded.setReactionFieldDielectric(1.0)
     solvent = GBSAOBCForce()
@@ -53,6 +68,9 @@ def peptide_system(topology: Topology) -> System:
     solvent.setSolventDielectric(78.5)
     for atom, (radius, scale) in enumerate(p[:2] for p in GBSAOBC2Force.getStandardParameters(topology)):
         solvent.addParticle(nonbonded.getParticleParameters(atom)[0], radius, scale)
+    if cutoff:
+        solvent.setNonbondedMethod(GBSAOBCForce.CutoffNonPeriodic)
+        solvent.setCutoffDistance(cutoff)
     system.addForce(solvent)
     return system
 
@@ -153,37 +171,40 @@ def _steps(picoseconds: float) -> int:
     return max(1, round(picoseconds / TIME_STEP))
 
 
-def _new_simulation(run: _Run, topology: Topology) -> Simulation:
+def _new_simulation(run: _Run, crowd: Crowd) -> Simulation:
     integrator = LangevinMiddleIntegrator(run.temperature, FRICTION, TIME_STEP)
     integrator.setRandomNumberSeed(run.run_seed)
     platform = Platform.getPlatform(run.platform)
-    properties = {"Threads": "1"} if run.platform == "CPU" else {}
-    return Simulation(topology, peptide_system(topology), integrator, platform, properties)
+    properties = ONE_THREAD if run.platform == "CPU" else {}
+    return Simulation(crowd.topology, peptide_system(crowd.topology, crowd.cutoff), integrator, platform, properties)
 
 
 def _silent(text: str, done: float) -> None:
     """Progress that nobody watches."""
 
 
-def _save(run: _Run, simulation: Simulation) -> None:
-    """Write the checkpoint with the length of the trajectory that belongs to it, in one atomic step."""
-    header = json.dumps({"step": simulation.currentStep, "xtc_bytes": run.path("xtc").stat().st_size})
-    part = run.path("chk.part")
+def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
+    """Write the checkpoint with the lengths of the trajectories that belong to it, in one atomic step."""
+    sizes = {run.name: run.path("xtc").stat().st_size for run in runs}
+    header = json.dumps({"step": simulation.currentStep, "xtc_bytes": sizes})
+    part = runs[0].path("chk.part")
     part.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
-    os.replace(part, run.path("chk"))
+    os.replace(part, runs[0].path("chk"))
 
 
-def _minimized(run: _Run) -> tuple[Topology, Simulation]:
+def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
     """A structure after minimisation; a peptide that it makes unsound (a residue its mirror image) is built anew."""
     for attempt in range(1 if run.structure else ATTEMPTS):
         topology, positions = _read(run) if run.structure else build_peptide(*run.caps, run.run_seed + attempt)
-        simulation = _new_simulation(run, topology)
-        simulation.context.setPositions(positions)
-        simulation.minimizeEnergy(maxIterations=500)
-        minimized = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+        context = Context(
+            peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD
+        )
+        context.setPositions(positions)
+        LocalEnergyMinimizer.minimize(context, maxIterations=500)
+        minimized = context.getState(positions=True).getPositions(asNumpy=True)._value
         failures = check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
         if not failures:
-            return topology, simulation
+            return topology, minimized
     raise StarMDError(f"No structure of {run.name} was sound after minimisation: it fails {', '.join(failures)}.")
 
 
@@ -197,48 +218,84 @@ def _read(run: _Run):
     return pdb.topology, pdb.positions
 
 
-def _start(run: _Run) -> Simulation:
-    """Build, minimise and equilibrate; leaves NAME.pdb, an empty NAME.xtc and the first checkpoint."""
-    topology, simulation = _minimized(run)
-    simulation.context.setVelocitiesToTemperature(run.temperature, run.run_seed)
-    simulation.step(EQUILIBRATION_STEPS)
+def _start(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
+    """Build, minimise and equilibrate; leaves each NAME.pdb, an empty NAME.xtc and the first checkpoint."""
+    molecules = [_minimized(run) for run in runs]
+    crowd = Crowd(molecules)
+    simulation = _new_simulation(runs[0], crowd)
+    simulation.context.setPositions(crowd.positions)
+    simulation.context.setVelocitiesToTemperature(runs[0].temperature, runs[0].run_seed)
+    positions = _advance(crowd, simulation, EQUILIBRATION_STEPS)
     simulation.context.setTime(0)
     simulation.currentStep = 0
-    with open(run.path("pdb"), "w") as file:
-        PDBFile.writeFile(topology, simulation.context.getState(positions=True).getPositions(), file, keepIds=True)
-    run.path("xtc").write_bytes(b"")
-    _save(run, simulation)
-    return simulation
+    for run, (topology, _), atoms in zip(runs, molecules, crowd.parts, strict=True):
+        with open(run.path("pdb"), "w") as file:
+            PDBFile.writeFile(topology, positions[atoms] * unit.nanometer, file, keepIds=True)
+        run.path("xtc").write_bytes(b"")
+    _save(runs, simulation)
+    return crowd, simulation
 
 
-def _resume(run: _Run) -> Simulation:
+def _advance(crowd: Crowd, simulation: Simulation, steps: int) -> np.ndarray:
+    """Positions (A, 3), nm, some steps later; the molecules of a crowd return to their places on the way."""
+    every = RETURN_STEPS if crowd.cutoff else steps
+    for done in range(0, steps, every):
+        simulation.step(min(every, steps - done))
+        positions = crowd.in_place(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
+        if crowd.cutoff:
+            simulation.context.setPositions(positions)
+    return positions
+
+
+def _resume(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
     """Go back to the last checkpoint; frames written after it are cut off, they will be made again."""
-    simulation = _new_simulation(run, PDBFile(str(run.path("pdb"))).topology)
-    header, checkpoint = run.path("chk").read_bytes().split(b"\n", 1)
+    header, checkpoint = runs[0].path("chk").read_bytes().split(b"\n", 1)
     header = json.loads(header)
+    names = [run.name for run in runs]
+    if list(header["xtc_bytes"]) != names:
+        raise StarMDError(
+            f"{runs[0].path('chk')} goes on with {', '.join(header['xtc_bytes'])} together, not {', '.join(names)}; "
+            "give the same molecules, and as many of them together, or name another output folder"
+        )
+    pdbs = [PDBFile(str(run.path("pdb"))) for run in runs]
+    crowd = Crowd([(pdb.topology, np.array(pdb.positions._value)) for pdb in pdbs])
+    simulation = _new_simulation(runs[0], crowd)
     simulation.context.loadCheckpoint(checkpoint)
     simulation.currentStep = header["step"]
-    os.truncate(run.path("xtc"), header["xtc_bytes"])
-    return simulation
+    for run in runs:
+        os.truncate(run.path("xtc"), header["xtc_bytes"][run.name])
+    return crowd, simulation
 
 
-def _execute(run: _Run, progress: Callable[[str, float], None] = _silent) -> str:
-    """Make or continue one trajectory; returns a line for the log."""
-    if run.finished:
-        return f"{run.name}: there"
-    simulation = _resume(run) if run.path("chk").exists() else _start(run)
-    frame_steps = _steps(run.frame_interval)
-    total = round(run.nanoseconds * 1000 / run.frame_interval) * frame_steps
-    block = max(1, round(run.checkpoint_interval * 1000 / run.frame_interval)) * frame_steps
-    append = simulation.currentStep > 0
-    simulation.reporters.append(XTCReporter(str(run.path("xtc")), frame_steps, append=append))
+def _execute(runs: Sequence[_Run], progress: Callable[[str, float], None] = _silent) -> str:
+    """Make or continue the trajectories of one System; returns a line for the log."""
+    first, name = runs[0], _together(runs)
+    if all(run.finished for run in runs):
+        return f"{name}: there"
+    crowd, simulation = _resume(runs) if first.path("chk").exists() else _start(runs)
+    per_frame = _steps(first.frame_interval)
+    total = round(first.nanoseconds * 1000 / first.frame_interval) * per_frame
+    block = max(1, round(first.checkpoint_interval * 1000 / first.frame_interval)) * per_frame
     begin, made = time.perf_counter(), (total - simulation.currentStep) * TIME_STEP / 1000
+    topologies = [PDBFile(str(run.path("pdb"))).topology for run in runs]
+    files = [
+        XTCFile(str(run.path("xtc")), topology, TIME_STEP, per_frame, per_frame, simulation.currentStep > 0)
+        for run, topology in zip(runs, topologies, strict=True)
+    ]
     while simulation.currentStep < total:
-        simulation.step(min(block, total - simulation.currentStep))
-        _save(run, simulation)
-        progress(run.name, simulation.currentStep / total)
-    run.path("done").write_text(f"{run.nanoseconds}\n")
-    return f"{run.name}: {made:.3f} ns at {made / (time.perf_counter() - begin) * 86400:.0f} ns/day"
+        positions = _advance(crowd, simulation, per_frame)
+        for file, atoms in zip(files, crowd.parts, strict=True):
+            file.writeModel(positions[atoms])
+        if simulation.currentStep % block == 0 or simulation.currentStep == total:
+            _save(runs, simulation)
+            progress(name, simulation.currentStep / total)
+    for run in runs:
+        run.path("done").write_text(f"{run.nanoseconds}\n")
+    return f"{name}: {made:.3f} ns at {made / (time.perf_counter() - begin) * 86400:.0f} ns/day"
+
+
+def _together(runs: Sequence[_Run]) -> str:
+    return runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"
 
 
 def simulate(
@@ -251,6 +308,7 @@ def simulate(
     temperature: float = 300.0,
     replicas: int = 1,
     processes: int = 1,
+    together: int = 1,
     seed: int = 0,
     platform: str = "CPU",
     progress: Callable[[str, float], None] = _silent,
@@ -263,7 +321,8 @@ def simulate(
         One-letter codes, with caps as in ``"ace-AAAA-nme"``, or names of PDB files with all hydrogens, as `prepare`
         makes them.
     output : path
-        Folder that gets NAME.pdb (all atoms, the start), NAME.xtc, NAME.chk and, at the end, NAME.done for each;
+        Folder that gets NAME.pdb (all atoms, the start), NAME.xtc, NAME.chk (of the first of a System) and, at the end,
+        NAME.done for each;
         NAME is the sequence, with caps as in ``ACE_AAAA_NME``, or the stem of the PDB file.
     nanoseconds : float
         Length of each trajectory after 100 ps of equilibration.
@@ -277,9 +336,12 @@ def simulate(
         Trajectories of each molecule; those after the first are called NAME_2, NAME_3 and so on. A second call with
         more of them keeps those that are there.
     processes : int
-        Trajectories made at a time, one CPU thread each.
+        Systems simulated at a time, one CPU thread each.
+    together : int
+        Trajectories made in one System, far apart from each other: for a GPU, which one small molecule leaves idle. A
+        CPU gains nothing by it.
     seed : int
-        With the name it fixes start, velocities and noise of each trajectory.
+        With the name, and those of the others in the System, it fixes start, velocities and noise of each trajectory.
     platform : str
         OpenMM platform.
     progress : callable
@@ -302,30 +364,32 @@ def simulate(
         for s in sequences
         for replica in range(1, replicas + 1)
     ]
+    systems = [runs[k : k + together] for k in range(0, len(runs), together)]
     failed = []
 
-    def collect(run, result):
+    def collect(system, result):
         try:
             logger.info("%s", result())
         except Exception as error:
-            logger.error("%s failed: %r", run.name, error)
-            failed.append(f"{run.name} ({error})")
+            name = _together(system)
+            logger.error("%s failed: %r", name, error)
+            failed.append(f"{name} ({error})")
 
     if processes == 1:
-        for number, run in enumerate(runs):
+        for number, system in enumerate(systems):
 
             def part(name, done, number=number):
-                progress(name, (number + done) / len(runs))
+                progress(name, (number + done) / len(systems))
 
-            part(run.name, 0.0)
-            collect(run, lambda run=run, part=part: _execute(run, part))
+            part(_together(system), 0.0)
+            collect(system, lambda system=system, part=part: _execute(system, part))
     else:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(_execute, run): run for run in runs}
-            progress(f"{len(runs)} trajectories", 0.0)
+            futures = {pool.submit(_execute, system): system for system in systems}
+            progress(f"{len(systems)} runs", 0.0)
             for number, future in enumerate(as_completed(futures)):
                 collect(futures[future], future.result)
-                progress(f"{len(runs) - number - 1} of {len(runs)} trajectories left", (number + 1) / len(runs))
+                progress(f"{len(systems) - number - 1} of {len(systems)} runs left", (number + 1) / len(systems))
     if failed:
-        raise StarMDError(f"{len(failed)} of {len(runs)} trajectories failed: {'; '.join(failed)}")
+        raise StarMDError(f"{len(failed)} of {len(systems)} runs failed: {'; '.join(failed)}")
     return [run.name for run in runs]

@@ -14,6 +14,7 @@ from openmm.app import ForceField, HBonds, NoCutoff, PDBFile
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.training.crowd import Crowd
 from openmm_starmd.training.simulate import build_peptide, coverage_sequences, peptide_system, simulate
 
 module = sys.modules["openmm_starmd.training.simulate"]  # the package's attribute of that name is the function
@@ -138,6 +139,44 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch, short):
     simulate(["ace-AG-nme"], tmp_path / "killed", 0.0014, **short)
     whole, killed = ((tmp_path / f / "ACE_AG_NME.xtc").read_bytes() for f in ("whole", "killed"))
     assert killed == whole
+
+
+def crowd_of(*sequences):
+    molecules = [build_peptide(sequence, seed=5) for sequence in sequences]
+    return Crowd([(topology, np.array(positions._value)) for topology, positions in molecules]), molecules
+
+
+def test_molecules_of_a_crowd_have_the_forces_that_they_have_alone():
+    crowd, molecules = crowd_of("ACD", "WG", "PQRST", "GG", "MAVE")
+    together = context_of(crowd.topology, crowd.positions, peptide_system(crowd.topology, crowd.cutoff))
+    forces = together.getState(forces=True).getForces(asNumpy=True)._value
+    for atoms, (topology, positions) in zip(crowd.parts, molecules, strict=True):
+        alone = context_of(topology, positions).getState(forces=True).getForces(asNumpy=True)._value
+        assert np.abs(forces[atoms] - alone).max() < 1e-6 * np.abs(alone).max()
+
+
+def test_a_crowd_that_has_spread_returns_to_its_places_with_every_molecule_as_it_is():
+    crowd, _ = crowd_of("ACD", "WG", "PQRST")
+    moved = crowd.positions.copy()
+    for k, atoms in enumerate(crowd.parts):
+        moved[atoms] += k - 1.0
+    assert np.abs(crowd.in_place(moved) - crowd.positions).max() < 1e-12
+
+
+def test_trajectories_made_together_are_those_of_their_molecules_and_resume(tmp_path, monkeypatch, short):
+    monkeypatch.setattr(module, "RETURN_STEPS", 20)
+    names = ["AG", "GAV", "SG"]
+    simulate(names, tmp_path / "whole", 0.0012, together=2, **short)
+    simulate(names, tmp_path / "part", 0.0006, together=2, **short)
+    simulate(names, tmp_path / "part", 0.0012, together=2, **short)
+    for name in names:
+        found = mdtraj.load(str(tmp_path / "whole" / f"{name}.xtc"), top=str(tmp_path / "whole" / f"{name}.pdb"))
+        assert found.time == pytest.approx(0.1 * np.arange(1, 13), abs=1e-5)
+        bonds = mdtraj.compute_distances(found, [[a.index, b.index] for a, b in found.topology.bonds])
+        assert bonds.max() < 0.2
+        assert (tmp_path / "part" / f"{name}.xtc").read_bytes() == (tmp_path / "whole" / f"{name}.xtc").read_bytes()
+    with pytest.raises(StarMDError, match="AG.chk goes on with AG, GAV together, not AG; give the same molecules"):
+        simulate(["AG"], tmp_path / "part", 0.002, **short)
 
 
 def test_a_longer_second_call_extends_and_times_are_even(tmp_path, short):
