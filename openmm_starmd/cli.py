@@ -205,7 +205,8 @@ def simulate(
     frame_interval: Annotated[float, typer.Option(help="ps between frames.")] = 5.0,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     replicas: Annotated[int, typer.Option(min=1, help="Trajectories of each molecule: NAME, NAME_2, ...")] = 1,
-    processes: Annotated[int, typer.Option(min=1, help="Trajectories at a time, one CPU thread each.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Systems at a time, one CPU thread each.")] = 1,
+    together: Annotated[int, typer.Option(min=1, help="Trajectories in one System, far apart: for a GPU.")] = 1,
     seed: Annotated[int, typer.Option(help="Of starts, velocities and noise.")] = 0,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
 ) -> None:
@@ -221,6 +222,7 @@ def simulate(
             temperature=temperature,
             replicas=replicas,
             processes=processes,
+            together=together,
             seed=seed,
             platform=platform,
             progress=progress,

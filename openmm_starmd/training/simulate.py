@@ -57,10 +57,13 @@ def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
     The energy is that of ``implicit/obc2.xml`` (solute dielectric 1, solvent 78.5, ACE surface term). No pair further
     apart than the cutoff (nm) acts; those within it act as without one.
     """
-    method = (
-        {"nonbondedMethod": CutoffNonPeriodic, "nonbondedCutoff": cutoff} if cutoff else {"nonbondedMethod": NoCutoff}
+    system = force_field().createSystem(
+        topology,
+        nonbondedMethod=CutoffNonPeriodic if cutoff else NoCutoff,
+        nonbondedCutoff=cutoff or 1.0,
+        constraints=HBonds,
+        hydrogenMass=4 * unit.amu,
     )
-    system = force_field().createSystem(topology, constraints=HBonds, hydrogenMass=4 * unit.amu, **method)
     nonbonded = next(force for force in system.getForces() if isinstance(force, NonbondedForce))
     nonbonded.setReactionFieldDielectric(1.0)
     solvent = GBSAOBCForce()
