@@ -51,6 +51,7 @@ from openmm_starmd.training.loop import Run
 EMBEDDED = "starmd-peptide"  # its size is that of every variant
 STRIDE = 100.0  # ps, of the jumps that are scored and of a model that is not told the stride
 QUALITY = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "validity")
+QUALITY += ("stride consistency, turns", "stride consistency, turns of itself")
 TERMS = ("translation", "rotation", "torsion", "angle", "distance_map")
 
 
@@ -186,8 +187,8 @@ def measure(name: str, folder: Path, options) -> dict:
     model, choices = trained_model(denoiser, config, config.model, dataset), quality_options(options)
     references = [Reference.load(find(sequence, options.reference)) for sequence in options.validation]
     mean = average([judge(reference, [], model, choices) for reference in references])
-    beside = {column: {q: mean[column][q] for q in QUALITY if q in mean[column]} for column in ("MD halves", "frozen")}
-    return {"row": row | {q: mean["model"][q] for q in QUALITY}, "beside": beside}
+    known = {column: {q: mean[column][q] for q in QUALITY if q in mean[column]} for column in mean}
+    return {"row": row | known["model"], "beside": {column: known[column] for column in ("MD halves", "frozen")}}
 
 
 def quality_options(options):
