@@ -42,7 +42,7 @@ from openmm_starmd.diffusion.loss import LossWeights, denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.model import load_model
 from openmm_starmd.network.config import ModelConfig, ProcessConfig
-from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.network.denoiser import Denoiser, in_parts
 from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
 from openmm_starmd.training.fitting import trained_model
@@ -61,8 +61,8 @@ class Strideless(Denoiser):
     def step_size(self, stride):
         return super().step_size(torch.full_like(stride, STRIDE))
 
-    def _trunk(self, statics, frames, mask, cache):
-        return super()._trunk(statics, replace(frames, stride=torch.full_like(frames.stride, STRIDE)), mask, cache)
+    def conditions(self, statics, previous, time, alpha, sigma, stride, index):
+        return super().conditions(statics, previous, time, alpha, sigma, torch.full_like(stride, STRIDE), index)
 
 
 class CommonUnits:
@@ -75,7 +75,7 @@ class CommonUnits:
 
     def __call__(self, statics, context, noisy):
         estimate, _ = self.denoiser(statics, context, noisy)
-        return estimate, self.ruler._baseline(statics.features, noisy)[1]
+        return estimate, in_parts(self.ruler._levels(noisy.sigma, noisy.stride)[..., None, :, 2])
 
 
 def all_targets(module, process, batch: Batch, generator):

@@ -12,7 +12,6 @@ from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
 from openmm_starmd.network.denoiser import Statics
-from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.history import History
@@ -86,22 +85,13 @@ class Propagator:
         denoiser, process = self.model.denoiser, self.model.process
         cache = self._context_cache(history)
         statics, last = self._statics, _centred(history.last)
-        previous = last.map(lambda x: x[:, None])
-        strides = torch.full_like(last.angles[:, :1], self.stride)
-        index = torch.tensor([history.n_frames], device=strides.device)
+        times = self.sampler.times().to(last.angles)[None]
+        index = torch.tensor([history.n_frames], device=times.device)
+        levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
+        conditions = denoiser.conditions(statics, last.map(lambda x: x[:, None]), *levels, index)
 
-        def denoise(noisy: Conformation, t: torch.Tensor) -> Displacement:
-            time = t.expand_as(strides)
-            inputs = FrameInputs(
-                noisy.map(lambda x: x[:, None]),
-                previous,
-                time,
-                process.alpha(time),
-                process.sigma(time),
-                strides,
-                index,
-            )
-            way = denoiser.denoise(statics, inputs, cache)
+        def denoise(noisy: Conformation, k: int) -> Displacement:
+            way = denoiser.denoise(conditions.at(k), noisy.map(lambda x: x[:, None]), cache)
             return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
 
         noise = self._prior(last, generator)
@@ -157,25 +147,27 @@ class Propagator:
         gaps = torch.diff(history.times, prepend=history.times[:1] - self.stride)
         strides = gaps.to(window.angles).expand(batch, frames)
         inputs = context_inputs(window, strides, self.model.process)
+        cache, known = self._known_part(history)
         if history.dropped:
-            cache = self.model.denoiser.encode(self._statics, inputs)
+            cache = self.model.denoiser.encode(self._statics, inputs, cache)
         else:
-            cache, known = self._known_part(history)
             for k in range(known, frames):
                 cache = self.model.denoiser.encode(self._statics, inputs.frame(k), cache)
         self._cached = (history, cache)
         return cache
 
-    def _known_part(self, history: History) -> tuple[KVCache | None, int]:
-        """The last cache, if it belongs to the beginning of this history, and the number of its frames."""
+    def _known_part(self, history: History) -> tuple[KVCache, int]:
+        """The last cache, if it belongs to the beginning of this history, else it emptied; the number of its frames."""
         if self._cached is None:
-            return None, 0
+            batch, _, residues = history.conformations.shape
+            capacity = max(self.context_frames, history.n_frames) + 1
+            return self.model.denoiser.cache(batch, residues, capacity), 0
         known, cache = self._cached
         n = known.n_frames
         beginning = history.conformations.frames.rotations[:, :n]
-        if not known.dropped and torch.equal(known.conformations.frames.rotations, beginning):
+        if not (known.dropped or history.dropped) and torch.equal(known.conformations.frames.rotations, beginning):
             return cache, n
-        return None, 0
+        return replace(cache, n_frames=0), 0
 
 
 def _shifted(conformation: Conformation, shift: torch.Tensor) -> Conformation:

@@ -62,12 +62,28 @@ class Process:
         return torch.stack([translation, rotation, torsion, angle], -1)
 
     def increment(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
-        """Growth of translations () and variance (4,) that the reverse SDE adds between two times, t > t_next."""
+        """Growth of translations (*) and variance (*, 4) that the reverse SDE adds from times (*) to earlier ones."""
         variance = self.sigma(t) ** 2 - self.sigma(t_next) ** 2
         if self.config.schedule == "geometric":
             return torch.ones_like(t), variance
         beta = self._integrated_beta(t) - self._integrated_beta(t_next)
-        return 1 + beta / 2, torch.cat([beta.view(1), variance[1:]])
+        return 1 + beta / 2, torch.cat([beta[..., None], variance[..., 1:]], -1)
+
+    @full_precision
+    def noise(self, template: Tensor, sigma: Tensor, features: ResidueFeatures, generator) -> Displacement:
+        """Displacements that the forward kernel adds at given noise levels.
+
+        Parameters
+        ----------
+        template : Tensor, shape (B, *, N)
+            Gives shape, dtype and device.
+        sigma : Tensor, shape broadcastable to (B, *, 4)
+        generator : torch.Generator or one for each replica
+        """
+        normal = tangent_noise(template, features.per_frame("torsion_mask", template), generator)
+        level, noise = sigma[..., None, ROTATION].expand(template.shape), normal.scaled(sigma)
+        drawn = igso3.from_normal(level.clamp_min(LEAST_ROTATION), normal.rotation)
+        return replace(noise, rotation=torch.where((level < LEAST_ROTATION)[..., None], noise.rotation, drawn))
 
     @full_precision
     def perturb(
@@ -83,17 +99,9 @@ class Process:
         sigma : Tensor, shape (B, *, 4)
         generator : torch.Generator or one for each replica
         """
-        noise = tangent_noise(clean.angles, features.per_frame("torsion_mask", clean.angles), generator)
-        scaled = Conformation(
-            Rigid(clean.frames.rotations, clean.frames.translations * alpha[..., None, None]),
-            clean.torsions,
-            clean.angles,
-        )
-        level = sigma[..., None, ROTATION].expand(clean.shape)
-        drawn = igso3.from_normal(level.clamp_min(LEAST_ROTATION), per_replica(_normal, level, generator))
-        noise = noise.scaled(sigma)
-        rotation = torch.where((level < LEAST_ROTATION)[..., None], noise.rotation, drawn)
-        return replace(noise, rotation=rotation).apply(scaled)
+        frames = Rigid(clean.frames.rotations, clean.frames.translations * alpha[..., None, None])
+        noise = self.noise(clean.angles, sigma, features, generator)
+        return noise.apply(Conformation(frames, clean.torsions, clean.angles))
 
     def context_copy(self, clean: Conformation, features: ResidueFeatures, generator) -> Conformation:
         """The slightly noised copy of a conformation (B, *, N) that enters the history (paper, section 3.3).
@@ -148,9 +156,3 @@ class Process:
             torsion * features.per_frame("torsion_mask", noisy.angles),
             clean.angles - noisy.angles,
         )
-
-
-def _normal(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal vectors (*, 3) for rows (*)."""
-    normal = torch.randn(*rows.shape, 3, generator=generator, device=generator.device, dtype=rows.dtype)
-    return normal.to(rows.device)

@@ -1,8 +1,9 @@
 """The reverse process: from noise to a conformation, one algorithm a class.
 
-Each takes ``denoise(noisy, t) -> Displacement``, which returns ``sigma**2`` times the score (see `process`), so that an
-exact score can stand in for the network. One move is ``x' = growth * (x + fraction * way) + noise``; the algorithms
-differ in these three numbers. The run ends with the denoised conformation, without noise.
+Each takes ``denoise(noisy, k) -> Displacement``, which returns ``sigma**2`` times the score (see `process`) at the k-th
+of its times, so that an exact score can stand in for the network. One move is ``x' = growth * (x + fraction * way) +
+noise``; the algorithms differ in these three numbers. The run ends with the denoised conformation, without noise.
+Numbers and noise of all moves are made before the first, so that only the moves themselves are left to the loop.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.rigid import Rigid, exponential
+from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
-Denoise = Callable[[Conformation, Tensor], Displacement]
+Denoise = Callable[[Conformation, int], Displacement]
 
 
 class Sampler(ABC):
@@ -37,11 +39,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def times(self) -> Tensor:
-        """Diffusion times at which the denoiser is called, decreasing."""
+        """Diffusion times (S,) at which the denoiser is called, decreasing; float64."""
 
     @abstractmethod
     def coefficients(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Growth of translations (), fraction of the way (4,) and noise levels (4,) of the move from t to t_next."""
+        """Growth of translations (*), fraction of the way and noise levels (*, 4) of moves between two times (*)."""
 
     def sample(self, noise: Conformation, denoise: Denoise, features: ResidueFeatures, generator) -> Conformation:
         """Sample a conformation.
@@ -51,26 +53,30 @@ class Sampler(ABC):
         noise : Conformation, shape (B, N)
             Sample of the prior.
         denoise : callable
-            ``denoise(noisy, t) -> Displacement``.
+            ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
         """
-        times = self.times().to(noise.angles)
-        ones = noise.angles.new_ones(noise.shape[:-1])
+        times = self.times()
+        growth, fraction, level = (x.to(noise.angles) for x in self.coefficients(times[:-1], times[1:]))
+        kicks = self._kicks(noise, level, features, generator)
+        corrected = self.correction(times, noise.angles, features)
         x = noise
-        last: tuple[Tensor, Conformation] | None = None
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
-            growth, fraction, level = self.coefficients(t, t_next)
-            way = denoise(x, t)
-            denoised = t, _grown(way.apply(x), 1 / self.process.alpha(t))
-            way, last = self.corrected(way, x, t, t_next, last, features), denoised
-            x = _grown(way.scaled(fraction.expand(*ones.shape, 4)).apply(x), growth)
-            x = self.process.perturb(x, ones, level.expand(*ones.shape, 4), features, generator)
-        t = times[-1]
-        return _grown(denoise(x, t).apply(x), 1 / self.process.alpha(t))
+        for k in range(len(times) - 1):
+            way = corrected(denoise(x, k), x, k).scaled(fraction[k])
+            x = _moved(x, way, growth[k], kicks[:, k])
+        way = denoise(x, len(times) - 1)
+        return _grown(way.apply(x), 1 / self.process.alpha(times[-1]).to(noise.angles))
 
-    def corrected(self, way, x, t, t_next, last, features) -> Displacement:
-        """The way from x to the denoised conformation, corrected by the ``last`` time and denoised conformation."""
-        return way
+    def correction(self, times: Tensor, template: Tensor, features: ResidueFeatures):
+        """Function (way, x, k) that corrects the way from x to the denoised conformation by what came before."""
+        return lambda way, x, k: way
+
+    def _kicks(self, like: Conformation, level: Tensor, features: ResidueFeatures, generator) -> Conformation:
+        """Noise of every move, as the conformations (B, S - 1, N) that residues at rest get to."""
+        template = like.angles[:, None].expand(-1, len(level), -1)
+        frames = Rigid.identity(template.shape, template.dtype, template.device)
+        rest = Conformation(frames, torch.zeros_like(template)[..., None].expand(*template.shape, 6), 0 * template)
+        return self.process.noise(template, level, features, generator).apply(rest)
 
 
 class EulerMaruyama(Sampler):
@@ -79,13 +85,13 @@ class EulerMaruyama(Sampler):
     Of ``steps`` points the last is not called: the prediction at the one before it is returned.
     """
 
-    def times(self) -> Tensor:
-        return torch.linspace(1, self.process.min_time, max(2, self.steps))[:-1]
+    def times(self):
+        return torch.linspace(1, self.process.min_time, max(2, self.steps), dtype=torch.float64)[:-1]
 
     def coefficients(self, t, t_next):
         growth, variance = self.process.increment(t, t_next)
         fraction = variance / self.process.sigma(t) ** 2
-        shrunk = torch.cat([fraction[:1] / growth, fraction[1:]])
+        shrunk = torch.cat([fraction[..., :1] / growth[..., None], fraction[..., 1:]], -1)
         return growth, shrunk, variance.sqrt()
 
 
@@ -96,14 +102,14 @@ class Ancestral(Sampler):
     with the denoised conformation, so few steps already give clean geometry.
     """
 
-    def times(self) -> Tensor:
-        return torch.linspace(1, self.process.min_time, self.steps)
+    def times(self):
+        return torch.linspace(1, self.process.min_time, self.steps, dtype=torch.float64)
 
     def _ratio(self, t, t_next):
-        """Growth of translations (), and noise to signal at t_next over that at t (4,)."""
+        """Growth of translations (*), and noise to signal at t_next over that at t (*, 4)."""
         p = self.process
-        growth = p.alpha(t_next) / p.alpha(t)
-        return growth, p.sigma(t_next) / p.sigma(t) / torch.cat([growth.view(1), torch.ones_like(p.sigma(t)[1:])])
+        growth, ratio = p.alpha(t_next) / p.alpha(t), p.sigma(t_next) / p.sigma(t)
+        return growth, torch.cat([ratio[..., :1] / growth[..., None], ratio[..., 1:]], -1)
 
     def coefficients(self, t, t_next):
         growth, ratio = self._ratio(t, t_next)
@@ -117,21 +123,35 @@ class Multistep(Ancestral):
     the noise level from this call and the last one.
     """
 
-    def corrected(self, way, x, t, t_next, last, features):
-        if last is None:
-            return way
-        before, denoised = last
-        ratio_before, ratio = self._ratio(before, t)[1], self._ratio(t, t_next)[1]
-        share = 0.5 * ratio.log() / ratio_before.log()
-        period = features.per_frame("torsion_period", x.angles)
-        way_to_last = Displacement.between(x, _grown(denoised, self.process.alpha(t)), period)
-        change = way + way_to_last.scaled(-torch.ones_like(share))
-        return way + change.scaled(share.expand(*x.shape[:-1], 4))
+    def correction(self, times, template, features):
+        alpha, period = self.process.alpha(times).to(template), features.per_frame("torsion_period", template)
+        fall = self._ratio(times[:-1], times[1:])[1].log()
+        shares = (0.5 * fall[1:] / fall[:-1]).to(template)
+        minus, last = template.new_full((4,), -1.0), None
+
+        def corrected(way: Displacement, x: Conformation, k: int) -> Displacement:
+            nonlocal last
+            before, last = last, _grown(way.apply(x), 1 / alpha[k])
+            if before is None:
+                return way
+            way_to_before = Displacement.between(x, _grown(before, alpha[k]), period)
+            return way + (way + way_to_before.scaled(minus)).scaled(shares[k - 1])
+
+        return corrected
 
 
 def _grown(x: Conformation, growth: Tensor) -> Conformation:
     """Translations times ``growth``, centred again."""
     return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations) * growth), x.torsions, x.angles)
+
+
+def _moved(x: Conformation, way: Displacement, growth: Tensor, kick: Conformation) -> Conformation:
+    """``growth * (x + way)``, then the kick."""
+    frames = Rigid(
+        x.frames.rotations @ exponential(way.rotation) @ kick.frames.rotations,
+        centred(x.frames.translations + way.translation) * growth + kick.frames.translations,
+    )
+    return Conformation(frames, wrap(x.torsions + way.torsion + kick.torsions), x.angles + way.angle + kick.angles)
 
 
 SAMPLERS = {"ancestral": Ancestral, "multistep": Multistep, "euler-maruyama": EulerMaruyama}

@@ -30,13 +30,20 @@ _SMALL_ANGLE = 3e-4
 _TINY_ANGLE = 1e-6
 
 
+@lru_cache(maxsize=8)
+def _images(device: torch.device) -> tuple[Tensor, Tensor]:
+    """2 pi k and (-1)^k of the images, float64."""
+    k = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64)
+    return (2 * math.pi * k).to(device), (1 - 2 * (k % 2)).to(device)
+
+
 def _image_sums(angle: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over images and its derivative in the angle, both divided by exp(-angle^2 / (2 sigma^2)); float64."""
-    k = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64, device=angle.device)
-    variance = (sigma * sigma)[..., None]
-    image = angle[..., None] - 2 * math.pi * k
-    weight = (1 - 2 * (k % 2)) * torch.exp(2 * math.pi * k * (angle[..., None] - math.pi * k) / variance)
-    return (image * weight).sum(-1), ((1 - image * image / variance) * weight).sum(-1)
+    shift, sign = _images(angle.device)
+    angle, variance = angle[..., None], sigma.square()[..., None]
+    image = angle - shift
+    weight = sign * torch.exp(shift * (angle - 0.5 * shift) / variance)
+    return (image * weight).sum(-1), ((1 - image.square() / variance) * weight).sum(-1)
 
 
 def _score_over_angle(angle: Tensor, sigma: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 
 import roma
 import torch
 from torch import Tensor
+
+_TINY = 1e-24  # rad^2: keeps gradients at the identity finite
 
 
 def full_precision(function: Callable) -> Callable:
@@ -94,14 +96,52 @@ class Rigid:
         return Rigid(self.rotations.to(*args, **kwargs), self.translations.to(*args, **kwargs))
 
 
+# A rotation matrix is linear in the products q_i q_j of its unit quaternion q = (x, y, z, w), and these in the matrix.
+_OF_PRODUCTS = {
+    (0, 0): {"xx": 1, "yy": -1, "zz": -1, "ww": 1},
+    (1, 1): {"xx": -1, "yy": 1, "zz": -1, "ww": 1},
+    (2, 2): {"xx": -1, "yy": -1, "zz": 1, "ww": 1},
+    (0, 1): {"xy": 2, "zw": -2},
+    (1, 0): {"xy": 2, "zw": 2},
+    (0, 2): {"xz": 2, "yw": 2},
+    (2, 0): {"xz": 2, "yw": -2},
+    (1, 2): {"yz": 2, "xw": -2},
+    (2, 1): {"yz": 2, "xw": 2},
+}
+
+
+@lru_cache(maxsize=16)
+def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Maps from products (16) to rotation matrices (9), and back to four times products less the identity."""
+    to_matrix = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
+    for (row, column), terms in _OF_PRODUCTS.items():
+        for (a, b), factor in terms.items():
+            i, j = "xyzw".index(a), "xyzw".index(b)
+            to_matrix[i, j, row, column] += factor / 2
+            to_matrix[j, i, row, column] += factor / 2
+    to_matrix = to_matrix.view(16, 9)
+    return to_matrix.to(device, dtype), to_matrix.T.contiguous().to(device, dtype)
+
+
+@full_precision
 def exponential(rotvec: Tensor) -> Tensor:
     """Rotation matrix (*, 3, 3) of a rotation vector (*, 3) in radian."""
-    return roma.rotvec_to_rotmat(rotvec)
+    half = (0.25 * rotvec.square().sum(-1, keepdim=True) + _TINY).sqrt()
+    q = torch.cat([rotvec * (0.5 * half.sin() / half), half.cos()], -1)
+    products = (q[..., :, None] * q[..., None, :]).flatten(-2)
+    return (products @ _products(q.dtype, q.device)[0]).unflatten(-1, (3, 3))
 
 
+@full_precision
 def logarithm(rotation: Tensor) -> Tensor:
     """Rotation vector (*, 3), of norm at most pi, of a rotation matrix (*, 3, 3)."""
-    return roma.rotmat_to_rotvec(rotation)
+    identity = torch.eye(4, dtype=rotation.dtype, device=rotation.device)
+    products = (rotation.flatten(-2) @ _products(rotation.dtype, rotation.device)[1]).unflatten(-1, (4, 4)) + identity
+    largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
+    q = torch.nn.functional.normalize(products.gather(-2, largest.expand(*largest.shape[:-1], 4))[..., 0, :], dim=-1)
+    vector, w = q.split([3, 1], -1)
+    sine = (vector.square().sum(-1, keepdim=True) + _TINY).sqrt()
+    return vector * (2 * torch.atan2(sine.copysign(w), w.abs()) / sine)
 
 
 def to_rodrigues(rotation: Tensor) -> Tensor:

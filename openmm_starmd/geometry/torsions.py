@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 TWO_PI = 2.0 * math.pi
-_IMAGES = range(-3, 4)
+_IMAGES = 3
 
 
 def wrap(angle: Tensor, period: float | Tensor = TWO_PI) -> Tensor:
@@ -93,9 +93,10 @@ def rotate_about(points: Tensor, origin: Tensor, axis: Tensor, angle: Tensor) ->
 
 def _images(delta: Tensor, sigma: Tensor, period: float | Tensor) -> tuple[Tensor, Tensor]:
     """Distances to the periodic images, in units of sigma, and their log weights; both (*, 7)."""
-    delta = wrap(delta, period)
-    scaled = torch.stack([(delta + k * period) / sigma for k in _IMAGES], dim=-1)
-    return scaled, -0.5 * scaled**2
+    delta, period = wrap(delta, period), torch.as_tensor(period, dtype=delta.dtype, device=delta.device)
+    multiples = torch.arange(-_IMAGES, _IMAGES + 1, dtype=delta.dtype, device=delta.device)
+    scaled = (delta[..., None] + multiples * period[..., None]) / sigma[..., None]
+    return scaled, -0.5 * scaled.square()
 
 
 def wrapped_normal_log_density(delta: Tensor, sigma: Tensor, period: float | Tensor = TWO_PI) -> Tensor:

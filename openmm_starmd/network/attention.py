@@ -6,7 +6,9 @@ appendix B); pair features never are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +19,57 @@ ROTARY_BASE = 100.0
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the context frames, one pair a layer; a value: extending it gives a new one.
+    """Keys and values of the context frames of every layer, in memory that is there from the start.
+
+    Frames are written behind the ``n_frames`` that are known; a cache of more frames shares the memory of the one that
+    it was made from, so only one line of frames can be kept in it.
 
     Parameters
     ----------
-    keys, values : tuple of Tensor, shape (B, H, L * N, C / H)
+    keys, values : Tensor, shape (layers, B, H, capacity * N, C / H)
     n_frames : int
         Context frames L.
     """
 
-    keys: tuple[Tensor, ...] = ()
-    values: tuple[Tensor, ...] = ()
+    keys: Tensor
+    values: Tensor
     n_frames: int = 0
 
-    def extended(self, keys: list[Tensor], values: list[Tensor], n_frames: int) -> KVCache:
-        """Cache with ``n_frames`` more context frames."""
-        if self.n_frames:
-            keys = [torch.cat(pair, 2) for pair in zip(self.keys, keys, strict=True)]
-            values = [torch.cat(pair, 2) for pair in zip(self.values, values, strict=True)]
-        return KVCache(tuple(keys), tuple(values), self.n_frames + n_frames)
+    def layer(self, k: int, n_frames: int, residues: int) -> LayerCache:
+        """What layer ``k`` sees, with room for ``n_frames`` new frames."""
+        known, end = self.n_frames * residues, (self.n_frames + n_frames) * residues
+        if end > self.keys.shape[3]:
+            raise ValueError(
+                f"The cache has room for {self.keys.shape[3] // residues} frames, but {end // residues} are needed; "
+                "make it with a greater capacity."
+            )
+        return LayerCache(self.keys[k, :, :, :end], self.values[k, :, :, :end], known)
 
     @property
     def nbytes(self) -> int:
-        """Memory of all keys and values: 2 * layers * B * N * L * C * bytes per number."""
-        return sum(x.nbytes for x in (*self.keys, *self.values))
+        """Memory of all keys and values: 2 * layers * B * N * capacity * C * bytes per number."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+class LayerCache(NamedTuple):
+    """Keys and values (B, H, M, C / H) of one layer, of which the first ``known`` are filled."""
+
+    keys: Tensor
+    values: Tensor
+    known: int
+
+    def filled(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, those of the new frames written behind the known ones."""
+        self.keys[:, :, self.known :] = keys
+        self.values[:, :, self.known :] = values
+        return self.keys, self.values
 
 
 def rotary_table(residue_index: Tensor, frame_index: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of 2-D rotary position embedding (RoFormer, arXiv:2104.09864, on two axes).
+    """Cosine and signed sine of 2-D rotary position embedding (RoFormer, arXiv:2104.09864, on two axes).
 
-    The first half of a head's channels turns with the residue index, the second with the frame index.
+    The first quarter of a head's channels turns with the residue index, the second with the frame index; each channel
+    is turned with that half a head away.
 
     Parameters
     ----------
@@ -55,7 +78,7 @@ def rotary_table(residue_index: Tensor, frame_index: Tensor, head_width: int) ->
 
     Returns
     -------
-    cosine, sine : Tensor, shape (B, 1, T * N, head_width / 2)
+    cosine, sine : Tensor, shape (B, 1, T * N, head_width)
     """
     n = head_width // 4
     frequency = ROTARY_BASE ** (-torch.arange(n, device=residue_index.device, dtype=torch.float32) / n)
@@ -64,18 +87,18 @@ def rotary_table(residue_index: Tensor, frame_index: Tensor, head_width: int) ->
     over_residues = (residue_index[:, None, :, None] * frequency).expand(shape)
     over_frames = (frame_index[None, :, None, None] * frequency).expand(shape)
     phase = torch.cat([over_residues, over_frames], -1).flatten(1, 2)[:, None]
-    return phase.cos(), phase.sin()
+    cosine, sine = phase.cos(), phase.sin()
+    return torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Apply rotary embedding to queries or keys (B, H, T * N, C / H)."""
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], -1)
+    """Apply rotary embedding to queries or keys (*, B, H, T * N, C / H)."""
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
     """Layer normalisation without weights, then the conditioned affine map (AdaLN)."""
-    return functional.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:]), gain)
 
 
 class SpaceTimeAttention(nn.Module):
@@ -95,29 +118,25 @@ class SpaceTimeAttention(nn.Module):
         self.transition = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
 
     def forward(
-        self, s: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, context
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, s: Tensor, modulation: Sequence[Tensor], rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
+    ) -> Tensor:
         """
         Parameters
         ----------
         s : Tensor, shape (B, T, N, C)
-        condition : Tensor, shape (B, T, 1, C)
+        modulation : shift, gain and gate of attention and of transition, each (B, T, 1, C)
         rotary : cosine and sine of the T * N tokens
         mask : Tensor of bool, shape (T * N, M + T * N), or None where every token sees all
-        context : (keys, values) of M cached tokens, or None
-
-        Returns
-        -------
-        s, and this layer's own keys and values, (B, H, T * N, C / H)
+        cache : LayerCache of M tokens that are known, optional
+            This layer's own keys and values are written into it.
         """
         batch, frames, residues, width = s.shape
-        shift_a, scale_a, gate_a, shift_t, scale_t, gate_t = self.condition(condition).chunk(6, -1)
-        qkv = self.qkv(modulate(s, shift_a, scale_a)).view(batch, frames * residues, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        keys, values = (k, v) if context is None else (torch.cat([context[0], k], 2), torch.cat([context[1], v], 2))
+        shift_a, gain_a, gate_a, shift_t, gain_t, gate_t = modulation
+        qkv = self.qkv(modulate(s, shift_a, gain_a)).view(batch, frames * residues, 3, self.heads, -1)
+        q, k = rotate(qkv[:, :, :2].permute(2, 0, 3, 1, 4), *rotary)
+        v = qkv[:, :, 2].transpose(1, 2)
+        keys, values = (k, v) if cache is None else cache.filled(k, v)
         attended = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         attended = attended.transpose(1, 2).reshape(batch, frames, residues, width)
-        s = s + (1 + gate_a) * self.out(attended)
-        s = s + (1 + gate_t) * self.transition(modulate(s, shift_t, scale_t))
-        return s, k, v
+        s = torch.addcmul(s, gate_a, self.out(attended))
+        return torch.addcmul(s, gate_t, self.transition(modulate(s, shift_t, gain_t)))

@@ -16,11 +16,18 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from openmm_starmd.geometry import igso3
-from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
+from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision
 from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
-from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, rotary_table
+from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, modulate, rotary_table
 from openmm_starmd.network.config import NetworkConfig
-from openmm_starmd.network.embedding import ConditionEmbedding, FrameInputs, PairEmbedding, ResidueEmbedding
+from openmm_starmd.network.embedding import (
+    ConditionEmbedding,
+    FrameInputs,
+    PairEmbedding,
+    ResidueEmbedding,
+    Statics,
+    contact_mask,
+)
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement, centred
@@ -30,21 +37,42 @@ STEP_STRIDES = 8  # step sizes are tabulated at 10 * 2**k ps
 
 
 @dataclass(frozen=True)
-class Statics:
-    """What a rollout or a training window computes once.
+class Conditions:
+    """All that is known of frames (B, T, N) before they are looked at.
+
+    Where one frame is denoised at many times, everything that depends on the time counts them along T, the rest has a
+    single frame; `at` takes one time.
 
     Parameters
     ----------
-    features : ResidueFeatures, shape (B, N)
-    pair : Tensor, shape (B, N, N, C)
-        Time-independent pair features.
-    single : Tensor, shape (B, N, C), or None
-        Precomputed residue features.
+    statics : Statics
+    previous : Conformation, shape (B, T, N)
+    residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C)
+        Parts of residue and pair features that statics and previous frames give.
+    rotary : (Tensor, Tensor)
+        Cosine and sine of the tokens.
+    alpha : Tensor, shape (B, T)
+    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3)
+        Noise levels; of translation, rotation, torsions and angle the spread about the previous frame (noise included),
+        the share of noise in its variance and the unit of the corrections.
+    modulation : Tensor, shape (B, T, 1, 6 * layers + 2, C)
+        Shifts, gains and gates of every layer, shift and gain of the output.
     """
 
-    features: ResidueFeatures
-    pair: Tensor
-    single: Tensor | None = None
+    statics: Statics
+    previous: Conformation
+    residues: Tensor
+    pairs: Tensor
+    rotary: tuple[Tensor, Tensor]
+    alpha: Tensor
+    sigma: Tensor
+    levels: Tensor
+    modulation: Tensor
+
+    def at(self, k: int) -> Conditions:
+        """At the time of position k alone."""
+        chosen = {name: getattr(self, name)[:, k : k + 1] for name in ("alpha", "sigma", "levels", "modulation")}
+        return replace(self, **chosen)
 
 
 class EdgeTransition(nn.Module):
@@ -105,6 +133,9 @@ class Denoiser(nn.Module):
         regression = config.torsions == "regression"
         self.torsions = nn.Linear(config.width, 14 if regression else 7)
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
+        layers = config.blocks * config.attention_layers
+        offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
+        self.register_buffer("offsets", offsets, persistent=False)  # gains and gates are learned less 1
         self._initialise()
 
     def _initialise(self) -> None:
@@ -122,7 +153,15 @@ class Denoiser(nn.Module):
         self, features: ResidueFeatures, reference: Conformation | None = None, single=None, pair=None
     ) -> Statics:
         """Time-independent inputs of systems (B, N); ``single`` and ``pair`` are optional precomputed features."""
-        return Statics(features, self.pairs.static(features, reference, pair), single)
+        dtype = self.step_scales.dtype
+        return Statics(
+            features,
+            self.residues.static(features, single),
+            self.pairs.static(features, reference, pair),
+            features.torsion_mask[:, None].to(dtype),
+            features.torsion_period[:, None].to(dtype),
+            contact_mask(features)[:, None],
+        )
 
     def step_size(self, stride: Tensor) -> Tensor:
         """Root mean square size (*, 9) of one step of ``stride`` (*) ps: translation, rotation, torsions, angle."""
@@ -130,23 +169,63 @@ class Denoiser(nn.Module):
         low = k.long()
         return torch.lerp(self.step_scales[low], self.step_scales[low + 1], (k - low)[..., None])
 
-    def encode(self, statics: Statics, context: FrameInputs, cache: KVCache | None = None) -> KVCache:
+    def cache(self, batch: int, residues: int, capacity: int) -> KVCache:
+        """Empty cache with room for ``capacity`` frames; `denoise` needs one more than it has context frames."""
+        config = self.config
+        layers, width = config.blocks * config.attention_layers, config.width // config.heads
+        shape = (layers, batch, config.heads, capacity * residues, width)
+        return KVCache(self.step_scales.new_empty(shape), self.step_scales.new_empty(shape))
+
+    def conditions(
+        self,
+        statics: Statics,
+        previous: Conformation,
+        time: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        stride: Tensor,
+        index: Tensor,
+    ) -> Conditions:
+        """What is computed before frames are looked at; shapes as in `FrameInputs`."""
+        condition = self.condition(time, stride)
+        layers = [layer.condition for block in self.blocks for layer in block.attention]
+        modulation = torch.cat([layer(condition) for layer in (*layers, self.modulation)], -1)
+        modulation = modulation.unflatten(-1, (-1, self.config.width)) + self.offsets
+        head_width = self.config.width // self.config.heads
+        return Conditions(
+            statics,
+            previous,
+            self.residues.given(statics.residues, statics.torsion_mask, previous),
+            self.pairs.given(statics.pairs, previous),
+            rotary_table(statics.features.residue_index, index, head_width),
+            alpha,
+            sigma[..., None, :],
+            self._levels(sigma, stride)[..., None, :, :],
+            modulation,
+        )
+
+    @torch.no_grad()
+    def encode(self, statics: Statics, context: FrameInputs, cache: KVCache) -> KVCache:
         """Cache extended by context copies (B, T, N); each sees the cached frames and the copies up to itself."""
-        cache = cache or KVCache()
         n, frames = statics.features.residue_type.shape[-1], len(context.index)
         mask = None
         if frames > 1 or not self.config.joint_attention:
             sees = torch.cat([torch.ones(frames, cache.n_frames), torch.ones(frames, frames).tril()], 1).bool()
             mask = self._token_mask(sees.to(context.time.device), n)
-        _, _, keys, values = self._trunk(statics, context, mask, cache)
-        return cache.extended(keys, values, frames)
+        self._trunk(self._conditions_of(statics, context), context.conformation, mask, cache)
+        return replace(cache, n_frames=cache.n_frames + frames)
 
-    def denoise(self, statics: Statics, noisy: FrameInputs, cache: KVCache) -> Displacement:
-        """Displacement (B, 1, N) of one noisy frame, given the cache of its context frames."""
-        n, mask = statics.features.residue_type.shape[-1], None
+    @torch.no_grad()
+    def denoise(self, conditions: Conditions, noisy: Conformation, cache: KVCache) -> Displacement:
+        """Displacement (B, 1, N) of one noisy frame at one time, given the cache of its context frames."""
+        n, mask = noisy.shape[-1], None
         if not self.config.joint_attention:
-            mask = self._token_mask(torch.ones(1, cache.n_frames + 1, device=noisy.time.device).bool(), n)
-        return self._trunk(statics, noisy, mask, cache)[0]
+            mask = self._token_mask(torch.ones(1, cache.n_frames + 1, device=noisy.device).bool(), n)
+        return self._trunk(conditions, noisy, mask, cache)[0]
+
+    def _conditions_of(self, statics: Statics, frames: FrameInputs) -> Conditions:
+        levels = frames.time, frames.alpha, frames.sigma
+        return self.conditions(statics, frames.previous, *levels, frames.stride, frames.index)
 
     def forward(self, statics: Statics, context: FrameInputs, noisy: FrameInputs) -> tuple[Displacement, Displacement]:
         """Block-causal pass over a window.
@@ -171,7 +250,7 @@ class Denoiser(nn.Module):
         same = torch.eye(len(is_noisy), dtype=torch.bool, device=is_noisy.device)
         sees = (earlier & ~is_noisy[None]) | same
         mask = self._token_mask(sees, statics.features.residue_type.shape[-1])
-        displacement, scale, _, _ = self._trunk(statics, frames, mask, KVCache())
+        displacement, scale = self._trunk(self._conditions_of(statics, frames), frames.conformation, mask)
         if self.config.parameterization == "plain":
             levels = frames.sigma[..., None, :]
             scale = Displacement(levels[..., :1], levels[..., 1:2], levels[..., 2:3], levels[..., 3])
@@ -193,38 +272,39 @@ class Denoiser(nn.Module):
         same_frame = same_frame.repeat_interleave(n_residues, 0).repeat_interleave(n_residues, 1)
         return joint & same_frame, joint & same_residue
 
-    def _trunk(self, statics: Statics, frames: FrameInputs, mask, cache: KVCache):
-        """All blocks over frames (B, T, N): displacement, its scale, and keys and values of every layer."""
-        features, config = statics.features, self.config
-        estimate, scale, spread = self._baseline(features, frames)
-        condition = self.condition(frames.time, frames.stride)
-        s = self.residues(features, frames, spread, statics.single)
-        z = self.pairs(statics.pair, features, frames)
-        rotary = rotary_table(features.residue_index, frames.index, config.width // config.heads)
-        keys, values = [], []
+    def _trunk(self, conditions: Conditions, conformation: Conformation, mask, cache: KVCache | None = None):
+        """All blocks over frames (B, T, N): displacement and its scale; keys and values go to ``cache``."""
+        spread, share, unit = conditions.levels.unbind(-1)
+        scale = in_parts(unit)
+        way, estimate = self._baseline(conditions, conformation, spread, share)
+        statics, previous = conditions.statics, conditions.previous
+        s = self.residues(conditions.residues, conformation, previous, way, spread, statics.torsion_mask)
+        z = self.pairs(conditions.pairs, conformation, previous, statics)
+        *modulation, shift, gain = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():
             advance = partial(checkpoint, self._advance, use_reentrant=False)
-        for block in self.blocks:
-            attend = condition, rotary, mask, cache, len(keys)
-            s, z, estimate, new = advance(block, s, z, estimate, scale, frames.conformation, attend)
-            keys += [key for key, _ in new]
-            values += [value for _, value in new]
-        shift, gain = self.modulation(condition).chunk(2, -1)
-        out = self.torsions(functional.layer_norm(s, s.shape[-1:]) * (1 + gain) + shift)
-        estimate = self._with_torsions(out, estimate, scale, features, frames)
-        return self._to_score(estimate, frames), scale, keys, values
+        for k, block in enumerate(self.blocks):
+            layers = range(k * len(block.attention), (k + 1) * len(block.attention))
+            attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
+            s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
+        out = self.torsions(modulate(s, shift, gain))
+        estimate = self._with_torsions(out, estimate, scale, statics.torsion_mask, conformation)
+        return self._to_score(estimate, conditions, conformation), scale
 
-    def _advance(self, block: DiffusionBlock, s: Tensor, z: Tensor, estimate, scale, conformation, attend):
-        """One block: residue and pair features, estimate, and keys and values of its layers."""
-        condition, rotary, mask, cache, first = attend
-        moved, new = self._moved(conformation, estimate), []
+    @staticmethod
+    def _attend(layer: int, modulation: list[Tensor], mask, cache: KVCache | None, shape: torch.Size):
+        """Modulation, mask and cache of an attention layer."""
+        room = cache and cache.layer(layer, *shape[1:3])
+        return modulation[6 * layer : 6 * layer + 6], mask[layer % 2] if mask else None, room
+
+    def _advance(self, block: DiffusionBlock, s: Tensor, z: Tensor, estimate, scale, conformation, rotary, attend):
+        """One block: residue and pair features, and the estimate."""
+        moved = self._moved(conformation, estimate)
         s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved)
         s = s + block.transition(s)
-        for k, layer in enumerate(block.attention, first):
-            context = (cache.keys[k], cache.values[k]) if cache.n_frames else None
-            s, key, value = layer(s, condition, rotary, mask[k % 2] if mask else None, context)
-            new.append((key, value))
+        for layer, (modulation, mask, cache) in zip(block.attention, attend, strict=True):
+            s = layer(s, modulation, rotary, mask, cache)
         if block.edge is not None:
             z = block.edge(s, z)
         local, turn = block.update(s).split(3, -1)
@@ -234,7 +314,7 @@ class Denoiser(nn.Module):
             translation=centred(estimate.translation + scale.translation * step),
             rotation=estimate.rotation + scale.rotation * turn,
         )
-        return s, z, estimate, new
+        return s, z, estimate
 
     @staticmethod
     @full_precision
@@ -244,61 +324,70 @@ class Denoiser(nn.Module):
         turn = exponential(estimate.rotation.detach())
         return Rigid(frames.rotations @ turn, frames.translations + estimate.translation.detach())
 
-    @full_precision
-    def _baseline(self, features: ResidueFeatures, frames: FrameInputs):
-        """First estimate, unit of the corrections to it, and spread (B, T, 9) of the frame about its predecessor.
+    def _levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
+        """Spread, share and unit (B, T, 9, 3), see `Conditions`.
 
-        Around the previous frame: the posterior mean if steps were normal with the tabulated sizes (the skip connection
-        and output scale of EDM, arXiv:2206.00364, equation 7, with the previous frame as the mean of the data).
+        Around the previous frame the first estimate is the posterior mean if steps were normal with the tabulated sizes
+        (the skip connection and output scale of EDM, arXiv:2206.00364, equation 7, with the previous frame as the mean
+        of the data).
         """
-        now, sigma = frames.conformation, frames.sigma
-        levels = sigma[..., None, :]
+        noise = sigma[..., [0, 1, 2, 2, 2, 2, 2, 2, 3]]
+        if self.config.parameterization == "plain":
+            unit = noise.clone()
+            unit[..., :2] = 1
+            unit[..., 2:8] /= (1 + noise[..., 2:8] ** 2).sqrt()
+            return torch.stack([noise, torch.zeros_like(noise), unit], -1)
+        step = self.step_size(stride)
+        spread = (step**2 + noise**2).sqrt()
+        return torch.stack([spread, (noise / spread) ** 2, step * noise / spread], -1)
+
+    @full_precision
+    def _baseline(self, conditions: Conditions, now: Conformation, spread: Tensor, share: Tensor):
+        """Way from the previous frame and first estimate of the way back to the clean one."""
+        before = conditions.previous
         if self.config.parameterization == "plain":
             zero = torch.zeros_like(now.frames.translations)
             nothing = Displacement(zero, zero, torch.zeros_like(now.torsions), torch.zeros_like(now.angles))
-            one = torch.ones_like(levels[..., 0])
-            unit = levels[..., TORSION] / (1 + levels[..., TORSION] ** 2).sqrt()
-            return nothing, Displacement(one[..., None], one[..., None], unit[..., None], one * levels[..., 3]), sigma
-        step = self.step_size(frames.stride)[..., None, :]
-        noise = levels[..., [0, 1, 2, 2, 2, 2, 2, 2, 3]]
-        spread = (step**2 + noise**2).sqrt()
-        share, unit = (noise / spread) ** 2, step * noise / spread
-        before = frames.previous
-        way_back = now.frames.rotations.transpose(-1, -2) @ before.frames.rotations
+            return nothing, nothing
+        period = conditions.statics.torsion_period
+        way = Displacement.between(before, now, period)
+        variance = conditions.sigma[..., TORSION, None].square()
         rotation_spread = spread[..., ROTATION].expand(now.shape)
-        period = features.per_frame("torsion_period", now.angles)
-        torsion = noise[..., 2:8] ** 2 * wrapped_normal_score(now.torsions - before.torsions, spread[..., 2:8], period)
         estimate = Displacement(
-            share[..., :1] * (before.frames.translations - now.frames.translations),
-            share[..., 1:2] * igso3.tangent(logarithm(way_back), rotation_spread),
-            torsion,
-            share[..., 8] * (before.angles - now.angles),
+            -share[..., :1] * way.translation,
+            -share[..., 1:2] * igso3.tangent(way.rotation, rotation_spread),
+            variance * wrapped_normal_score(way.torsion, spread[..., 2:8], period),
+            -share[..., 8] * way.angle,
         )
-        return estimate, Displacement(unit[..., :1], unit[..., 1:2], unit[..., 2:8], unit[..., 8]), spread[..., 0, :]
+        return way, estimate
 
-    def _with_torsions(self, out: Tensor, estimate, scale, features: ResidueFeatures, frames: FrameInputs):
+    def _with_torsions(self, out: Tensor, estimate, scale, mask: Tensor, conformation: Conformation):
         """Estimate completed by the torsion head's output (B, T, N, 7 or 14)."""
-        mask = features.per_frame("torsion_mask", frames.conformation.angles)
         if self.config.torsions == "diffusion":
             torsion = (estimate.torsion + scale.torsion * out[..., :6]) * mask
             return replace(estimate, torsion=torsion, angle=estimate.angle + scale.angle * out[..., 6])
         sine, cosine = out.chunk(2, -1)
-        torsion = wrap(torch.atan2(sine[..., :6], cosine[..., :6]) - frames.conformation.torsions) * mask
-        angle = 1.96 + 0.1 * sine[..., 6].tanh() - frames.conformation.angles
+        torsion = wrap(torch.atan2(sine[..., :6], cosine[..., :6]) - conformation.torsions) * mask
+        angle = 1.96 + 0.1 * sine[..., 6].tanh() - conformation.angles
         return replace(estimate, torsion=torsion, angle=angle)
 
-    def _to_score(self, estimate: Displacement, frames: FrameInputs) -> Displacement:
+    def _to_score(self, estimate: Displacement, conditions: Conditions, conformation: Conformation) -> Displacement:
         """``sigma**2`` times the score; the plain parameterisation estimates clean frames instead."""
         if self.config.parameterization == "previous":
             return estimate
-        now, alpha, sigma = frames.conformation.frames, frames.alpha[..., None, None], frames.sigma[..., None, :]
+        now, alpha = conformation.frames, conditions.alpha[..., None, None]
         clean = centred(now.translations + estimate.translation)
-        level = sigma[..., ROTATION].expand(estimate.rotation.shape[:-1])
+        level = conditions.sigma[..., ROTATION].expand(estimate.rotation.shape[:-1])
         return replace(
             estimate,
             translation=alpha * clean - now.translations,
             rotation=igso3.tangent(wrap_rotation(estimate.rotation), level),
         )
+
+
+def in_parts(numbers: Tensor) -> Displacement:
+    """Nine numbers (*, 9) as factors of the parts of a displacement."""
+    return Displacement(numbers[..., :1], numbers[..., 1:2], numbers[..., 2:8], numbers[..., 8])
 
 
 def wrap_rotation(rotvec: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import ROTATION, TRANSLATION, Displacement
+from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueFeatures
 
@@ -27,8 +29,32 @@ SIDE_CHAIN_BOND, SIDE_CHAIN_ANGLE = 0.151, 1.98  # nm, rad: a mean heavy-atom bo
 CONTACT = 0.35  # nm
 CONTACT_POINTS = 8
 LOCAL_PAIR_WIDTH = 3 + 9 + DISTANCE_CENTRES[2] + 2 * 5
-HARMONICS = (1, 2, 3)
+RADIAL_SHARPNESS = DISTANCE_CENTRES[2] / (DISTANCE_CENTRES[1] - DISTANCE_CENTRES[0])
+HARMONICS = 3
 FREQUENCIES = 8
+
+
+@dataclass(frozen=True)
+class Statics:
+    """What a rollout or a training window computes once.
+
+    Parameters
+    ----------
+    features : ResidueFeatures, shape (B, N)
+    residues : Tensor, shape (B, N, C)
+    pairs : Tensor, shape (B, N, N, C)
+        Parts of residue and pair features that do not depend on time.
+    torsion_mask, torsion_period : Tensor, shape (B, 1, N, 6)
+        Of the residues, as numbers of the network's dtype.
+    contact_mask : Tensor of bool, shape (B, 1, N, 8)
+    """
+
+    features: ResidueFeatures
+    residues: Tensor
+    pairs: Tensor
+    torsion_mask: Tensor
+    torsion_period: Tensor
+    contact_mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,45 +110,66 @@ def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
     return frames.translations + offset * ~glycine[..., None]
 
 
-def side_chain_points(conformation: Conformation, features: ResidueFeatures) -> tuple[Tensor, Tensor]:
-    """Where the side chains run: C-beta, then one point behind each chi bond with mean bond lengths and angles.
+@lru_cache(maxsize=8)
+def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Linear maps of `contact_points`, each (inputs, outputs), with all axes as matrix columns.
 
-    Returns
-    -------
-    points : Tensor, shape (*, N, 5, 3)
-        nm.
-    present : Tensor of bool, shape (*, N, 5)
+    From cosine and sine of the N-CA-C angle to the normal of N-CA-CB; from that normal to the axes along, across and
+    normal to the CA-CB bond, and what is added to them; from cosine and sine of a chi and 1 to the axes of the next
+    bond in those of the last.
     """
+    x, y, z = (component / math.hypot(*BETA_CARBON) for component in BETA_CARBON)
+    normal = [[0, z, -y], [-z, 0, x]]
+    across = [[0, -z, y], [z, 0, -x], [-y, x, 0]]
+    axes = [[entry for j in range(3) for entry in (0, across[k][j], k == j)] for k in range(3)]
+    along = [[component, 0, 0] for component in (x, y, z)]
+    c, s = -math.cos(SIDE_CHAIN_ANGLE), math.sin(SIDE_CHAIN_ANGLE)
+    turn = [[0, 0, 0, s, c, 0, 0, 0, 1], [0, 0, 0, 0, 0, -1, s, c, 0], [c, -s, 0, 0, 0, 0, 0, 0, 0]]
+    return tuple(torch.tensor(table, dtype=dtype, device=device) for table in (normal, axes, along, turn))
+
+
+@full_precision
+def contact_points(conformation: Conformation) -> Tensor:
+    """N, CA, C, CB, then one point behind each chi bond with mean bond lengths and angles, (*, N, 8, 3) in nm.
+
+    Points that a residue does not have get a place, too; see `contact_mask`.
+    """
+    normal_table, axes_table, along, turn_table = _side_chain_tables(conformation.angles.dtype, conformation.device)
+    direction = torch.stack([conformation.angles.cos(), conformation.angles.sin()], -1)
+    normal = functional.normalize(direction @ normal_table, dim=-1)
+    axes = (normal @ axes_table).unflatten(-1, (3, 3)) + along
     chis = conformation.torsions[..., 2:]
-    residue_type = features.per_frame("residue_type", conformation.angles).expand(conformation.shape)
-    n, ca, _ = conformation.backbone().unbind(-2)
-    chain = [n, ca, beta_carbon(conformation, residue_type)]
-    x, radius = SIDE_CHAIN_BOND * -math.cos(SIDE_CHAIN_ANGLE), SIDE_CHAIN_BOND * math.sin(SIDE_CHAIN_ANGLE)
-    for k in range(4):
-        a, b, c = chain[-3:]
-        axis = functional.normalize(c - b, dim=-1)
-        normal = functional.normalize(torch.linalg.cross(b - a, axis), dim=-1)
-        across = torch.linalg.cross(normal, axis)
-        chi = chis[..., k, None]
-        chain.append(c + x * axis + radius * (chi.cos() * across + chi.sin() * normal))
-    mask = features.per_frame("torsion_mask", conformation.angles)[..., 2:].expand(*conformation.shape, 4)
-    carbon = (residue_type != RESIDUE_TYPES.index("GLY"))[..., None]
-    return torch.stack(chain[2:], -2), torch.cat([carbon, mask], -1)
+    turns = torch.stack([chis.cos(), chis.sin(), torch.ones_like(chis)], -1) @ turn_table
+    bonds = []
+    for turn in turns.unflatten(-1, (3, 3)).unbind(-3):
+        axes = axes @ turn
+        bonds.append(axes[..., 0])
+    chain = torch.stack(bonds, -2).cumsum(-2) * SIDE_CHAIN_BOND + chis.new_tensor(BETA_CARBON)
+    frames = conformation.frames
+    side = chis.new_tensor(BETA_CARBON).expand(*conformation.shape, 1, 3)
+    local = torch.cat([conformation.local_backbone(), side, chain], -2)
+    return local @ frames.rotations.transpose(-1, -2) + frames.translations[..., None, :]
 
 
-def contacts(conformation: Conformation, features: ResidueFeatures) -> Tensor:
-    """Closeness (*, N, N, 64) of the backbone atoms and side-chain points of two residues."""
-    side, present = side_chain_points(conformation, features)
-    points = torch.cat([conformation.backbone(), side], -2).flatten(-3, -2)
-    there = torch.cat([torch.ones_like(present[..., :3]), present], -1).to(points.dtype).flatten(-2)
-    near = torch.exp(-(distances(points, points) / CONTACT).square()) * there[..., None, :] * there[..., :, None]
-    n = conformation.shape[-1]
+def contact_mask(features: ResidueFeatures) -> Tensor:
+    """Which of the `contact_points` residues (*, N) have, (*, N, 8)."""
+    carbon = (features.residue_type != RESIDUE_TYPES.index("GLY"))[..., None]
+    backbone = torch.ones_like(carbon).expand(*carbon.shape[:-1], 3)
+    return torch.cat([backbone, carbon, features.torsion_mask[..., 2:]], -1)
+
+
+def contacts(points: Tensor, mask: Tensor) -> Tensor:
+    """Closeness (*, N, N, 64) of the `contact_points` (*, N, 8, 3) of two residues."""
+    n = points.shape[-3]
+    x, mask = points.flatten(-3, -2).transpose(-1, -2).contiguous(), mask.to(points.dtype).flatten(-2)
+    square = (x[..., :, None] - x[..., None, :]).square().sum(-3)
+    near = torch.exp(square * -(CONTACT**-2)) * (mask[..., None, :] * mask[..., :, None])
     return near.unflatten(-1, (n, -1)).unflatten(-3, (n, -1)).transpose(-3, -2).flatten(-2)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """All distances (*, N, N) between points (*, N, 3); differentiable at zero."""
-    return ((a[..., :, None, :] - b[..., None, :, :]).square().sum(-1) + 1e-10).sqrt()
+    """All distances (*, N, N) between points (*, N, 3)."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def distance_bins(d: Tensor) -> Tensor:
@@ -133,40 +180,47 @@ def distance_bins(d: Tensor) -> Tensor:
     return ((d[..., None] > edges) & (d[..., None] <= upper)).to(d.dtype)
 
 
-def local_pairs(a: Conformation, b: Conformation) -> Tensor:
-    """Residue j of ``b`` as residue i of ``a`` sees it, (*, N, N, LOCAL_PAIR_WIDTH).
+@lru_cache(maxsize=8)
+def _pair_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Centres of radial functions; atoms of both ends and length of each distance across a peptide bond; its scales."""
+    low, high, n = DISTANCE_CENTRES
+    c_n, ca_ca, c_ca, ca_n = PEPTIDE_GEOMETRY
+    lengths = torch.tensor([c_n, c_n, ca_ca, c_ca, ca_n], dtype=dtype)[:, None, None]
+    scales = torch.tensor([[50.0], [5.0]], dtype=dtype)
+    start, end = torch.tensor([2, 0, 1, 2, 1]), torch.tensor([0, 2, 1, 1, 0])  # of N, CA, C
+    tables = torch.linspace(low, high, n, dtype=dtype), start, end, lengths, scales
+    return tuple(table.to(device) for table in tables)
+
+
+@full_precision
+def local_pairs(rotations: Tensor, atoms: Tensor, other_rotations: Tensor, other_atoms: Tensor) -> Tensor:
+    """Other residues j as residues i see them, (*, N, N, LOCAL_PAIR_WIDTH).
 
     Position and orientation in the frame of i, radial functions of the C-alpha distance, and how far the backbone is
     from the geometry of a peptide bond, at two scales.
+
+    Parameters
+    ----------
+    rotations, other_rotations : Tensor, shape (*, N, 3, 3)
+    atoms, other_atoms : Tensor, shape (*, N, 3 or more, 3)
+        N, CA and C first, nm.
     """
-    ra, rb = a.frames.rotations, b.frames.rotations
-    n_a, ca_a, c_a = a.backbone().unbind(-2)
-    n_b, ca_b, c_b = (n_a, ca_a, c_a) if b is a else b.backbone().unbind(-2)
-    apart = ca_b[..., None, :, :] - ca_a[..., :, None, :]
-    position = apart @ ra
-    orientation = ra.transpose(-1, -2)[..., :, None, :, :] @ rb[..., None, :, :, :]
-    d = (apart.square().sum(-1) + 1e-10).sqrt()
-    low, high, n = DISTANCE_CENTRES
-    centres = torch.linspace(low, high, n, dtype=d.dtype, device=d.device)
-    radial = torch.exp(-(((d[..., None] - centres) * (n / (high - low))) ** 2))
-    c_n, ca_ca, c_ca, ca_n = PEPTIDE_GEOMETRY
-    strain = torch.stack(
-        [
-            distances(c_a, n_b) - c_n,
-            distances(n_a, c_b) - c_n,
-            d - ca_ca,
-            distances(c_a, ca_b) - c_ca,
-            distances(ca_a, n_b) - ca_n,
-        ],
-        -1,
-    )
-    return torch.cat([position, orientation.flatten(-2), radial, (strain / 0.02).tanh(), (strain / 0.2).tanh()], -1)
+    centres, start, end, lengths, scales = _pair_tables(atoms.dtype, atoms.device)
+    ca, other_ca = atoms[..., 1, :], other_atoms[..., 1, :]
+    position = (other_ca[..., None, :, :] - ca[..., :, None, :]) @ rotations
+    orientation = torch.einsum("...iab,...jac->...ijbc", rotations, other_rotations).flatten(-2)
+    starts, ends = atoms.index_select(-2, start), other_atoms.index_select(-2, end)
+    d = distances(starts.transpose(-3, -2), ends.transpose(-3, -2)).clamp_min(1e-5)  # (*, 5, N, N)
+    radial = torch.exp(-((d[..., 2, :, :, None] - centres) * RADIAL_SHARPNESS).square())
+    strain = ((d - lengths).movedim(-3, -1)[..., None, :] * scales).tanh().flatten(-2)
+    return torch.cat([position, orientation, radial, strain], -1)
 
 
 def harmonics(torsions: Tensor, mask: Tensor) -> Tensor:
     """Sines and cosines (*, N, 36) of the first three multiples of the torsions (*, N, 6), zero where absent."""
-    parts = [f(k * torsions) * mask for k in HARMONICS for f in (torch.sin, torch.cos)]
-    return torch.cat(parts, -1)
+    multiples = torch.arange(1, HARMONICS + 1, dtype=torsions.dtype, device=torsions.device)[:, None]
+    phases = torsions[..., None, :] * multiples
+    return (torch.stack([phases.sin(), phases.cos()], -2) * mask[..., None, None, :]).flatten(-3)
 
 
 class ConditionEmbedding(nn.Module):
@@ -186,7 +240,11 @@ class ConditionEmbedding(nn.Module):
 
 
 class ResidueEmbedding(nn.Module):
-    """Residue features (B, T, N, C): type, chain ends, torsions, and the way from the previous frame."""
+    """Residue features (B, T, N, C): type, chain ends, torsions, and the way from the previous frame.
+
+    The columns of ``geometry`` are, as far as the configuration has them: which torsions there are; torsions and angle
+    of the frame; way from the previous frame; torsions and angle of that; how these have turned.
+    """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -194,49 +252,68 @@ class ResidueEmbedding(nn.Module):
         width = config.width
         self.residue_type = nn.Embedding(len(RESIDUE_TYPES), width)
         self.n_end, self.c_end = nn.Embedding(3, width), nn.Embedding(3, width)
-        around_previous = config.parameterization == "previous"
-        diffused = config.torsions == "diffusion"
-        inputs = 6 + diffused * (37 + around_previous * (37 + 7)) + around_previous * 9
-        self.geometry = nn.Linear(inputs, width)
+        self.around_previous = config.parameterization == "previous"
+        self.diffused = config.torsions == "diffusion"
+        both = self.around_previous and self.diffused
+        self.columns = [6, 37 * self.diffused, 9 * self.around_previous, 37 * both, 7 * both]
+        self.geometry = nn.Linear(sum(self.columns), width)
         if config.single_features:
             self.single = nn.Sequential(nn.LayerNorm(config.single_features), nn.Linear(config.single_features, width))
 
-    def forward(self, features: ResidueFeatures, frames: FrameInputs, spread: Tensor, single: Tensor | None) -> Tensor:
-        """``spread`` (B, T, 9): expected size of the way from the previous frame, noise included."""
+    def static(self, features: ResidueFeatures, single: Tensor | None) -> Tensor:
+        """The part that no conformation has to do with, (B, N, C); computed once a rollout."""
         fixed = self.residue_type(features.residue_type) + self.n_end(features.n_end) + self.c_end(features.c_end)
         if self.config.single_features and single is not None:
             fixed = fixed + self.single(single)
-        now, before = frames.conformation, frames.previous
-        mask = features.per_frame("torsion_mask", now.angles).to(now.angles.dtype).expand(*now.shape, 6)
-        parts = [mask]
-        diffused = self.config.torsions == "diffusion"
-        if diffused:
-            parts += [harmonics(now.torsions, mask), now.angles[..., None] - 2.0]
-        if self.config.parameterization == "previous":
-            way = Displacement.between(before, now, features.per_frame("torsion_period", now.angles))
-            s = spread[..., None, :]
-            moved = way.translation / s[..., TRANSLATION, None]
-            parts += [
-                torch.einsum("...ij,...i->...j", before.frames.rotations, moved),
-                torch.einsum("...ij,...i->...j", now.frames.rotations, moved),
-                way.rotation / s[..., ROTATION, None],
-            ]
-            if diffused:
-                parts += [harmonics(before.torsions, mask), before.angles[..., None] - 2.0]
-                parts += [way.torsion * mask / s[..., 2:8], (way.angle / s[..., 8])[..., None]]
-        return fixed[:, None] + self.geometry(torch.cat(parts, -1))
+        present = self.geometry.weight.split(self.columns, 1)[0]
+        return fixed + functional.linear(features.torsion_mask.to(present.dtype), present, self.geometry.bias)
+
+    def given(self, static: Tensor, mask: Tensor, previous: Conformation) -> Tensor:
+        """The part that the previous frames know, (B, T, N, C); computed once where they are denoised repeatedly."""
+        if not (self.around_previous and self.diffused):
+            return static[:, None]
+        weight = self.geometry.weight.split(self.columns, 1)[3]
+        return static[:, None] + functional.linear(self._torsions(previous, mask), weight)
+
+    @staticmethod
+    def _torsions(conformation: Conformation, mask: Tensor) -> Tensor:
+        return torch.cat([harmonics(conformation.torsions, mask), conformation.angles[..., None] - 2.0], -1)
+
+    def forward(
+        self, given: Tensor, now: Conformation, previous: Conformation, way: Displacement, spread: Tensor, mask: Tensor
+    ) -> Tensor:
+        """``spread`` (B, T, 1, 9): expected size of the ``way`` from the previous frame, noise included."""
+        _, of_now, moved, _, turned = self.geometry.weight.split(self.columns, 1)
+        parts, weights = [], []
+        if self.diffused:
+            parts, weights = [self._torsions(now, mask)], [of_now]
+        if self.around_previous:
+            translation = (way.translation / spread[..., :1])[..., None, :]
+            parts += [(translation @ frames.rotations)[..., 0, :] for frames in (previous.frames, now.frames)]
+            parts += [way.rotation / spread[..., 1:2]]
+            weights.append(moved)
+            if self.diffused:
+                parts += [way.torsion * mask / spread[..., 2:8], (way.angle / spread[..., 8])[..., None]]
+                weights.append(turned)
+        if not parts:
+            return given.expand(*now.shape, -1)
+        return given + functional.linear(torch.cat(parts, -1), torch.cat(weights, 1))
 
 
 class PairEmbedding(nn.Module):
-    """Pair features (B, T, N, N, C): sequence separation and geometry of this frame, its predecessor, the reference."""
+    """Pair features (B, T, N, N, C): sequence separation and geometry of this frame, its predecessor, the reference.
+
+    The columns of ``geometry`` around the previous frame are: residues of the frame as they see each other, those of
+    the previous frame, those of the previous as the frame sees them, contacts.
+    """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
         self.relative = nn.Embedding(2 * config.max_relative_position + 2, config.pair_width)
-        around_previous = config.parameterization == "previous"
-        geometry = 3 * LOCAL_PAIR_WIDTH + CONTACT_POINTS**2 if around_previous else BIN_EDGES[2]
-        self.geometry = nn.Linear(geometry, config.pair_width)
+        self.around_previous = config.parameterization == "previous"
+        self.columns = [*3 * [LOCAL_PAIR_WIDTH], CONTACT_POINTS**2] if self.around_previous else [BIN_EDGES[2]]
+        self.geometry = nn.Linear(sum(self.columns), config.pair_width)
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(config.pair_width, config.pair_width))
         if config.reference_structure:
             self.reference = nn.Linear(LOCAL_PAIR_WIDTH + BIN_EDGES[2], config.pair_width)
@@ -250,20 +327,31 @@ class PairEmbedding(nn.Module):
         limit = self.config.max_relative_position
         apart = features.residue_index[..., None, :] - features.residue_index[..., :, None]
         same = features.chain_index[..., None, :] == features.chain_index[..., :, None]
-        z = self.relative(torch.where(same, apart.clamp(-limit, limit) + limit, 2 * limit + 1))
+        z = self.relative(torch.where(same, apart.clamp(-limit, limit) + limit, 2 * limit + 1)) + self.geometry.bias
         if self.config.reference_structure and reference is not None:
             cb = beta_carbon(reference, features.residue_type)
-            z = z + self.reference(torch.cat([local_pairs(reference, reference), distance_bins(distances(cb, cb))], -1))
+            seen = 2 * (reference.frames.rotations, reference.backbone())
+            z = z + self.reference(torch.cat([local_pairs(*seen), distance_bins(distances(cb, cb))], -1))
         if self.config.pair_features and pair is not None:
             z = z + self.pair(pair)
         return z
 
-    def forward(self, static: Tensor, features: ResidueFeatures, frames: FrameInputs) -> Tensor:
-        now, before = frames.conformation, frames.previous
-        if self.config.parameterization == "previous":
-            pairs = [local_pairs(now, now), local_pairs(before, before), local_pairs(now, before)]
-            geometry = torch.cat([*pairs, contacts(now, features)], -1)
-        else:
-            cb = beta_carbon(now, features.per_frame("residue_type", now.angles))
-            geometry = distance_bins(distances(cb, cb))
-        return self.mix(static[:, None] + self.geometry(geometry))
+    def given(self, static: Tensor, previous: Conformation) -> Tensor:
+        """The part that the previous frames know, (B, T, N, N, C); computed once where they are denoised repeatedly."""
+        if not self.around_previous:
+            return static[:, None]
+        weight = self.geometry.weight.split(self.columns, 1)[1]
+        seen = 2 * (previous.frames.rotations, previous.backbone())
+        return static[:, None] + functional.linear(local_pairs(*seen), weight)
+
+    def forward(self, given: Tensor, now: Conformation, previous: Conformation, statics: Statics) -> Tensor:
+        if not self.around_previous:
+            cb = beta_carbon(now, statics.features.residue_type[:, None])
+            return self.mix(given + functional.linear(distance_bins(distances(cb, cb)), self.geometry.weight))
+        of_now, _, between, near = self.geometry.weight.split(self.columns, 1)
+        points, rotations = contact_points(now), now.frames.rotations
+        others = torch.stack([rotations, previous.frames.rotations])
+        atoms = torch.stack([points[..., :3, :], previous.backbone()])
+        pairs = local_pairs(rotations, points, others, atoms)
+        z = given + functional.linear(pairs[0], of_now) + functional.linear(pairs[1], between)
+        return self.mix(z + functional.linear(contacts(points, statics.contact_mask), near))

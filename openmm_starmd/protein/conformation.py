@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.rigid import Rigid, full_precision
 from openmm_starmd.geometry.torsions import measure_angle, measure_dihedral, rotate_about, wrap
 from openmm_starmd.protein.tokens import ResidueTokens, RotatableGroup
 
@@ -42,13 +42,21 @@ class Conformation:
         """(*, N)"""
         return self.angles.shape
 
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are."""
+        return self.angles.device
+
+    def local_backbone(self) -> Tensor:
+        """Positions of N, CA, C in the residue frames, with the mean bond lengths of ff14SB, shape (*, N, 3, 3), nm."""
+        n_xy = N_CA * torch.stack([self.angles.cos(), self.angles.sin()], -1)
+        ca_and_c = self.angles.new_tensor([0.0, 0.0, 0.0, 0.0, CA_C, 0.0, 0.0]).expand(*self.shape, 7)
+        return torch.cat([n_xy, ca_and_c], -1).unflatten(-1, (3, 3))
+
+    @full_precision
     def backbone(self) -> Tensor:
         """Positions of N, CA, C with the mean bond lengths of ff14SB, shape (*, N, 3, 3), nm."""
-        zero = torch.zeros_like(self.angles)
-        n = torch.stack([N_CA * self.angles.cos(), N_CA * self.angles.sin(), zero], -1)
-        c = torch.stack([zero + CA_C, zero, zero], -1)
-        local = torch.stack([n, torch.zeros_like(n), c], -2)
-        return local @ self.frames.rotations.transpose(-1, -2) + self.frames.translations[..., None, :]
+        return self.local_backbone() @ self.frames.rotations.transpose(-1, -2) + self.frames.translations[..., None, :]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Conformation:
         """Apply ``function`` to rotations, translations, torsions and angles; it may touch leading axes only."""

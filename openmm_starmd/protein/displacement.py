@@ -62,13 +62,10 @@ class Displacement:
         return Conformation(frames, wrap(conformation.torsions + self.torsion), conformation.angles + self.angle)
 
     def scaled(self, factors: Tensor) -> Displacement:
-        """Each part times its factor; ``factors`` has shape (*, 4)."""
-        f = factors[..., None, :]
+        """Each part times its factor; ``factors`` has a shape broadcastable to (*, 4)."""
+        translation, rotation, torsion, angle = factors[..., None, :, None].unbind(-2)
         return Displacement(
-            self.translation * f[..., TRANSLATION, None],
-            self.rotation * f[..., ROTATION, None],
-            self.torsion * f[..., TORSION, None],
-            self.angle * f[..., ANGLE],
+            self.translation * translation, self.rotation * rotation, self.torsion * torsion, self.angle * angle[..., 0]
         )
 
     def __add__(self, other: Displacement) -> Displacement:
@@ -118,13 +115,11 @@ def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:
         See `per_replica`.
     """
 
-    def normal(*channels: int) -> Tensor:
-        def draw(rows: Tensor, g: torch.Generator) -> Tensor:
-            return torch.randn(*rows.shape, *channels, generator=g, dtype=rows.dtype, device=rows.device)
+    def draw(rows: Tensor, g: torch.Generator) -> Tensor:
+        return torch.randn(*rows.shape, 13, generator=g, dtype=rows.dtype, device=rows.device)
 
-        return per_replica(draw, template, generator)
-
-    return Displacement(centred(normal(3)), normal(3), normal(6) * mask, normal())
+    translation, rotation, torsion, angle = per_replica(draw, template, generator).split([3, 3, 6, 1], -1)
+    return Displacement(centred(translation), rotation, torsion * mask, angle[..., 0])
 
 
 def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor, generator) -> Tensor:

@@ -78,7 +78,9 @@ def test_exact_score_gives_the_target(sampler, config, steps):
     else:
         spread = torch.tensor([SPREAD[k] for k in ("translation", "rotation", "torsion", "angle")]).double()
         noise = process.perturb(start, one, (process.sigma(one) ** 2 + spread**2).sqrt(), features, generator)
-    x = sampler(process, steps).sample(noise, target.denoise, features, generator)
+    sampler = sampler(process, steps)
+    times = sampler.times()
+    x = sampler.sample(noise, lambda noisy, k: target.denoise(noisy, times[k]), features, generator)
 
     # of two centred residues only the difference is free
     n = SAMPLES

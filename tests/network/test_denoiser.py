@@ -12,10 +12,10 @@ import torch
 from openmm_starmd.diffusion.loss import context_inputs
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential
-from openmm_starmd.network.attention import KVCache
+from openmm_starmd.geometry.torsions import measure_angle, measure_dihedral, wrap
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper, peptide
 from openmm_starmd.network.denoiser import Denoiser
-from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.network.embedding import BETA_CARBON, SIDE_CHAIN_ANGLE, SIDE_CHAIN_BOND, FrameInputs, contact_points
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.tokens import ResidueFeatures
 
@@ -87,6 +87,12 @@ def difference(a, b):
     return max((getattr(a, k) - getattr(b, k)).abs().max() for k in ("translation", "rotation", "torsion", "angle"))
 
 
+def denoised(denoiser, statics, noisy, cache):
+    """One noisy frame (B, 1, N) behind its context."""
+    given = noisy.previous, noisy.time, noisy.alpha, noisy.sigma, noisy.stride, noisy.index
+    return denoiser.denoise(denoiser.conditions(statics, *given), noisy.conformation, cache)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cached_rollout_equals_block_causal_pass(name):
     process, feats, copies, strides, noisy = setting(name)
@@ -94,17 +100,18 @@ def test_cached_rollout_equals_block_causal_pass(name):
     statics = denoiser.statics(feats, copies[:, 0])
     context = context_inputs(copies, strides, process)
     whole, _ = denoiser(statics, context, noisy)
-    cache = KVCache()
+    cache = denoiser.cache(2, 5, 4)
     for k in range(3):
         cache = denoiser.encode(statics, context.frame(k), cache)
-        single = denoiser.denoise(statics, noisy.frame(k), cache)
+        single = denoised(denoiser, statics, noisy.frame(k), cache)
         for part in ("translation", "rotation", "torsion", "angle"):
             expected, found = getattr(whole, part)[:, k], getattr(single, part)[:, 0]
             scale = expected.abs().max().clamp_min(1)
             assert (expected - found).abs().max() < 1e-5 * scale
-    at_once = denoiser.encode(statics, context_inputs(copies[:, :3], strides[:, :3], process))
-    for a, b in zip((*at_once.keys, *at_once.values), (*cache.keys, *cache.values), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    first = context_inputs(copies[:, :3], strides[:, :3], process)
+    at_once = denoiser.encode(statics, first, denoiser.cache(2, 5, 3))
+    for a, b in ((at_once.keys, cache.keys), (at_once.values, cache.values)):
+        torch.testing.assert_close(a, b[:, :, :, : a.shape[3]], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -179,15 +186,49 @@ def test_untrained_previous_denoiser_returns_its_baseline():
     torch.testing.assert_close(way.translation, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_conditions_of_all_times_are_those_of_each(name):
+    """One frame denoised at three times: what is computed for all of them beforehand serves each."""
+    process, feats, copies, strides, noisy = setting(name)
+    denoiser, frame = denoiser_of(name), noisy.frame(0)
+    statics = denoiser.statics(feats, copies[:, 0])
+    cache = denoiser.encode(statics, context_inputs(copies, strides, process).frame(0), denoiser.cache(2, 5, 2))
+    times = torch.tensor([[0.9, 0.5, 0.1]])
+    levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, 50.0)
+    together = denoiser.conditions(statics, frame.previous, *levels, frame.index)
+    for k in range(3):
+        of_time = dict(zip(("time", "alpha", "sigma", "stride"), (x[:, k : k + 1] for x in levels), strict=True))
+        single = replace(frame, **of_time)
+        expected = denoised(denoiser, statics, single, cache)
+        assert difference(expected, denoiser.denoise(together.at(k), frame.conformation, cache)) < 1e-5
+
+
 def test_cache_memory():
     config = NetworkConfig(**SMALL, attention_layers=2)
     denoiser, generator = Denoiser(config), torch.Generator().manual_seed(0)
     feats, copies = features(3, 7, generator), conformation((3, 6, 7), generator)
-    cache = denoiser.encode(
-        denoiser.statics(feats), context_inputs(copies, torch.full((3, 6), 100.0), Process(peptide().process))
-    )
+    inputs = context_inputs(copies, torch.full((3, 6), 100.0), Process(peptide().process))
+    cache = denoiser.encode(denoiser.statics(feats), inputs, denoiser.cache(3, 7, 6))
     layers = config.blocks * config.attention_layers
     assert cache.nbytes == 2 * layers * 3 * 7 * 6 * config.width * 4
+    with pytest.raises(ValueError, match="room for 6 frames, but 7 are needed"):
+        denoiser.encode(denoiser.statics(feats), inputs.frame(0), cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_contact_points_keep_bond_lengths_angles_and_dihedrals(dtype):
+    c = conformation((3, 4), torch.Generator().manual_seed(4), dtype)
+    points = contact_points(c)
+    torch.testing.assert_close(points[..., :3, :], c.backbone())
+    offset = points.new_tensor(BETA_CARBON)
+    torch.testing.assert_close(points[..., 3, :], c.frames.apply(offset.expand(3, 4, 3)))
+    chain = [points[..., k, :] for k in (0, 1, 3, 4, 5, 6, 7)]
+    for k in range(4):
+        a, b, x, y = chain[k : k + 4]
+        torch.testing.assert_close((y - x).norm(dim=-1), torch.full((3, 4), SIDE_CHAIN_BOND, dtype=dtype))
+        torch.testing.assert_close(measure_angle(b, x, y), torch.full((3, 4), SIDE_CHAIN_ANGLE, dtype=dtype))
+        off = wrap(measure_dihedral(a, b, x, y) - c.torsions[..., 2 + k])
+        assert off.abs().max() < (1e-4 if dtype == torch.float32 else 1e-10)
 
 
 def test_configurations_validate_themselves():
@@ -208,7 +249,7 @@ sys.path[:0] = sys.argv[1].split(":")
 from test_denoiser import features, conformation
 from openmm_starmd.diffusion.loss import context_inputs
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.network.attention import KVCache
+from dataclasses import replace
 from openmm_starmd.network.config import paper
 from openmm_starmd.network.denoiser import Denoiser
 config = paper()
@@ -219,13 +260,16 @@ feats = features(1, n, g)
 with torch.inference_mode():
     one = conformation((1, 1, n), g)
     statics = denoiser.statics(feats, one[:, 0])
-    cache = denoiser.encode(statics, context_inputs(one, torch.full((1, 1), 100.0), process))
-    shape = cache.keys[0].shape
-    grow = lambda x: torch.randn(*shape[:2], n * (length - 1), shape[3], generator=g)
-    cache = KVCache(tuple(grow(k) for k in cache.keys), tuple(grow(k) for k in cache.values), length - 1)
-    inputs = context_inputs(one, torch.full((1, 1), 100.0), process, first_index=length - 1)
-    cache = denoiser.encode(statics, inputs, cache)
-    way = denoiser.denoise(statics, inputs, cache)
+    cache = denoiser.cache(1, n, length)
+    for x in (cache.keys, cache.values):
+        x.normal_(generator=g)
+    cache = replace(cache, n_frames=length - 2)
+    stride = torch.full((1, 1), 100.0)
+    cache = denoiser.encode(statics, context_inputs(one, stride, process, first_index=length - 2), cache)
+    time = torch.full((1, 1), 0.5)
+    levels = time, process.alpha(time), process.sigma(time), stride
+    conditions = denoiser.conditions(statics, one, *levels, torch.tensor([length - 1]))
+    way = denoiser.denoise(conditions, one, cache)
 layers = config.network.blocks * config.network.attention_layers
 assert cache.nbytes == 2 * layers * n * length * config.network.width * 4
 assert torch.isfinite(way.rotation).all()

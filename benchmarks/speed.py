@@ -1,0 +1,335 @@
+"""What a frame costs: network, sampler and backmapping, on whatever hardware there is.
+
+    python benchmarks/speed.py --threads 2 --output benchmarks/speed
+
+Settings
+--------
+paper size       the network of the STAR-MD paper (`network.config.paper`) with random weights, behind a full window of
+                 context frames: seconds a frame with the reference sampler of many steps and with a short one, seconds
+                 a denoising step (all of a frame over its calls of the network), the process's peak memory so far
+tetrapeptide     the embedded model, one thread: milliseconds a call of the network for one and for many replicas, and
+                 the share of a jump (sampling, context copy, backmapping) that is spent outside the network
+cache            bytes of keys and values, of a smaller cache; they are proportional to residues and frames
+GPU              where there is one: a frame of the paper's proteins, half the context of a run behind it
+
+Goals and peers are those of the project; peers were timed by others or on other days and are context only. Cost against
+residues, context frames and replicas: exponents are those of a power law through the larger half of the sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from common import circumstances, parser, table, write
+from torch.profiler import ProfilerActivity, profile
+
+from openmm_starmd import Propagator, load_model
+from openmm_starmd.geometry.rigid import Rigid, exponential
+from openmm_starmd.model import Domain, StarMDModel
+from openmm_starmd.network.config import paper
+from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.history import History
+from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
+from openmm_starmd.training import build_peptide
+
+STRIDE, TEMPERATURE = 100.0, 300.0  # ps, K
+LARGE = Domain(max_length=10**6)
+GPU_PROTEINS = {
+    51: (0.2, 0.02, 9.6),
+    724: (1.5, 0.15, 17.3),
+}  # residues: goals of both samplers and the paper's time, s
+PARTS = ("denoise", "encode", "conditions")  # of the network
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A measured figure beside what it should be at most, and a peer's."""
+
+    measured: float
+    goal: float = math.nan
+    peer: float = math.nan
+
+    def row(self) -> dict[str, float]:
+        ratio = self.measured / self.goal
+        return {"measured": self.measured, "goal": self.goal, "measured / goal": ratio, "peer": self.peer}
+
+
+def chain(n: int, batch: int, device) -> tuple[ResidueFeatures, Conformation]:
+    """Features and a random conformation (B, N) of a chain; nothing but its size matters here."""
+    generator = torch.Generator().manual_seed(n)
+    zero = torch.zeros(n, dtype=torch.long)
+    types, mask = torch.randint(20, (n,), generator=generator), torch.rand(n, 6, generator=generator) < 0.7
+    period = torch.full((n, 6), 2 * math.pi, dtype=torch.float64)
+    steps = 0.38 * torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
+    frames = Rigid(exponential(torch.randn(n, 3, generator=generator)), steps.cumsum(0))
+    c = Conformation(frames, torch.randn(n, 6, generator=generator) * mask, torch.full((n,), 1.96))
+    features = ResidueFeatures(types, torch.arange(n), zero, zero, zero, mask, period)
+    return features.to(device), Conformation.stack([c] * batch).to(device)
+
+
+def seconds(call: Callable, least: float, warm: int = 1) -> float:
+    """Median wall time of a call, from as many as fit into ``least`` seconds, two at least."""
+    for _ in range(warm):
+        call()
+    times, begin = [], time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - begin < least:
+        now = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - now)
+    return float(np.median(times))
+
+
+def peak_memory() -> float:
+    """Greatest resident memory of this process so far, MiB; NaN where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+class Jump:
+    """One step of a propagator behind a window that is full, or holds ``context`` frames."""
+
+    def __init__(self, model: StarMDModel, tokens, start: Conformation, context: int, **settings):
+        self.generator = torch.Generator(model.device).manual_seed(1)
+        frames = {"context_frames": context + 1} | settings
+        self.propagator = Propagator(model, tokens, STRIDE, TEMPERATURE, **frames)
+        history: History = self.propagator.start(start)
+        for _ in range(context - 1):
+            history = self.propagator.extend(history, history.last, self.generator)
+        self.history = history
+
+    def __call__(self) -> Conformation:
+        return self.propagator.step(self.history, self.generator)
+
+
+def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) -> Callable:
+    """One call of the network on a chain, given the cache of the context frames."""
+    denoiser, process = model.denoiser, model.process
+    features, start = chain(n, batch, model.device)
+    with torch.inference_mode():
+        statics = denoiser.statics(features.expand(batch), start)
+        cache = denoiser.cache(batch, n, context + 1)
+        for part in (cache.keys, cache.values):
+            part.normal_()
+        cache = replace(cache, n_frames=context)
+        frame, time_ = start.map(lambda x: x[:, None]), torch.full((1, 1), 0.5, device=model.device)
+        levels = time_, process.alpha(time_), process.sigma(time_), torch.full_like(time_, STRIDE)
+        index = torch.tensor([context], device=model.device)
+        conditions = denoiser.conditions(statics, frame, *levels, index)
+
+    def call():
+        with torch.inference_mode():
+            denoiser.denoise(conditions, frame, cache)
+
+    return call
+
+
+def paper_frame(
+    model: StarMDModel, n: int, context: int, sampler: str, steps: int, least: float
+) -> tuple[float, float]:
+    """Seconds a frame, and a denoising step."""
+    chosen = StarMDModel(model.denoiser, replace(model.config, sampler=sampler), model.domain)
+    features, start = chain(n, 1, model.device)
+    jump = Jump(chosen, SimpleNamespace(features=features, n_residues=n), start, context, denoising_steps=steps)
+    jump.propagator._context_cache(jump.history)  # that of a run holds all but the last frame already
+    frame = seconds(jump, least, warm=steps < 50)
+    return frame, frame / len(jump.propagator.sampler.times())
+
+
+def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
+    """Frames of paper size on this device."""
+    rows = {}
+    if model.device.type == "cuda":
+        for n, (reference, short, peer) in GPU_PROTEINS.items():
+            for (name, steps), goal in zip(options.samplers.items(), (reference, short), strict=True):
+                frame, _ = paper_frame(model, n, 40, name, steps, options.least)
+                first = name == next(iter(options.samplers))
+                rows[f"{n} residues, {name} {steps}, s a frame"] = Goal(frame, goal, peer if first else math.nan)
+        return rows
+    known = {39: (0.045, 0.8, 0.042, 8.5), 58: (0.045 * 58 / 39, 1.5, math.nan, 14.0)}
+    for n in options.residues:
+        step_goal, short_goal, peer_step, peer_frame = known.get(n, 4 * (math.nan,))
+        for k, (name, steps) in enumerate(options.samplers.items()):
+            frame, step = paper_frame(model, n, options.context, name, steps, options.least)
+            goal = Goal(frame, short_goal) if k else Goal(frame, math.nan, peer_frame)
+            rows[f"paper size, {n} residues, {name} {steps}, s a frame"] = goal
+            if not k:
+                rows[f"paper size, {n} residues, s a denoising step"] = Goal(step, step_goal, peer_step)
+        memory_of_peer = 785.0 if n == 39 else math.nan
+        rows[f"paper size, {n} residues, peak memory, MiB"] = Goal(peak_memory(), 1024.0, memory_of_peer)
+    return rows
+
+
+def cache_goal(model: StarMDModel) -> dict[str, Goal]:
+    """Memory of keys and values at 1000 residues and 800 frames."""
+    n, frames = 50, 8
+    measured = model.denoiser.cache(1, n, frames).nbytes
+    return {"cache, 1000 residues, 800 frames, GB": Goal(measured * (1000 / n) * (800 / frames) / 1e9, 6.6, 10.0)}
+
+
+class Phases:
+    """Wall time by phase of a tetrapeptide's jumps; the network is told from the rest by wrapping its entrances."""
+
+    def __init__(self, model: StarMDModel, sequence: str, replicas: int):
+        topology, positions = build_peptide(sequence, seed=1)
+        self.tokens = ResidueTokens.from_topology(topology)
+        self.atoms = torch.tensor(np.array(positions._value))[None].expand(replicas, -1, -1)
+        start = from_positions(self.atoms, self.tokens)
+        self.jump = Jump(model, self.tokens, start, model.config.context_frames)
+        self.replicas, self.seconds, self.calls = replicas, defaultdict(float), 0
+
+    def timed(self, phase: str, function: Callable) -> Callable:
+        def wrapped(*arguments):
+            begin = time.perf_counter()
+            result = function(*arguments)
+            self.seconds[phase] += time.perf_counter() - begin
+            self.calls += phase == "denoise"
+            return result
+
+        return wrapped
+
+    def run(self, least: float) -> dict[str, float]:
+        """Milliseconds a jump of one replica by phase, of a call of the network, and the share outside of it."""
+        denoiser, propagator = self.jump.propagator.model.denoiser, self.jump.propagator
+        self.whole()
+        saved = {name: getattr(denoiser, name) for name in PARTS}
+        for name, function in saved.items():
+            object.__setattr__(denoiser, name, self.timed(name, function))
+        self.step, self.back = self.timed("step", self.jump), self.timed("backmapping", to_positions)
+        self.extend = self.timed("context copy", propagator.extend)
+        begin, jumps = time.perf_counter(), 0
+        while jumps < 2 or time.perf_counter() - begin < least:
+            self.whole()
+            jumps += 1
+        whole = time.perf_counter() - begin
+        for name in PARTS:
+            object.__delattr__(denoiser, name)
+        network = sum(self.seconds[name] for name in PARTS)
+        found = {name: self.seconds[name] for name in (*PARTS, "context copy", "backmapping")}
+        found["sampler and the rest"] = whole - sum(found.values())
+        scale = 1000 / jumps / self.replicas
+        result = {f"{name} (ms)": value * scale for name, value in found.items()} | {"jump (ms)": whole * scale}
+        result["call of the network (ms)"] = 1000 * self.seconds["denoise"] / self.calls
+        return result | {"outside the network": 1 - network / whole}
+
+    step: Callable = None
+    back: Callable = staticmethod(to_positions)
+    extend: Callable = None
+
+    def whole(self):
+        conformation = (self.step or self.jump)()
+        (self.extend or self.jump.propagator.extend)(self.jump.history, conformation, self.jump.generator)
+        self.back(conformation.to("cpu", torch.float64), self.atoms, self.tokens)
+
+
+def operators(jump: Jump, count: int = 12) -> str:
+    """The operators of a jump that take most time by themselves."""
+    jump()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        jump()
+    rows = sorted(profiled.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    whole = sum(row.self_cpu_time_total for row in rows)
+    calls = sum(row.count for row in rows)
+    shown = {row.key: {"share": row.self_cpu_time_total / whole, "calls": row.count} for row in rows[:count]}
+    return table(shown | {"all": {"share": 1.0, "calls": calls}}, "operator")
+
+
+def exponent(sizes: list[int], times: list[float]) -> float:
+    """Of a power law through the larger half of the sizes."""
+    half = len(sizes) // 2 if len(sizes) > 3 else 0
+    return float(np.polyfit(np.log(sizes[half:]), np.log(times[half:]), 1)[0]) if len(sizes) > 1 else math.nan
+
+
+def scans(model: StarMDModel, peptide: StarMDModel, options) -> dict[str, dict[int, float]]:
+    """Milliseconds a call of the network against residues, context frames and replicas."""
+    ways = {
+        f"residues (paper size, {options.context} context frames)": (
+            options.scan_residues,
+            lambda n: call_of_network(model, n, options.context),
+        ),
+        f"context frames (paper size, {options.residues[0]} residues)": (
+            options.scan_frames,
+            lambda frames: call_of_network(model, options.residues[0], frames),
+        ),
+        "replicas (embedded model, 4 residues)": (
+            options.scan_replicas,
+            lambda batch: call_of_network(peptide, 4, peptide.config.context_frames, batch),
+        ),
+    }
+    return {
+        name: {size: 1000 * seconds(make(size), options.least / 10) for size in sizes}
+        for name, (sizes, make) in ways.items()
+    }
+
+
+def draw(found: dict[str, dict[int, float]], path):
+    """Cost against size, a panel each."""
+    figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.4), layout="constrained")
+    for ax, (name, times) in zip(np.atleast_1d(axes), found.items(), strict=True):
+        ax.loglog(list(times), list(times.values()), "o-")
+        slope = exponent(list(times), list(times.values()))
+        ax.set(xlabel=name, ylabel="ms a call of the network", title=f"exponent {slope:.2f}")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    made = parser(__doc__, "speed")
+    made.set_defaults(threads=2)
+    made.add_argument("--residues", type=int, nargs="+", default=[39, 58], help="of the proteins of paper size")
+    made.add_argument("--context", type=int, default=8, help="context frames behind them")
+    made.add_argument("--steps", type=int, nargs=2, default=[200, 20], help="of the reference and of the short sampler")
+    made.add_argument("--replicas", type=int, default=32, help="of the tetrapeptide")
+    made.add_argument("--scan-residues", type=int, nargs="+", default=[10, 20, 39, 80, 150, 300])
+    made.add_argument("--scan-frames", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    made.add_argument("--scan-replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
+    options = made.parse_args()
+    options.samplers = dict(zip(("euler-maruyama", "ancestral"), options.steps, strict=True))
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = circumstances(device=device, context=f"{options.context} frames")
+    model, peptide = StarMDModel.create(paper(), LARGE, options.seed).on(device), load_model("starmd-peptide", device)
+    goals = paper_goals(model, options) | cache_goal(model)
+    torch.set_num_threads(1)
+    phases = {f"{b} replica(s)": Phases(peptide, "DWGR", b).run(options.least) for b in (1, options.replicas)}
+    top = operators(Phases(peptide, "DWGR", 1).jump)
+    torch.set_num_threads(options.threads)
+    one, many = phases.values()
+    goals["tetrapeptide, one replica, ms a call of the network"] = Goal(one["call of the network (ms)"], 3.0)
+    goals[f"tetrapeptide, {options.replicas} replicas, ms a call"] = Goal(many["call of the network (ms)"])
+    goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
+    found = scans(model, peptide, options)
+    draw(found, options.output.with_suffix(".png"))
+    rows = {name: goal.row() for name, goal in goals.items()}
+    costs = {
+        name: {str(size): ms for size, ms in times.items()} | {"exponent": exponent(list(times), list(times.values()))}
+        for name, times in found.items()
+    }
+    sections = {
+        "Goals": table(rows, "setting"),
+        "A jump of a tetrapeptide, one thread, by phase and replica": table(phases, "batch"),
+        "Operators of a jump of one replica": top,
+        "Milliseconds a call of the network": "\n\n".join(
+            f"{name}: exponent {cost.pop('exponent'):.2f}\n\n{table({'ms': cost}, '')}" for name, cost in costs.items()
+        ),
+    }
+    write(options.output, "Speed", facts, sections, {"goals": rows, "phases": phases, "scans": found})
+    print("\n\n".join(f"{name}\n\n{text}" for name, text in sections.items()))
+
+
+if __name__ == "__main__":
+    main()
