@@ -404,5 +404,5 @@ def test_the_cost_of_training_is_measured(run, tmp_path):
     assert passes["context anew, ratio"] == pytest.approx(
         passes["context anew (ms a frame)"] / passes["block-causal (ms a frame)"]
     )
-    assert memory["kept (MB)"] > memory["checkpointed (MB)"] > 1
+    assert 0.9 * memory["kept (MB)"] > memory["checkpointed (MB)"] > 1
     assert "| 3 residues, 2 windows |" in text and "| 32 residues, 4 frames |" in text
