@@ -389,3 +389,35 @@ def test_a_profile_is_the_correlation_of_each_distance(script):
     distances = np.stack([3 - 2 * series, other, np.full(500, 1.0)], 1)
     found = script("atlas").profile(distances, series)
     assert found == pytest.approx([1, abs(np.corrcoef(series, other)[0, 1]), 0])
+
+
+def test_the_ways_of_teacher_forcing_have_one_loss_and_gradient(script):
+    training = script("training")
+    config = training.ModelConfig(NetworkConfig(blocks=2, width=32, pair_width=8, heads=2, attention_layers=2))
+    windows, found = training.random_windows(2, 4, 5), {}
+    for name, way in training.WAYS.items():
+        denoiser = training.untrained(config)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in denoiser.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        loss = training.step(way(denoiser), config, windows)
+        found[name] = loss, [parameter.grad for parameter in denoiser.parameters()]
+    loss, gradients = found.pop("block-causal")
+    assert len(found) == 2 and any(g is not None and g.abs().max() > 1e-3 for g in gradients)
+    for other, others in found.values():
+        torch.testing.assert_close(other, loss, rtol=1e-4, atol=0)
+        for a, b in zip(others, gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_the_cost_of_training_is_measured(run, tmp_path):
+    stem = tmp_path / "out"
+    run("training", "--shapes", "3,2", "--grid", "32,4", "--repeats", 1, "--output", stem)
+    text, written = read(stem)
+    (passes,), (memory,) = (written["results"][key].values() for key in ("ways", "memory"))
+    assert passes["context anew, ratio"] == pytest.approx(
+        passes["context anew (ms a frame)"] / passes["block-causal (ms a frame)"]
+    )
+    assert 0.9 * memory["kept (MB)"] > memory["checkpointed (MB)"] > 1
+    assert "| 3 residues, 2 windows |" in text and "| 32 residues, 4 frames |" in text

@@ -307,7 +307,7 @@ def simulate(
     nanoseconds: float,
     *,
     frame_interval: float = 5.0,
-    checkpoint_interval: float = 1.0,
+    checkpoint_interval: float = 0.1,
     temperature: float = 300.0,
     replicas: int = 1,
     processes: int = 1,

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -257,6 +258,67 @@ def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path):
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
     assert "| processes | 2 |" in (tmp_path / "two" / "model.md").read_text()
+
+
+KILL = """
+    import os, signal, sys
+    from openmm_starmd import cli
+    from openmm_starmd.training import fitting
+    loss, calls = fitting.denoising_loss, []
+
+    def deadly(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 6:  # the fifth step; the second was followed by one batch of validation
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss(*arguments, **more)
+
+    fitting.denoising_loss = deadly
+    sys.exit(cli.main(["train", sys.argv[1]]))
+"""
+
+
+def test_a_killed_training_repeats_batches_and_losses(folder, tmp_path):
+    pytest.importorskip("typer")
+    settings = {"data": str(folder), "batch_size": 2, "frames": 3, "total_steps": 6, "warmup_steps": 1}
+    settings |= {"validation_sequences": ["SVE"], "validation_steps": 3, "validation_batches": 1}
+    settings |= {"checkpoint_seconds": 0, "accelerator": "cpu"}
+    network = "blocks = 1, width = 32, pair_width = 8, heads = 2, query_points = 1, value_points = 1"
+    for name in ("whole", "killed"):
+        lines = [f"{key} = {json.dumps(value)}" for key, value in (settings | {"output": name}).items()]
+        (tmp_path / f"{name}.toml").write_text("\n".join([*lines, "[model]", f"network = {{{network}}}"]))
+    train(TrainingConfig.from_toml(tmp_path / "whole.toml"))
+    command = [sys.executable, "-c", textwrap.dedent(KILL), tmp_path / "killed.toml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command, timeout=300, env=environment).returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert 0 < len(read_log(tmp_path / "killed" / "train.csv")) < 6
+    train(TrainingConfig.from_toml(tmp_path / "killed.toml"))
+    for table in ("train", "validation"):
+        whole, killed = (read_log(tmp_path / name / f"{table}.csv") for name in ("whole", "killed"))
+        assert [row["step"] for row in whole] == [row["step"] for row in killed]
+        for column in whole[0].keys() - {"seconds"}:
+            expected = [float(row[column]) for row in whole]
+            assert [float(row[column]) for row in killed] == pytest.approx(expected, rel=1e-6), column
+
+
+def test_a_trained_model_loads_where_its_data_are_not(folder, tmp_path):
+    """In another process that has nothing but the file; it holds no path of the machine that trained it."""
+    train(config_of(folder, tmp_path / "run"))
+    (tmp_path / "elsewhere").mkdir()
+    file = (tmp_path / "run" / "model.safetensors").rename(tmp_path / "elsewhere" / "m.safetensors")
+    assert not any(str(path).encode() in file.read_bytes() for path in (folder, tmp_path, ROOT))
+    script = """
+        from openmm_starmd.model import load_model
+        model = load_model("m.safetensors", device="cpu")
+        print(model.name, model.domain.max_length, *(float(p.double().sum()) for p in model.denoiser.parameters()))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=True, capture_output=True, cwd=file.parent, env=environment, text=True)
+    name, longest, *sums = done.stdout.split()
+    assert (name, longest) == ("run", "4")
+    here = load_model(file, "cpu").denoiser.parameters()
+    assert [float(x) for x in sums] == pytest.approx([float(p.double().sum()) for p in here], abs=1e-9)
 
 
 def test_a_batch_has_to_be_shared_evenly(folder, tmp_path):

@@ -1,6 +1,11 @@
 """The compact store: what goes in comes out, and only the frames that are asked for are read."""
 
 import io
+import os
+import subprocess
+import sys
+import textwrap
+import tracemalloc
 
 import mdtraj
 import numpy as np
@@ -11,7 +16,8 @@ from openmm.app import PDBFile
 
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.training import build_peptide, store
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.training import Folder, build_peptide, reading, store, trajectories
 from openmm_starmd.training.dataset import TrajectoryDataset, step_scales
 
 
@@ -103,3 +109,61 @@ def test_only_the_frames_that_are_needed_are_read(long_trajectory, monkeypatch):
     read.clear()
     step_scales(dataset, strides=(10.0, 100.0), n_windows=50)
     assert 0 < sum(read) <= 2 * 2 * 50 * frame
+
+
+def test_a_long_trajectory_is_encoded_in_pieces(long_trajectory, monkeypatch):
+    monkeypatch.setattr(reading, "_CHUNK_ATOMS", 50_000)
+    (file,) = Folder(long_trajectory).find()
+    whole = mdtraj.load(str(file.path), top=str(file.topology)).xyz.nbytes
+    tracemalloc.start()
+    try:
+        trajectory = trajectories.load_trajectory(file, long_trajectory / "cache")
+        assert tracemalloc.get_traced_memory()[1] < whole
+    finally:
+        tracemalloc.stop()
+    assert trajectory.n_frames == 5000
+
+
+class Zeros:
+    """10,000 frames that are a hole in a file."""
+
+    def __init__(self, n_residues):
+        self.nbytes = 10_000 * n_residues * store.NUMBERS * 4
+
+    def __len__(self):
+        return 10_000
+
+    def tofile(self, file):
+        file.truncate(self.nbytes)
+
+
+def draw_from_a_thousand(folder):
+    """Windows and step scales of 1,000 trajectories of 10,000 frames; returns the bytes of the frames."""
+    sequence = "ADEFGHIKLMNPQRSTVWYC"
+    features = ResidueTokens.from_topology(build_peptide(sequence, seed=1)[0]).features
+    zeros = Zeros(len(sequence))
+    trajectories._encode = lambda file, append: append(zeros) or (sequence, features, 10.0)
+    for number in range(1000):
+        (folder / f"{number}.pdb").touch()
+        (folder / f"{number}.xtc").touch()
+    dataset = TrajectoryDataset(folder, cache=folder / "cache", n_frames=4)
+    assert sum(trajectory.n_frames for trajectory in dataset.trajectories) == 10_000_000
+    step_scales(dataset, strides=(10.0,), n_windows=2000)
+    for seed in range(20):
+        dataset.window_batch(32, 4, generator(seed))
+    return 1000 * zeros.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes, and memory told in kB")
+def test_a_thousand_trajectories_train_within_four_gib(tmp_path):
+    script = """
+        import pathlib, resource, sys
+        sys.path[:0] = sys.argv[2:]
+        import test_store
+        frames = test_store.draw_from_a_thousand(pathlib.Path(sys.argv[1]))
+        print(frames, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    folders = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.path.dirname(store.__file__)))]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), *folders]
+    frames, peak = map(int, subprocess.run(command, check=True, capture_output=True).stdout.split())
+    assert peak < 4 * 2**30 < frames
