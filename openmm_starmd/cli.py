@@ -24,6 +24,7 @@ except ImportError as missing:
 
 CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
 SEVERAL = ("--reference", "--generated", "--jumps")  # take several values after one option
+STOPPED = 130  # exit code after Ctrl-C or SIGTERM
 LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[/]", "unclear": "○", "none": " "}
 
 app = typer.Typer(
@@ -288,9 +289,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         arguments = spread_values(sys.argv[1:] if arguments is None else arguments)
         result = app(arguments, prog_name="starmd", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        message = "stopped" if code == STOPPED else ""  # some releases of typer return the code of an interrupt
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "stopped", 130
+        message, code = "stopped", STOPPED
     except CommandError as error:
         message, code = error.format_message(), error.exit_code
     except (StarMDError, ValueError, OSError) as error:
