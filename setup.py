@@ -9,9 +9,10 @@ EXTRAS = {
     "train": ["lightning-fabric>=2.2", "h5py", "rich", "tables", "tensorboard", "tomli; python_version < '3.11'"],
     "analysis": ["deeptime>=0.4.4", "scikit-learn"],
     "cli": ["typer", "rich"],
+    "cluster": ["distributed", "dask-jobqueue"],
 }
 # openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
-EXTRAS["test"] = ["pytest", "ruff", *EXTRAS["train"], *EXTRAS["analysis"], *EXTRAS["cli"]]
+EXTRAS["test"] = ["pytest", "ruff", *EXTRAS["train"], *EXTRAS["analysis"], *EXTRAS["cli"], "distributed"]
 EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})
 
 setup(
@@ -35,6 +36,7 @@ setup(
         "torch>=2.4",
         "numpy",
         "mdtraj",
+        "filelock",
         "pdbfixer",
         "roma",
         "safetensors",

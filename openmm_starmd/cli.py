@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +17,14 @@ try:
     import typer
     from rich.console import Console
     from rich.markdown import Markdown
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Table
 except ImportError as missing:
     sys.exit(f'ImportError: starmd needs typer and rich ({missing}): pip install "openmm-starmd[cli,analysis]"')
 
 CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
 SEVERAL = ("--reference", "--generated", "--jumps")  # take several values after one option
+STOPPED = 130  # exit code after Ctrl-C or SIGTERM
 LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[/]", "unclear": "○", "none": " "}
 
 app = typer.Typer(
@@ -39,10 +41,19 @@ app = typer.Typer(
 @contextmanager
 def _progress(console: Console):
     """A bar on the terminal; yields a function (text, share that is done)."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda text, done: bar.update(task, description=text, total=1.0 if done else None, completed=done)
+
+
+def _dask(scheduler: str | None):
+    """Context with a client of the scheduler at an address, or without one."""
+    if scheduler is None:
+        return nullcontext()
+    from openmm_starmd.rollout.cluster import connect
+
+    return connect(scheduler)
 
 
 def _score_table(evaluation) -> Table:
@@ -142,8 +153,15 @@ def rollout(
     seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
+    max_retries: Annotated[int, typer.Option(min=0, help="Samples more of a conformation that fails the checks.")] = 5,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Replicas in a batch of the network.", show_default="all; 8 by Dask")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
+    ] = None,
 ) -> None:
-    """Sample trajectories of a learned model; a killed run goes on where it was, with the same command."""
+    """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm.app import PDBFile
 
     from openmm_starmd.rollout import rollout as run
@@ -153,12 +171,12 @@ def rollout(
         raise StarMDError(f"there is no file {structure}")
     pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
     made = 0
-    with _progress(Console(stderr=True)) as progress:
+    with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 
         def count(frames):
             nonlocal made
             made += frames
-            progress(f"{made} frames", made / (n_steps * replicas))
+            progress(f"{made:,} of {n_steps * replicas:,} frames", made / (n_steps * replicas))
 
         files = run(
             model,
@@ -174,6 +192,9 @@ def rollout(
             system=peptide_system(pdb.topology) if relax else None,
             workers=workers,
             device=device,
+            max_retries=max_retries,
+            batch_size=batch_size,
+            client=client,
             progress=count,
         )
     for file in files:
@@ -268,16 +289,20 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Errors are one line on stderr."""
     logging.getLogger("openmm_starmd").addHandler(logging.NullHandler())
+    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is there is saved
     try:
         arguments = spread_values(sys.argv[1:] if arguments is None else arguments)
         result = app(arguments, prog_name="starmd", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
+        message = "stopped" if code == STOPPED else ""  # some releases of typer return the code of an interrupt
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "stopped", 130
+        message, code = "stopped", STOPPED
     except CommandError as error:
         message, code = error.format_message(), error.exit_code
     except (StarMDError, ValueError, OSError) as error:
         message, code = str(error), 1
+    finally:
+        signal.signal(signal.SIGTERM, terminated)
     if message:
         print("starmd: " + " ".join(message.split()), file=sys.stderr)
     return code

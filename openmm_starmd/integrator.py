@@ -207,7 +207,8 @@ class StarMDIntegrator(CompoundIntegrator):
                 return
             context.loadCheckpoint(saved)
             self._statistics.reject(failures)
-        raise self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures)
+        reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures)
+        raise JumpRejectedError(f"{reason} The Context is in its last good state.")
 
     def _toPositions(self, conformation: Conformation, positions):
         """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""

@@ -1,7 +1,9 @@
 """The command `starmd`: exit codes, one-line errors, files."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("deeptime")
 
-from openmm_starmd import cli  # noqa: E402
+from openmm_starmd import Propagator, cli  # noqa: E402
 
 
 @pytest.fixture
@@ -112,6 +114,51 @@ def test_from_a_structure_to_trajectories(files, capsys):
     again = [mdtraj.load(path, top="run/topology.pdb") for path in paths]
     assert [len(frames) for frames in again] == [5, 5]
     assert all(np.array_equal(a.xyz[:3], b.xyz) for a, b in zip(again, first, strict=True))
+
+
+ROLLOUT = "rollout top.pdb --nanoseconds 0.06 --stride 10 --no-relax -o"
+
+
+def test_a_terminated_rollout_loses_nothing(files, capsys, monkeypatch):
+    assert cli.main(f"{ROLLOUT} whole".split()) == 0
+    sample, handler, calls = Propagator.step, signal.getsignal(signal.SIGTERM), []
+
+    def step(self, history, generator):
+        calls.append(history.n_frames)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return sample(self, history, generator)
+
+    monkeypatch.setattr(Propagator, "step", step)
+    assert cli.main(f"{ROLLOUT} run".split()) == 130
+    assert capsys.readouterr().err.strip().endswith("starmd: stopped")
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert cli.main(f"{ROLLOUT} run".split()) == 0
+    assert len(calls) == 7  # the fourth step was begun twice
+    assert (files / "run/replica0000.xtc").read_bytes() == (files / "whole/replica0000.xtc").read_bytes()
+
+
+def test_a_rollout_by_the_workers_of_a_scheduler(files, capsys):
+    distributed = pytest.importorskip("distributed")
+    assert cli.main(f"{ROLLOUT} local --replicas 3".split()) == 0
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        words = f"{ROLLOUT} spread --replicas 3 --batch-size 2 --scheduler".split()
+        assert cli.main([*words, cluster.scheduler_address]) == 0
+    there = {path.name: mdtraj.load(str(path), top="local/topology.pdb") for path in files.glob("local/*.xtc")}
+    assert len(there) == 3
+    for name, frames in there.items():
+        spread = mdtraj.load(f"spread/{name}", top="spread/topology.pdb")
+        np.testing.assert_allclose(spread.xyz, frames.xyz, atol=2e-3)
+        assert spread.time.tolist() == [10.0 * k for k in range(1, 7)]
+
+
+def test_without_dask_it_says_what_to_install(files, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.delitem(sys.modules, "openmm_starmd.rollout.cluster", raising=False)
+    assert cli.main(f"{ROLLOUT} run --scheduler tcp://localhost:1".split()) == 1
+    assert 'pip install "openmm-starmd[cluster]"' in capsys.readouterr().err
+    assert not (files / "run").exists()
 
 
 def test_commands_of_the_readme_exist(capsys):

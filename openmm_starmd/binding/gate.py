@@ -10,7 +10,6 @@ from openmm.app import Topology
 
 from openmm_starmd.binding.context import KB
 from openmm_starmd.protein.bond_graph import label
-from openmm_starmd.protein.errors import JumpRejectedError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import RELAXED, STRAINED, check_positions
 
@@ -55,7 +54,7 @@ class ValidityGate:
         excess = KB * self._temperature * (freedoms / 2 + 10 * math.sqrt(freedoms)) if self._relaxes else math.inf
         return checked.culprits(()) | ({} if end < start + excess else {"energy": []})
 
-    def rejection(self, before, attempts: int, counts: Counter, last: dict[str, list[int]]) -> JumpRejectedError:
+    def rejection(self, before, attempts: int, counts: Counter, last: dict[str, list[int]]) -> str:
         """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed."""
         seen = ", ".join(f"{name} in {count}" for name, count in counts.most_common())
         text = f"None of {attempts} sampled conformations passed the checks ({seen}; the last: {self._places(last)})."
@@ -65,8 +64,8 @@ class ValidityGate:
         if start:
             text += f" Nor does the structure that they start from ({self._places(start)}): minimise it first."
         else:
-            text += " Minimise the structure, raise maxRetries or use another model."
-        return JumpRejectedError(f"{text} The Context is in its last good state.")
+            text += " Minimise the structure, allow more retries or use another model."
+        return text
 
     def _places(self, failures: dict[str, list[int]]) -> str:
         return ", ".join(f"{name} at {self._place(found)}" if found else name for name, found in failures.items())

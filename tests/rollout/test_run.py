@@ -5,6 +5,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
+from filelock import FileLock
 from openmm import unit
 
 from openmm_starmd import (
@@ -14,29 +15,12 @@ from openmm_starmd import (
     Propagator,
     Relaxation,
     StarMDError,
-    rollout,
 )
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 
 PRECISION = 2e-3  # nm; XTC rounds to 0.001
-
-
-@pytest.fixture
-def run(peptide, tiny_model, tmp_path):
-    """Function (name, n_steps, n_replicas, **options) -> positions (B, T, A, 3) of a rollout in folder ``name``."""
-
-    def run(name, n_steps, n_replicas=1, **options):
-        topology, positions, _ = peptide
-        options = {"stride": 100, "seed": 1, "checkpoint_steps": 2, "resume": True} | options
-        start = options.pop("start", positions)
-        output = tmp_path / name
-        files = rollout(
-            tiny_model, topology, start, n_steps=n_steps, n_replicas=n_replicas, output=output, device="cpu", **options
-        )
-        return np.stack([mdtraj.load(str(file), top=str(output / "topology.pdb")).xyz for file in files])
-
-    return run
+LARGEST_FILE = 3_000  # bytes; state and topology fit in, 16 frames do not
 
 
 def test_frames_are_whole_valid_and_a_stride_apart(run, peptide, tmp_path):
@@ -74,11 +58,33 @@ def test_an_interrupted_run_continues_bit_for_bit(run, tmp_path, steps):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_more_steps_and_more_replicas_later(run):
+def test_a_stopped_run_goes_on_from_its_last_step(run, samples):
+    def interrupt(frames):
+        if len(sizes) == 5:
+            raise KeyboardInterrupt
+
+    sizes = samples()
+    with pytest.raises(KeyboardInterrupt):
+        run("a", 9, 2, progress=interrupt, checkpoint_steps=100)
+    there = []
+    run("a", 9, 2, progress=there.append)
+    assert sizes == [2] * 9
+    assert there == [10, 2, 2, 2, 2]
+
+
+def test_more_steps_and_more_replicas_later(run, samples):
     whole = run("whole", 8, 3)
     first = run("grown", 3, 1)
     np.testing.assert_allclose(first[0], whole[0, :3], atol=PRECISION)
+    sizes = samples()
     np.testing.assert_allclose(run("grown", 8, 3), whole, atol=PRECISION)
+    assert sizes == [2] * 3 + [3] * 5  # those that are behind come first
+
+
+def test_a_run_in_several_batches(run, samples):
+    whole, sizes = run("whole", 4, 3), samples()
+    np.testing.assert_allclose(run("parts", 4, 3, batch_size=2), whole, atol=PRECISION)
+    assert sizes == [2] * 4 + [1] * 4
 
 
 def test_every_replica_may_have_a_start_of_its_own(run, peptide):
@@ -88,40 +94,41 @@ def test_every_replica_may_have_a_start_of_its_own(run, peptide):
     np.testing.assert_allclose(centres[1] - centres[0], 5.0, atol=0.1)
 
 
-def spoil(monkeypatch, times):
-    """Tear a residue off the second replica, in the first ``times`` samples that it has a part in."""
-    sample, seeds = Propagator.step, []
+def test_only_what_fails_is_sampled_again(run, monkeypatch, samples):
+    whole, step, seeds = run("whole", 4, 2), Propagator.step, []
 
-    def step(self, history, generators):
-        seeds.append([generator.initial_seed() for generator in generators])
-        conformation = sample(self, history, generators)
-        if len(seeds) <= times:
-            with torch.inference_mode():
-                conformation.frames.translations[-1, 0] += 1.0
-        return conformation
+    def seen(self, history, generators):
+        seeds.extend(generator.initial_seed() for generator in generators)
+        return step(self, history, generators)
 
-    monkeypatch.setattr(Propagator, "step", step)
-    return seeds
-
-
-def test_only_what_fails_is_sampled_again(run, monkeypatch):
-    whole = run("whole", 4, 2)
-    seeds = spoil(monkeypatch, 2)
+    monkeypatch.setattr(Propagator, "step", seen)
+    sizes = samples(spoilt=(0, 1))
     frames = run("spoilt", 4, 2)
-    assert [len(numbers) for numbers in seeds] == [2, 1, 1, 2, 2, 2]
-    assert len({number for numbers in seeds for number in numbers}) == 10
+    assert sizes == [2, 1, 1, 2, 2, 2]
+    assert len(set(seeds)) == 10
     np.testing.assert_allclose(frames[0], whole[0], atol=PRECISION)
     assert np.abs(frames[1] - whole[1]).max() > 2 * PRECISION
 
 
-def test_a_rejected_jump_names_the_replica_and_the_run_can_go_on(run, monkeypatch):
-    whole = run("whole", 5, 2)
-    run("broken", 4, 2)
-    with monkeypatch.context() as patch:
-        spoil(patch, 9)
-        with pytest.raises(JumpRejectedError, match="Replica 1, step 5: None of 3 .*peptide_breaks in 3"):
-            run("broken", 5, 2, max_retries=2)
-    assert np.array_equal(run("broken", 5, 2), whole)
+def test_a_rejected_jump_stops_one_replica_and_it_can_go_on(run, samples, tmp_path, monkeypatch):
+    whole = run("whole", 6, 3)
+    with monkeypatch.context():
+        sizes = samples(spoilt=(3, 4))
+        message = "1 of 3 .* the others are complete.\nReplica 2, step 4: None of 2 .*peptide_breaks in 2.*more retries"
+        with pytest.raises(JumpRejectedError, match=message):
+            run("broken", 6, 3, max_retries=1, checkpoint_steps=100)
+        assert sizes == [3, 3, 3, 3, 1, 2, 2]
+        there = [mdtraj.load(str(f), top=str(tmp_path / "whole/topology.pdb")) for f in tmp_path.glob("broken/*.xtc")]
+        assert sorted(len(frames) for frames in there) == [3, 6, 6]
+        np.testing.assert_allclose(run("broken", 6, 3), whole, atol=PRECISION)
+        assert sizes[7:] == [1, 1, 1]
+
+
+def test_when_all_are_rejected_the_run_ends(run, samples):
+    sizes = samples(spoilt=range(1, 9))
+    with pytest.raises(JumpRejectedError, match="1 of 1 .*\nReplica 0, step 2"):
+        run("a", 6, max_retries=1)
+    assert sizes == [1, 1, 1]
 
 
 def test_relaxation_brings_energies_down_whoever_does_it(run, peptide):
@@ -150,6 +157,8 @@ def test_relaxation_brings_energies_down_whoever_does_it(run, peptide):
         ({"start": np.zeros((3, 3))}, "positions must be finite and of shape"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_replicas": 0}, "n_replicas"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps"),
+        ({"batch_size": 0}, "batch_size"),
         ({"stride": 0.001}, "strides of"),
     ],
 )
@@ -181,3 +190,26 @@ def test_foreign_and_damaged_states_are_refused(run, tmp_path):
     (tmp_path / "a" / "replica0000.xtc").write_bytes(b"")
     with pytest.raises(HistoryError, match="lacks frames"):
         run("a", 4)
+
+
+def test_a_full_disk_is_told_and_no_frame_is_lost(run):
+    """OpenMM does not notice that a frame was not written."""
+    resource = pytest.importorskip("resource")
+    whole = run("whole", 16)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, hard))
+    try:
+        with pytest.raises(OSError, match=r"replica0000.xtc could not be written: is the disk full.* resume"):
+            run("full", 16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert np.array_equal(run("full", 16), whole)
+
+
+def test_a_second_process_keeps_off(run, tmp_path):
+    whole = run("a", 4, 2)
+    with FileLock(tmp_path / "a" / ".locks" / "replica0001"):
+        with pytest.raises(StarMDError, match="Another process is writing .*replica0001.xtc"):
+            run("a", 6, 2)
+    assert np.array_equal(run("a", 4, 2), whole)
+    assert run("a", 6, 2).shape[1] == 6

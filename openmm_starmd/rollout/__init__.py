@@ -1,0 +1,9 @@
+"""Long rollouts of many replicas at a time, to trajectory files; no Simulation of the user's is needed.
+
+A step of all replicas is one batch of the network. What a replica does depends on its own number, the seed and its
+start alone, so that it can be repeated alone or in other company (to float rounding), and each can be continued.
+"""
+
+from openmm_starmd.rollout.run import rollout
+
+__all__ = ["rollout"]

@@ -1,0 +1,95 @@
+"""Replicas over several machines, by Dask (`distributed`).
+
+A task brings one batch of replicas from one checkpoint to the next. It takes its states from the shared folder and
+leaves them there, so that a task whose worker has died is repeated by another from the same states, with the same
+result; and a worker that is only believed dead keeps its locks until it has finished or dies, while the other waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from openmm_starmd.model import choose_device
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.rollout.ensemble import Ensemble, Reached
+
+try:
+    from distributed import Client, as_completed
+except ImportError as missing:
+    raise StarMDError(f'Several machines need Dask ({missing}): pip install "openmm-starmd[cluster]"') from None
+
+
+def connect(address: str) -> Client:
+    """Client of the scheduler at an address, such as ``tcp://node1:8786``."""
+    return Client(address, timeout=10)
+
+
+def distribute(
+    client: Client,
+    ensemble: Ensemble,
+    batches: Sequence[Sequence[int]],
+    steps: Sequence[int],
+    n_steps: int,
+    device: str,
+    progress: Callable[[int], None],
+) -> list[Reached]:
+    """Bring all replicas to the last step, or as far as they get, on the workers of a client.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    ensemble : Ensemble
+        Its model on the CPU.
+    batches : sequence of sequence of int
+        Numbers of the replicas.
+    steps : sequence of int
+        Steps that each replica has.
+    n_steps : int
+    device : str
+    progress : callable
+        Gets the number of new frames after each task.
+
+    Raises
+    ------
+    ValueError
+        If ``client`` is something else.
+    Exception
+        That of the first task that has failed, after the other batches have come to their end.
+    """
+    if not isinstance(client, Client):
+        raise ValueError(f"client must be a distributed.Client; found a {type(client).__name__}.")
+    shared = client.submit(_same, ensemble, pure=False)  # not scattered: what a dead worker held is then made again
+    steps, every = list(steps), ensemble.checkpoint_steps
+    done, errors = [], []
+
+    def submit(batch):
+        until = min(n_steps, (min(steps[number] for number in batch) // every + 1) * every)
+        return client.submit(_advance, shared, batch, until, device, pure=False)
+
+    pieces = as_completed([submit(batch) for batch in batches])
+    for piece in pieces:
+        try:
+            reached = piece.result()
+        except Exception as error:
+            errors.append(error)
+            continue
+        progress(sum(r.step - steps[r.number] for r in reached))
+        for r in reached:
+            steps[r.number] = r.step
+        going = [r.number for r in reached if r.step < n_steps and not r.rejection]
+        done += [r for r in reached if r.number not in going]
+        if going:
+            pieces.add(submit(going))
+    if errors:
+        raise errors[0]
+    return done
+
+
+def _same(ensemble: Ensemble) -> Ensemble:
+    return ensemble
+
+
+def _advance(ensemble: Ensemble, numbers: list[int], until: int, device: str) -> list[Reached]:
+    ensemble = replace(ensemble, model=ensemble.model.on(choose_device(device)))
+    return ensemble.advance(numbers, until, ensemble.sampler(), wait=True)

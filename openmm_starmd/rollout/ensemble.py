@@ -1,0 +1,204 @@
+"""What all replicas share, and the moving on of some of them: the work of one process."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from openmm import System
+from openmm.app import Topology
+
+from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.store import identityOf
+from openmm_starmd.model import StarMDModel
+from openmm_starmd.propagator import Propagator
+from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.protein.history import History
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.relaxation import Relaxation, RelaxationPool
+from openmm_starmd.rollout.replica import LOCKS, Replica
+from openmm_starmd.rollout.sampler import BatchSampler
+
+logger = logging.getLogger(__name__)
+
+
+class Reached(NamedTuple):
+    """How far a replica has come, and why it has stopped there, if it has."""
+
+    number: int
+    step: int
+    rejection: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Settings of a rollout; the arguments of `rollout`, checked and in internal units. It can be sent elsewhere.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the files are.
+    starts : array, shape (B, A, 3)
+        nm.
+    """
+
+    folder: Path
+    model: StarMDModel
+    topology: Topology
+    starts: np.ndarray
+    stride: float
+    temperature: float
+    seed: int
+    system: System | None
+    relaxation: Relaxation
+    denoising_steps: int | None
+    context_frames: int | None
+    max_retries: int
+    strict: bool
+    checkpoint_steps: int
+    workers: int
+
+    @cached_property
+    def tokens(self) -> ResidueTokens:
+        """Residue tokens of the topology."""
+        return ResidueTokens.from_topology(self.topology)
+
+    @cached_property
+    def _identity(self) -> str:
+        relaxation = self._relaxes and self.relaxation
+        model = identityOf(self.model, self.tokens).hex()
+        return f"{model} {self.stride:g} {self.temperature:g} {self.seed} {relaxation}"
+
+    @property
+    def _relaxes(self) -> bool:
+        return self.system is not None and self.relaxation.active
+
+    @property
+    def gate(self) -> ValidityGate:
+        """The checks of conformations."""
+        return ValidityGate(self.topology, self.tokens, self.temperature, self._relaxes)
+
+    def sampler(self) -> BatchSampler:
+        """What samples the steps.
+
+        Raises
+        ------
+        ModelDomainError, ValueError
+            If protein, stride, temperature, System or relaxation do not fit.
+        """
+        frames = {"context_frames": self.context_frames, "denoising_steps": self.denoising_steps}
+        propagators = [
+            Propagator(self.model, self.tokens, self.stride, self.temperature, strict=self.strict, **frames)
+            for _ in range(2)
+        ]
+        pool = None
+        if self._relaxes:
+            pool = RelaxationPool(
+                self.system, self.topology, self.tokens, self.relaxation, self.temperature, self.workers
+            )
+        return BatchSampler(*propagators, self.gate, pool, self.seed, self.max_retries)
+
+    def replica(self, number: int) -> Replica:
+        """One of the replicas, at its start."""
+        return Replica(
+            self.folder,
+            number,
+            self.topology,
+            self.tokens.features.torsion_mask,
+            self.stride,
+            self._identity,
+            self.starts[number],
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that the replicas have in the folder.
+
+        Raises
+        ------
+        HistoryError
+            If a state is damaged, or belongs to other settings.
+        """
+        return [self.replica(number).look() for number in range(len(self.starts))]
+
+    def advance(
+        self,
+        numbers: Sequence[int],
+        until: int,
+        sampler: BatchSampler,
+        wait: bool = False,
+        progress: Callable[[int], None] = lambda frames: None,
+    ) -> list[Reached]:
+        """Bring replicas from their last states to the step ``until``, in one batch.
+
+        Those that are behind come first and go on together with the others where they meet. One whose jump is rejected
+        stops with its last state saved; the others go on. Whatever ends this, the states are those of the last step.
+
+        Parameters
+        ----------
+        numbers : sequence of int
+        until : int
+        sampler : BatchSampler
+        wait : bool
+            Whether to wait for another process that is writing the same replicas, rather than refuse.
+        progress : callable
+            Gets the number of new frames after each step.
+        """
+        if not (self.folder / LOCKS).is_dir():
+            raise StarMDError(
+                f"{socket.gethostname()} sees no {self.folder}; name a folder that all machines share, under one path."
+            )
+        batch = [self.replica(number) for number in numbers]
+        with ExitStack() as held:
+            for replica in batch:
+                held.enter_context(replica.held(wait))
+            for replica in batch:
+                replica.load()
+            for replica in batch:
+                if not replica.step:
+                    replica.positions = sampler.minimized(replica.positions)
+            while going := [replica for replica in batch if replica.step < until and not replica.rejection]:
+                first = min(replica.step for replica in going)
+                group = [replica for replica in going if replica.step == first]
+                meeting = min([replica.step for replica in going if replica.step > first], default=until)
+                self._advance(sampler, group, meeting, progress)
+        return [Reached(replica.number, replica.step, replica.rejection) for replica in batch]
+
+    def _advance(self, sampler: BatchSampler, group: list[Replica], until: int, progress):
+        """Bring replicas that are at one step to another; whatever happens, the last step of all is saved."""
+        step, positions = group[0].step, np.stack([replica.positions for replica in group])
+        history = History.join([replica.history for replica in group]) if step else sampler.start(positions)
+        try:
+            while step < until:
+                numbers = [replica.number for replica in group]
+                new, rejected = sampler.sample(history, positions, numbers, step)
+                if rejected:
+                    for k, reason in rejected.items():
+                        _save(group[k : k + 1], step, positions[k : k + 1], history.replicas([k]))
+                        group[k].rejection = f"Replica {numbers[k]}, step {step + 1}: {reason}"
+                        logger.error("%s", group[k].rejection)
+                    kept = [k for k in range(len(group)) if k not in rejected]
+                    if not kept:
+                        return
+                    group, numbers = [group[k] for k in kept], [numbers[k] for k in kept]
+                    positions, new, history = positions[kept], new[kept], history.replicas(kept)
+                for replica, atoms in zip(group, new, strict=True):
+                    replica.write(atoms)
+                history, positions, step = sampler.extend(history, new, numbers, step), new, step + 1
+                if step % self.checkpoint_steps == 0:
+                    _save(group, step, positions, history)
+                progress(len(group))
+        finally:
+            _save(group, step, positions, history)
+
+
+def _save(group: list[Replica], step: int, positions: np.ndarray, history: History):
+    for k, replica in enumerate(group):
+        if replica.step < step:
+            replica.save(step, positions[k], history.replicas([k]))

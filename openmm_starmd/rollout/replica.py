@@ -1,0 +1,160 @@
+"""The files of one replica: its trajectory, the state that it goes on from, and a lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from openmm.app import Topology, XTCFile
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from openmm_starmd.protein.errors import HistoryError, StarMDError
+from openmm_starmd.protein.history import History
+
+LOCKS = ".locks"
+XTC_MAGIC = 1995
+XTC_HEADER = struct.Struct(">i84xi")  # magic number; bytes of the coordinates (from 10 atoms on), padded to four
+
+
+class Replica:
+    """One of several rollouts; it writes its own files alone, while it is `held`.
+
+    Parameters
+    ----------
+    folder : Path
+    number : int
+    topology : Topology
+    torsion_mask : Tensor, shape (N, 6)
+    stride : float
+        ps.
+    identity : str
+        What a state must agree in to be gone on from.
+    start : array, shape (A, 3)
+        nm.
+    """
+
+    def __init__(self, folder: Path, number: int, topology: Topology, torsion_mask, stride, identity: str, start):
+        self.number, self.step, self.positions, self.rejection = number, 0, start, None
+        self.history: History | None = None
+        self.trajectory = folder / f"replica{number:04d}.xtc"
+        self._state, self._lock = self.trajectory.with_suffix(".state"), folder / LOCKS / self.trajectory.stem
+        self._topology, self._mask, self._stride, self._identity = topology, torsion_mask, stride, identity
+        self._bytes, self._file = 0, None  # length of the trajectory at the last state
+
+    @contextmanager
+    def held(self, wait: bool):
+        """Keep all other processes from the files; the operating system's lock ends with this process at the latest.
+
+        Raises
+        ------
+        StarMDError
+            If another process holds them, and ``wait`` is not asked for.
+        """
+        try:
+            with FileLock(self._lock).acquire(timeout=-1 if wait else 0):
+                yield
+        except Timeout:
+            raise StarMDError(
+                f"Another process is writing {self.trajectory}; let it finish or stop it, or name another folder."
+            ) from None
+
+    def write(self, positions: np.ndarray):
+        """Add a frame."""
+        if self._file is None:
+            append = self.step > 0
+            self._file = XTCFile(str(self.trajectory), self._topology, self._stride, firstStep=1, append=append)
+        self._file.writeModel(positions)
+
+    def save(self, step: int, positions: np.ndarray, history: History):
+        """Keep the state after ``step``, with the length of the trajectory that belongs to it.
+
+        Raises
+        ------
+        OSError
+            If trajectory or state cannot be written. OpenMM does not tell of a frame that it could not write.
+        """
+        end = self._end_of(step - self.step)
+        clock = {"step": step, "dropped": history.dropped, "bytes": end}
+        tensors = {"positions": torch.from_numpy(positions), "times": history.times}
+        tensors["history"] = history.pack(self._mask)
+        partial = self._state.with_suffix(".part")
+        try:
+            save_file(tensors, partial, {"identity": self._identity, "clock": json.dumps(clock)})
+        except SafetensorError as error:
+            raise OSError(f"{self._state} could not be written ({error}).") from error
+        os.replace(partial, self._state)
+        self.step, self.positions, self.history, self._bytes = step, positions, history, end
+
+    def look(self) -> int:
+        """Steps that a resumed run has already; nothing is changed.
+
+        Raises
+        ------
+        HistoryError
+            If the state is damaged or of another run, or the trajectory shorter than it.
+        """
+        found = self._read()
+        return found[0]["step"] if found else 0
+
+    def load(self):
+        """Go on from the last state, if there is one; frames after it are cut off, they will be made again."""
+        found = self._read()
+        if found is None:
+            self.trajectory.unlink(missing_ok=True)
+            return
+        clock, vector, times, positions = found
+        self.history = History.unpack(vector, self._mask, times, clock["dropped"])
+        self.step, self.positions, self._bytes = clock["step"], positions.numpy(), clock["bytes"]
+        os.truncate(self.trajectory, self._bytes)
+
+    def _read(self):
+        if not self._state.exists():
+            return None
+        try:
+            with safe_open(self._state, "pt") as file:
+                identity, clock = file.metadata()["identity"], json.loads(file.metadata()["clock"])
+                vector, times, positions = (file.get_tensor(name) for name in ("history", "times", "positions"))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise HistoryError(f"{self._state} is damaged ({error}); remove it to start this replica anew.") from error
+        if identity != self._identity:
+            raise HistoryError(
+                f"{self._state} belongs to another model, protein, stride, temperature, seed or relaxation; go on with "
+                "those, or name another folder."
+            )
+        if self._length() < clock["bytes"]:
+            raise HistoryError(
+                f"{self.trajectory} lacks frames that {self._state} goes on from; restore it, or remove the state to "
+                "start this replica anew."
+            )
+        return clock, vector, times, positions
+
+    def _length(self) -> int:
+        """Bytes of the trajectory; it is opened, because a network file system may remember an old length till then."""
+        try:
+            with open(self.trajectory, "rb") as file:
+                return file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            return 0
+
+    def _end_of(self, n_frames: int) -> int:
+        """Byte where that many frames after the last state end."""
+        end, length = self._bytes, self._length()
+        with open(self.trajectory, "rb") as file:
+            for _ in range(n_frames):
+                file.seek(end)
+                header = file.read(XTC_HEADER.size)
+                magic, n_bytes = XTC_HEADER.unpack(header) if len(header) == XTC_HEADER.size else (0, 0)
+                end += XTC_HEADER.size + n_bytes + -n_bytes % 4
+                if magic != XTC_MAGIC or end > length:
+                    raise OSError(
+                        f"{self.trajectory} could not be written: is the disk full, or a quota used up? Make room and "
+                        "resume the run."
+                    )
+        return end
