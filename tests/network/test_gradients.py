@@ -1,12 +1,16 @@
 """How gradients are computed changes nothing: shares of a batch, checkpointed blocks; and what bf16 may not round."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.geometry import igso3, rigid
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.network import denoiser as module
+from openmm_starmd.network import embedding
 from openmm_starmd.network.config import NetworkConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.ipa import InvariantPointAttention
@@ -114,3 +118,20 @@ def test_noise_is_not_rounded_under_autocast(window):
     exact = noisy()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(noisy().frames.rotations, exact.frames.rotations)
+
+
+@pytest.mark.parametrize("parameterization", ["previous", "plain"])
+def test_a_model_that_has_sampled_can_be_trained(window, parameterization):
+    for table in (
+        rigid._products,
+        igso3._images,
+        igso3._radial_table,
+        embedding._side_chain_tables,
+        embedding._pair_tables,
+    ):
+        table.cache_clear()
+    denoiser = denoiser_of(replace(CONFIG, parameterization=parameterization))
+    with torch.inference_mode():
+        denoising_loss(denoiser, Process(ProcessConfig()), *window, generators(6))
+    loss_and_gradients(denoiser, window, generators(6))
+    assert all(torch.isfinite(p.grad).all() for p in denoiser.parameters() if p.grad is not None)
