@@ -11,7 +11,10 @@ pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
+from openmm_starmd.propagator import Propagator  # noqa: E402
+from openmm_starmd.protein.conformation import from_positions  # noqa: E402
 from openmm_starmd.protein.errors import StarMDError  # noqa: E402
+from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 from openmm_starmd.training import build_peptide, train  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 from openmm_starmd.training.dataset import TrajectoryDataset  # noqa: E402
@@ -102,3 +105,28 @@ def test_a_model_learns_to_use_them(folder, tmp_path):
     untrained = load_model(tmp_path / "again" / "model.safetensors", "cpu").denoiser
     for name in ("residues.single.1.weight", "pairs.pair.1.weight"):
         assert not torch.allclose(trained.state_dict()[name], untrained.state_dict()[name], atol=1e-5), name
+
+
+def test_the_paper_configuration_takes_openfold_features(folder, tmp_path):
+    """Single 384 and pair 128; the trained model samples with them, and otherwise without them."""
+    rng = np.random.default_rng(1)
+    for name in ("AKF", "SVE", "GPSD"):
+        n = len(name)
+        write_features(folder, name, n, rng.normal(size=(n, 384)), rng.normal(size=(n, n, 128)))
+    smaller = "blocks = 1, width = 32, pair_width = 8, heads = 2, attention_layers = 1"
+    lines = [f"data = {str(folder)!r}", 'output = "run"', "batch_size = 2", "frames = 2", "total_steps = 2"]
+    lines += ["warmup_steps = 0", 'accelerator = "cpu"', "[model]", 'preset = "paper"', "denoising_steps = 2"]
+    (tmp_path / "config.toml").write_text("\n".join([*lines, f"network = {{{smaller}}}"]))
+    train(TrainingConfig.from_toml(tmp_path / "config.toml"))
+    model = load_model(tmp_path / "run" / "model.safetensors", "cpu")
+    assert (model.config.network.single_features, model.config.network.pair_features) == (384, 128)
+    pdb = PDBFile(str(folder / "AKF.pdb"))
+    tokens = ResidueTokens.from_topology(pdb.topology)
+    start = from_positions(torch.tensor(pdb.getPositions(asNumpy=True)._value)[None], tokens)
+    features = {kind: torch.tensor(np.load(folder / f"AKF.{kind}.npy")).float() for kind in ("single", "pair")}
+    sampled = []
+    for given in ({}, features):
+        propagator = Propagator(model, tokens, 100.0, 300.0, **given)
+        step = propagator.step(propagator.start(start), torch.Generator().manual_seed(1))
+        sampled.append(step.frames.translations)
+    assert torch.isfinite(sampled[1]).all() and not torch.equal(*sampled)
