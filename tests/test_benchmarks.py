@@ -266,6 +266,25 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
+def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypatch):
+    words = ["GAG", "--frames", 2, "--minutes", 0.001, "--output", tmp_path / "out", "--replicas", 1, 2]
+    module = run("throughput", *words)
+    text, written = read(tmp_path / "out")
+    rows = written["results"]
+    assert list(rows) == ["1", "2"] and text.count("\n## ") == 3
+    for row in rows.values():
+        assert row["MD"]["ns/day"] > 0
+        for mode, workers in module.MODES.items():
+            day = row[mode]["frames/s"] * 0.1 * 86400
+            assert row[mode]["ns/day"] == pytest.approx(day)
+            assert row[mode]["x MD"] == pytest.approx(day / row["MD"]["ns/day"] / max(1, workers))
+    assert (tmp_path / "out.png").stat().st_size > 1000
+    monkeypatch.setattr(module, "measure", lambda *whatever: 1 / 0)
+    run("throughput", *words)
+    with pytest.raises(SystemExit, match="was made with"):
+        run("throughput", *words, 4)
+
+
 def test_drift_is_found_and_measured_per_thousand_jumps(script):
     long_horizon = script("long_horizon")
     noise = np.random.default_rng(0).normal(0, 0.1, 2000)

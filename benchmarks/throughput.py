@@ -1,0 +1,139 @@
+"""Throughput of many replicas: frames a second and ns a day against the number of replicas in a batch.
+
+    python benchmarks/throughput.py DWGR --output benchmarks/throughput
+
+Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded model, network on one thread: without
+relaxation, and with the default one (25 + 400 steps) by one and by two workers of a CPU thread each. Times begin when
+the window of context frames is full; start, minimisation and files of the beginning are not counted, all else is.
+
+Just before it, every row measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
+HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
+workers to two such trajectories. "x B = 1" is the ratio of frames a second to those of the first row. Everything is bound
+to one core, with two workers to two: on a core of their own each, OpenMM's threads wait long for each other.
+
+A call that was stopped goes on with the next row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib.pyplot as plt
+import torch
+from common import circumstances, parser, table, write
+from compare_md import Molecule, molecule, run_md
+
+from openmm_starmd import rollout
+
+MODES = {"no relaxation": 0, "relaxed, 1 worker": 1, "relaxed, 2 workers": 2}
+SECONDS_A_DAY = 86400
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def bind(n_cores: int):
+    """Keep this thread and those that it starts from now on to some cores (Linux)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, CORES[:n_cores])
+
+
+def frames_per_second(what: Molecule, replicas: int, workers: int, options) -> float:
+    """Of all replicas together; without workers there is no relaxation."""
+    bind(max(1, workers))
+    warm, timed, stamps = what.model.config.context_frames, max(2, math.ceil(options.frames / replicas)), []
+    with TemporaryDirectory() as folder:
+        rollout(
+            what.model,
+            what.topology,
+            what.positions,
+            stride=what.stride,
+            n_steps=warm + timed,
+            n_replicas=replicas,
+            seed=options.seed,
+            output=folder,
+            system=what.system if workers else None,
+            workers=max(1, workers),
+            max_retries=50,
+            progress=lambda frames: stamps.append(time.perf_counter()),
+        )
+    return replicas * timed / (stamps[-1] - stamps[warm - 1])
+
+
+def measure(what: Molecule, replicas: int, options) -> dict[str, dict[str, float]]:
+    """A row: of plain MD its ns a day, of each mode what the columns say but the ratio to the first row."""
+    bind(1)
+    plain = run_md(what, options)
+    md = plain.nanoseconds / plain.seconds * SECONDS_A_DAY
+    row = {"MD": {"ns/day": md}}
+    for mode, workers in MODES.items():
+        rate = frames_per_second(what, replicas, workers, options)
+        day = rate * what.stride / 1000 * SECONDS_A_DAY
+        row[mode] = {"frames/s": rate, "ns/day": day, "x MD": day / md / max(1, workers)}
+        print(f"B = {replicas}, {mode}: {rate:.4g} frames/s, {row[mode]['x MD']:.4g} x MD", flush=True)
+    return row
+
+
+def tables(rows: dict[str, dict]) -> dict[str, str]:
+    """A table for each mode."""
+    made = {}
+    for mode in MODES:
+        first = next(iter(rows.values()))[mode]["frames/s"]
+        made[mode] = table(
+            {
+                b: row[mode] | {"x B = 1": row[mode]["frames/s"] / first, "MD beside it, ns/day": row["MD"]["ns/day"]}
+                for b, row in rows.items()
+            },
+            "B",
+        )
+    return made
+
+
+def draw(rows: dict[str, dict], path: Path):
+    """ns a day against B, that of plain MD as a line."""
+    figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    sizes = [int(b) for b in rows]
+    for mode in MODES:
+        ax.plot(sizes, [row[mode]["ns/day"] for row in rows.values()], "o-", label=mode)
+    ax.plot(sizes, [row["MD"]["ns/day"] for row in rows.values()], "k--", label="plain MD")
+    ax.set(xscale="log", yscale="log", xlabel="replicas in a batch", ylabel="ns/day, all replicas", xticks=sizes)
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.minorticks_off()
+    ax.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    made = parser(__doc__, "throughput")
+    made.add_argument("sequence", nargs="?", default="DWGR")
+    made.add_argument("--model", default="starmd-peptide", help="embedded name or path")
+    made.add_argument("--stride", type=float, default=100.0, help="ps")
+    made.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement, of two steps at least")
+    made.add_argument("--minutes", type=float, default=0.15, help="of plain MD a row")
+    made.set_defaults(platform="CPU")
+    options = made.parse_args()
+    torch.set_num_threads(options.threads)
+    known = options.output.with_suffix(".json")
+    facts = circumstances(sequence=options.sequence, stride=f"{options.stride:g} ps")
+    rows = {}
+    if known.exists():
+        before = json.loads(known.read_text())
+        if before["settings"]["command"] != facts["command"]:
+            raise SystemExit(f"{known} was made with {before['settings']['command']}; name another --output.")
+        rows = before["results"]
+    what = molecule(options.sequence, options)
+    for replicas in options.replicas:
+        if str(replicas) not in rows:
+            rows[str(replicas)] = measure(what, replicas, options)
+            write(options.output, "Throughput of many replicas", facts, tables(rows), rows)
+    bind(len(CORES))
+    draw(rows, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
