@@ -8,8 +8,8 @@ the window of context frames is full; start, minimisation and files of the begin
 
 Just before it, every row measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
-workers to two such trajectories. "x B = 1" is the ratio of frames a second to those of the first row. Everything is bound
-to one core, with two workers to two: on a core of their own each, OpenMM's threads wait long for each other.
+workers to two such trajectories. "x B = 1" is the ratio of frames a second to those of the first row. Everything is
+bound to one core, with two workers to two: across cores, OpenMM's threads may wait long for each other.
 
 A call that was stopped goes on with the next row.
 """

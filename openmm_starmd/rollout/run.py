@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 TOPOLOGY = "topology.pdb"
-BATCH_OF_TASK = 8  # a batch of the network gains little beyond, while relaxation takes its time for each replica
+BATCH_OF_TASK = 8  # with relaxation, larger batches gain little
 
 
 def rollout(
