@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score
 
+NOTICEABLE = 1.2  # factor between timescales that the verdict tells even where MD's own error is larger
 ENOUGH_SAMPLES = 50  # independent samples of the reference's slowest mode, below which the verdict tells their number
 
 
@@ -54,13 +55,14 @@ def _kinetics(scores: Sequence[Score]) -> str:
     slowest, lamp = _named(scores, "slowest timescale"), group_light(scores, KINETICS)
     if slowest is None or math.isnan(slowest.value):
         return "Kinetics: the reference shows no process slower than the lag time."
-    own = factor(slowest.oracle)
+    own, ratio = factor(slowest.oracle), factor(slowest.value)
+    word = "faster" if slowest.value < 1 else "slower"
     if slowest.light == UNCLEAR:
-        word = "faster" if slowest.value < 1 else "slower"
-        return f"Kinetics: {factor(slowest.value):.1f}x {word} than this MD, which differs {own:.1f}x from itself."
+        return f"Kinetics: {ratio:.1f}x {word} than this MD, which differs {own:.1f}x from itself."
     if slowest.light == GREEN:
         rest = "" if lamp == GREEN else f", but not the {_with(scores, KINETICS, lamp)}"
-        return f"Kinetics: slowest timescale within MD's own error{rest}."
+        by = f" ({ratio:.1f}x {word})" if ratio > NOTICEABLE else ""
+        return f"Kinetics: slowest timescale{by} within MD's own error{rest}."
     return f"Kinetics: {speed(slowest.value)}{f' (MD differs {own:.1f}x from itself)' if own > 1.5 else ''}."
 
 

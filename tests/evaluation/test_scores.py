@@ -109,6 +109,8 @@ def test_verdict_says_what_the_scores_say():
     assert "5.0x too slow (MD differs 2.0x from itself)" in text(
         (0.1, 5.0, 1, 1), (RED, RED, GREEN, NONE), (0.1, 0.5, 1.0, 500)
     )
+    assert "Kinetics: slowest timescale (4.0x faster) within MD's own error." in text((0.1, 0.25, 1, 1), (GREEN,) * 4)
+    assert "Kinetics: slowest timescale within MD's own error." in text((0.1, 1.1, 1, 1), (GREEN,) * 4)
     short = text((0.1, 0.25, 1, 1), (UNCLEAR, UNCLEAR, GREEN, NONE), (0.5, 5.0, 1.0, 4.0))
     assert short == (
         "Kinetics: 4.0x faster than this MD, which differs 5.0x from itself. No frame is broken. "
