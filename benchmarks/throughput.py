@@ -9,7 +9,8 @@ the window of context frames is full; start, minimisation and files of the begin
 Just before it, every row measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
 workers to two such trajectories. "x B = 1" is the ratio of frames a second to those of the first row. Everything is
-bound to one core, with two workers to two: across cores, OpenMM's threads may wait long for each other.
+bound to one core, with two workers to two. On a machine that does other work, too, read the ratio of the CPU times that
+a nanosecond takes ("x MD, CPU time"), which counts the work of all threads and no waiting.
 
 A call that was stopped goes on with the next row.
 """
@@ -24,9 +25,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from common import circumstances, parser, table, write
-from compare_md import Molecule, molecule, run_md
+from compare_md import TEMPERATURE, TIME_STEP, Molecule, molecule, new_simulation
+from openmm import LangevinMiddleIntegrator
 
 from openmm_starmd import rollout
 
@@ -41,8 +44,27 @@ def bind(n_cores: int):
         os.sched_setaffinity(0, CORES[:n_cores])
 
 
-def frames_per_second(what: Molecule, replicas: int, workers: int, options) -> float:
-    """Of all replicas together; without workers there is no relaxation."""
+def clocks() -> np.ndarray:
+    """Wall time, and CPU time of all threads of this process, s."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def plain_md(what: Molecule, options) -> np.ndarray:
+    """Wall and CPU seconds a nanosecond."""
+    integrator = LangevinMiddleIntegrator(TEMPERATURE, 1, TIME_STEP)
+    integrator.setRandomNumberSeed(options.seed)
+    simulation = new_simulation(what.topology, integrator, options)
+    simulation.context.setPositions(what.positions)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE, options.seed)
+    simulation.step(100)
+    begin = clocks()
+    while clocks()[0] - begin[0] < options.seconds:
+        simulation.step(250)
+    return (clocks() - begin) / ((simulation.currentStep - 100) * TIME_STEP / 1000)
+
+
+def replicas_of_rollout(what: Molecule, replicas: int, workers: int, options) -> np.ndarray:
+    """Wall and CPU seconds a nanosecond of all replicas together; without workers there is no relaxation."""
     bind(max(1, workers))
     warm, timed, stamps = what.model.config.context_frames, max(2, math.ceil(options.frames / replicas)), []
     with TemporaryDirectory() as folder:
@@ -58,22 +80,27 @@ def frames_per_second(what: Molecule, replicas: int, workers: int, options) -> f
             system=what.system if workers else None,
             workers=max(1, workers),
             max_retries=50,
-            progress=lambda frames: stamps.append(time.perf_counter()),
+            progress=lambda frames: stamps.append(clocks()),
         )
-    return replicas * timed / (stamps[-1] - stamps[warm - 1])
+    return (stamps[-1] - stamps[warm - 1]) / (replicas * timed * what.stride / 1000)
 
 
 def measure(what: Molecule, replicas: int, options) -> dict[str, dict[str, float]]:
     """A row: of plain MD its ns a day, of each mode what the columns say but the ratio to the first row."""
     bind(1)
-    plain = run_md(what, options)
-    md = plain.nanoseconds / plain.seconds * SECONDS_A_DAY
-    row = {"MD": {"ns/day": md}}
+    md = plain_md(what, options)
+    row = {"MD": {"ns/day": SECONDS_A_DAY / md[0]}}
     for mode, workers in MODES.items():
-        rate = frames_per_second(what, replicas, workers, options)
-        day = rate * what.stride / 1000 * SECONDS_A_DAY
-        row[mode] = {"frames/s": rate, "ns/day": day, "x MD": day / md / max(1, workers)}
-        print(f"B = {replicas}, {mode}: {rate:.4g} frames/s, {row[mode]['x MD']:.4g} x MD", flush=True)
+        seconds = replicas_of_rollout(what, replicas, workers, options)
+        ratio = md / seconds
+        row[mode] = {
+            "frames/s": 1000 / (what.stride * seconds[0]),
+            "ns/day": SECONDS_A_DAY / seconds[0],
+            "x MD": ratio[0] / max(1, workers),
+            "x MD, CPU time": ratio[1],
+            "CPU ms a frame": seconds[1] * what.stride,
+        }
+        print(f"B = {replicas}, {mode}: {row[mode]}", flush=True)
     return row
 
 
@@ -114,7 +141,7 @@ def main() -> None:
     made.add_argument("--stride", type=float, default=100.0, help="ps")
     made.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement, of two steps at least")
-    made.add_argument("--minutes", type=float, default=0.15, help="of plain MD a row")
+    made.add_argument("--seconds", type=float, default=8.0, help="of plain MD a row")
     made.set_defaults(platform="CPU")
     options = made.parse_args()
     torch.set_num_threads(options.threads)

@@ -267,7 +267,7 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
 
 
 def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypatch):
-    words = ["GAG", "--frames", 2, "--minutes", 0.001, "--output", tmp_path / "out", "--replicas", 1, 2]
+    words = ["GAG", "--frames", 2, "--seconds", 0.1, "--output", tmp_path / "out", "--replicas", 1, 2]
     module = run("throughput", *words)
     text, written = read(tmp_path / "out")
     rows = written["results"]
@@ -278,6 +278,7 @@ def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypa
             day = row[mode]["frames/s"] * 0.1 * 86400
             assert row[mode]["ns/day"] == pytest.approx(day)
             assert row[mode]["x MD"] == pytest.approx(day / row["MD"]["ns/day"] / max(1, workers))
+            assert row[mode]["CPU ms a frame"] * row[mode]["frames/s"] < 1100 * max(1, workers)
     assert (tmp_path / "out.png").stat().st_size > 1000
     monkeypatch.setattr(module, "measure", lambda *whatever: 1 / 0)
     run("throughput", *words)
