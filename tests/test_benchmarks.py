@@ -135,6 +135,30 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
 
 
+TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")
+def test_speed_prints_every_figure(run, script, tmp_path):
+    stem = tmp_path / "speed"
+    run("speed", *TINY.split(), "--threads", 1, "--least", 0.01, "--output", stem)
+    text, written = read(stem)
+    goals, phases = written["results"]["goals"], written["results"]["phases"]
+    frame, step = (
+        goals[f"paper size, 5 residues, {name}"] for name in ("euler-maruyama 3, s a frame", "s a denoising step")
+    )
+    assert frame["measured"] == pytest.approx(2 * step["measured"])  # the reference sampler is not called at the end
+    memory = goals["cache, 1000 residues, 800 frames, GB"]
+    assert memory["measured"] == pytest.approx(2 * 8 * 1000 * 800 * 256 * 4 / 1e9)
+    assert memory["measured / goal"] == pytest.approx(memory["measured"] / memory["goal"])
+    for row in phases.values():
+        parts = [row[f"{name} (ms)"] for name in ("denoise", "encode", "conditions")]
+        assert row["outside the network"] == pytest.approx(1 - sum(parts) / row["jump (ms)"])
+        assert parts[0] == pytest.approx(row["call of the network (ms)"] * 20 / (1 + (row is phases["2 replica(s)"])))
+    assert stem.with_suffix(".png").stat().st_size > 0
+    assert script("speed").exponent([1, 2, 4, 8], [9.0, 2.0, 8.0, 32.0]) == pytest.approx(2)
+
+
 ABLATIONS = ("full", "separable attention", "no context noise", "no stride", "one target a window")
 
 
@@ -359,7 +383,7 @@ def test_atlas_scores_chains_and_resumes(run, script, atlas, tmp_path, monkeypat
     frozen, shuffled = same["frozen"], same["shuffled"]
     assert frozen["tICA correlation"] == frozen["RMSF r"] == 0
     assert frozen["PCA recall"] < 0.1 < 0.4 < same["MD R2"]["PCA recall"] < shuffled["PCA recall"]
-    assert frozen["PCA JSD"] > 0.9 > same["MD R2"]["PCA JSD"]
+    assert frozen["PCA JSD"] > 0.8 > same["MD R2"]["PCA JSD"]
     chain = script("atlas").Chain(atlas / "md", "1abc_A", "100ns")
     ordered = chain.score(chain.coarse)
     for name in ("PCA JSD", "PCA recall", "tICA-0 JSD", "RMSF r"):

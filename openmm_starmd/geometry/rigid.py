@@ -14,7 +14,7 @@ import roma
 import torch
 from torch import Tensor
 
-_TINY = 1e-24  # rad^2: keeps gradients at the identity finite
+_TINY = 1e-12  # rad, in place of no angle at all: keeps gradients at the identity finite
 
 
 def full_precision(function: Callable) -> Callable:
@@ -127,9 +127,10 @@ def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]
 @full_precision
 def exponential(rotvec: Tensor) -> Tensor:
     """Rotation matrix (*, 3, 3) of a rotation vector (*, 3) in radian."""
-    half = (0.25 * rotvec.square().sum(-1, keepdim=True) + _TINY).sqrt()
-    q = torch.cat([rotvec * (0.5 * half.sin() / half), half.cos()], -1)
-    products = (q[..., :, None] * q[..., None, :]).flatten(-2)
+    angle = torch.linalg.vector_norm(rotvec, dim=-1, keepdim=True).clamp_min(_TINY)
+    half = 0.5 * angle
+    q = torch.cat([rotvec * (half.sin() / angle), half.cos()], -1)
+    products = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2)
     return (products @ _products(q.dtype, q.device)[0]).unflatten(-1, (3, 3))
 
 
@@ -141,7 +142,7 @@ def logarithm(rotation: Tensor) -> Tensor:
     largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
     q = torch.nn.functional.normalize(products.gather(-2, largest.expand(*largest.shape[:-1], 4))[..., 0, :], dim=-1)
     vector, w = q.split([3, 1], -1)
-    sine = (vector.square().sum(-1, keepdim=True) + _TINY).sqrt()
+    sine = torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp_min(_TINY)
     return vector * (2 * torch.atan2(sine.copysign(w), w.abs()) / sine)
 
 

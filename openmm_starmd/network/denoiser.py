@@ -47,6 +47,8 @@ class Conditions:
     ----------
     statics : Statics
     previous : Conformation, shape (B, T, N)
+    previous_atoms : Tensor, shape (B, T, N, 3, 3)
+        Its backbone, nm.
     residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C)
         Parts of residue and pair features that statics and previous frames give.
     rotary : (Tensor, Tensor)
@@ -61,6 +63,7 @@ class Conditions:
 
     statics: Statics
     previous: Conformation
+    previous_atoms: Tensor
     residues: Tensor
     pairs: Tensor
     rotary: tuple[Tensor, Tensor]
@@ -187,7 +190,7 @@ class Denoiser(nn.Module):
         index: Tensor,
     ) -> Conditions:
         """What is computed before frames are looked at; shapes as in `FrameInputs`."""
-        condition = self.condition(time, stride)
+        condition, atoms = self.condition(time, stride), previous.backbone()
         layers = [layer.condition for block in self.blocks for layer in block.attention]
         modulation = torch.cat([layer(condition) for layer in (*layers, self.modulation)], -1)
         modulation = modulation.unflatten(-1, (-1, self.config.width)) + self.offsets
@@ -195,8 +198,9 @@ class Denoiser(nn.Module):
         return Conditions(
             statics,
             previous,
+            atoms,
             self.residues.given(statics.residues, statics.torsion_mask, previous),
-            self.pairs.given(statics.pairs, previous),
+            self.pairs.given(statics.pairs, previous, atoms),
             rotary_table(statics.features.residue_index, index, head_width),
             alpha,
             sigma[..., None, :],
@@ -279,7 +283,7 @@ class Denoiser(nn.Module):
         way, estimate = self._baseline(conditions, conformation, spread, share)
         statics, previous = conditions.statics, conditions.previous
         s = self.residues(conditions.residues, conformation, previous, way, spread, statics.torsion_mask)
-        z = self.pairs(conditions.pairs, conformation, previous, statics)
+        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
         *modulation, shift, gain = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():

@@ -112,12 +112,12 @@ def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # made within a jump, it must do for training, too
-def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Linear maps of `contact_points`, each (inputs, outputs), with all axes as matrix columns.
 
     From cosine and sine of the N-CA-C angle to the normal of N-CA-CB; from that normal to the axes along, across and
     normal to the CA-CB bond, and what is added to them; from cosine and sine of a chi and 1 to the axes of the next
-    bond in those of the last.
+    bond in those of the last. Beside them the place of CB.
     """
     x, y, z = (component / math.hypot(*BETA_CARBON) for component in BETA_CARBON)
     normal = [[0, z, -y], [-z, 0, x]]
@@ -126,7 +126,7 @@ def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor
     along = [[component, 0, 0] for component in (x, y, z)]
     c, s = -math.cos(SIDE_CHAIN_ANGLE), math.sin(SIDE_CHAIN_ANGLE)
     turn = [[0, 0, 0, s, c, 0, 0, 0, 1], [0, 0, 0, 0, 0, -1, s, c, 0], [c, -s, 0, 0, 0, 0, 0, 0, 0]]
-    return tuple(torch.tensor(table, dtype=dtype, device=device) for table in (normal, axes, along, turn))
+    return tuple(torch.tensor(table, dtype=dtype, device=device) for table in (normal, axes, along, turn, BETA_CARBON))
 
 
 @full_precision
@@ -135,7 +135,8 @@ def contact_points(conformation: Conformation) -> Tensor:
 
     Points that a residue does not have get a place, too; see `contact_mask`.
     """
-    normal_table, axes_table, along, turn_table = _side_chain_tables(conformation.angles.dtype, conformation.device)
+    tables = _side_chain_tables(conformation.angles.dtype, conformation.device)
+    normal_table, axes_table, along, turn_table, beta_carbon = tables
     direction = torch.stack([conformation.angles.cos(), conformation.angles.sin()], -1)
     normal = functional.normalize(direction @ normal_table, dim=-1)
     axes = (normal @ axes_table).unflatten(-1, (3, 3)) + along
@@ -145,9 +146,8 @@ def contact_points(conformation: Conformation) -> Tensor:
     for turn in turns.unflatten(-1, (3, 3)).unbind(-3):
         axes = axes @ turn
         bonds.append(axes[..., 0])
-    chain = torch.stack(bonds, -2).cumsum(-2) * SIDE_CHAIN_BOND + chis.new_tensor(BETA_CARBON)
-    frames = conformation.frames
-    side = chis.new_tensor(BETA_CARBON).expand(*conformation.shape, 1, 3)
+    chain = torch.stack(bonds, -2).cumsum(-2) * SIDE_CHAIN_BOND + beta_carbon
+    frames, side = conformation.frames, beta_carbon.expand(*conformation.shape, 1, 3)
     local = torch.cat([conformation.local_backbone(), side, chain], -2)
     return local @ frames.rotations.transpose(-1, -2) + frames.translations[..., None, :]
 
@@ -183,7 +183,7 @@ def distance_bins(d: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # made within a jump, it must do for training, too
-def _pair_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _pair_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Centres of radial functions; atoms of both ends and length of each distance across a peptide bond; its scales."""
     low, high, n = DISTANCE_CENTRES
     c_n, ca_ca, c_ca, ca_n = PEPTIDE_GEOMETRY
@@ -338,22 +338,25 @@ class PairEmbedding(nn.Module):
             z = z + self.pair(pair)
         return z
 
-    def given(self, static: Tensor, previous: Conformation) -> Tensor:
+    def given(self, static: Tensor, previous: Conformation, previous_atoms: Tensor) -> Tensor:
         """The part that the previous frames know, (B, T, N, N, C); computed once where they are denoised repeatedly."""
         if not self.around_previous:
             return static[:, None]
         weight = self.geometry.weight.split(self.columns, 1)[1]
-        seen = 2 * (previous.frames.rotations, previous.backbone())
+        seen = 2 * (previous.frames.rotations, previous_atoms)
         return static[:, None] + functional.linear(local_pairs(*seen), weight)
 
-    def forward(self, given: Tensor, now: Conformation, previous: Conformation, statics: Statics) -> Tensor:
+    def forward(
+        self, given: Tensor, now: Conformation, previous: Conformation, previous_atoms: Tensor, statics: Statics
+    ) -> Tensor:
+        """``previous_atoms`` (B, T, N, 3, 3): backbone of the previous frames."""
         if not self.around_previous:
             cb = beta_carbon(now, statics.features.residue_type[:, None])
             return self.mix(given + functional.linear(distance_bins(distances(cb, cb)), self.geometry.weight))
         of_now, _, between, near = self.geometry.weight.split(self.columns, 1)
         points, rotations = contact_points(now), now.frames.rotations
         others = torch.stack([rotations, previous.frames.rotations])
-        atoms = torch.stack([points[..., :3, :], previous.backbone()])
+        atoms = torch.stack([points[..., :3, :], previous_atoms])
         pairs = local_pairs(rotations, points, others, atoms)
         z = given + functional.linear(pairs[0], of_now) + functional.linear(pairs[1], between)
         return self.mix(z + functional.linear(contacts(points, statics.contact_mask), near))

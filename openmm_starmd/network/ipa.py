@@ -52,34 +52,26 @@ class InvariantPointAttention(nn.Module):
         """
         precise = torch.promote_types(s.dtype, torch.float32)
         s, z = s.to(precise), z.to(precise)
-        h, p, v = self.heads, self.query_points, self.value_points
-        lead, n, width = s.shape[:-1], s.shape[-2], self.head_width
-        rotations = frames.rotations.reshape(-1, 3, 3)
-        origins = NM_TO_ANGSTROM * frames.translations.reshape(-1, 1, 3)
-        local = self.points(s).view(len(origins), -1, 3)
-        points = torch.baddbmm(origins, local, rotations.transpose(-1, -2)).view(-1, n, h, 2 * p + v, 3)
-        query_p, key_p, value_p = points.flatten(-2).split([3 * p, 3 * p, 3 * v], -1)
-        q, k, value = self.qkv(s).view(-1, n, h, 3 * width).split(width, -1)
+        h, c, p = self.heads, self.head_width, self.query_points
+        lead = s.shape[:-1]
+        rotations, origins = frames.rotations, NM_TO_ANGSTROM * frames.translations[..., None, :]
+        local = self.points(s).view(*lead, -1, 3)
+        points = (local @ rotations.transpose(-1, -2) + origins).view(*lead, h, -1, 3)
+        query_p, key_p, value_p = points.split([p, p, self.value_points], -2)
+        q, k, v = self.qkv(s).view(*lead, h, 3 * c).split(c, -1)
 
-        weight = (functional.softplus(self.point_weight) * math.sqrt(2 / (9 * p)))[:, None]
-        offset = (-0.5 * weight) * key_p.square().sum(-1, keepdim=True)
-        one = offset.new_ones(()).expand_as(offset)
-        queries = by_head(torch.cat([q * width**-0.5, weight * query_p, one], -1))
-        keys = by_head(torch.cat([k, key_p, offset], -1))
-        bias = self.pair_bias(z).view(-1, n, n, h).permute(0, 3, 1, 2).reshape(-1, n, n)
-        share = math.sqrt(1 / 3)
-        attention = torch.baddbmm(bias, queries, keys.transpose(-1, -2), beta=share, alpha=share).softmax(-1)
+        weight = functional.softplus(self.point_weight) * math.sqrt(2 / (9 * p))
+        queries = torch.cat([q * c**-0.5, weight[:, None] * query_p.flatten(-2)], -1).transpose(-2, -3)
+        keys = torch.cat([k, key_p.flatten(-2)], -1).transpose(-2, -3)
+        offset = -0.5 * weight * key_p.square().sum((-1, -2))
+        logits = queries @ keys.transpose(-1, -2) + offset.transpose(-1, -2)[..., None, :]
+        logits = (logits + self.pair_bias(z).movedim(-1, -3)) * math.sqrt(1 / 3)
+        attention = logits.softmax(-1)  # (B, T, H, N, N)
 
-        gathered = torch.bmm(attention, by_head(torch.cat([value, value_p], -1))).unflatten(0, (-1, h)).transpose(1, 2)
-        features, seen = gathered.split([width, 3 * v], -1)
-        seen = torch.bmm(seen.reshape(len(origins), -1, 3) - origins, rotations) / NM_TO_ANGSTROM
+        values = torch.cat([v, value_p.flatten(-2)], -1).transpose(-2, -3)
+        gathered = (attention @ values).transpose(-2, -3)  # (B, T, N, H, C + 3 P)
+        features, seen = gathered.split([c, 3 * self.value_points], -1)
+        seen = (seen.reshape(*lead, -1, 3) - origins) @ rotations / NM_TO_ANGSTROM
         norms = (seen.square().sum(-1) + 1e-8).sqrt()
-        by_residue = attention.unflatten(0, (-1, h)).transpose(1, 2).reshape(-1, h, n)
-        over_pairs = torch.bmm(by_residue, z.reshape(-1, n, z.shape[-1]))
-        parts = features.flatten(-2), seen.view(*gathered.shape[:2], -1), norms.view(*gathered.shape[:2], -1)
-        return self.out(torch.cat([*parts, over_pairs.view(*gathered.shape[:2], -1)], -1)).view(*lead, -1)
-
-
-def by_head(x: Tensor) -> Tensor:
-    """Numbers (B * T, N, H, C) as a matrix a head, (B * T * H, N, C)."""
-    return x.transpose(1, 2).flatten(0, 1)
+        over_pairs = attention.movedim(-3, -2) @ z  # (B, T, N, H, C)
+        return self.out(torch.cat([features.flatten(-2), seen.flatten(-2), norms, over_pairs.flatten(-2)], -1))
