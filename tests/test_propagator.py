@@ -142,6 +142,14 @@ def test_window_is_bounded(setting):
     assert history.times.tolist() == [400.0, 500.0]
 
 
+def test_a_window_changes_nothing_until_it_is_full(setting):
+    model, tokens, start = setting
+    bounded, endless = (propagator_of(model, tokens, context_frames=frames) for frames in (3, 20))
+    few, _ = run(bounded, bounded.start(batch_of(start, 1)), 4)
+    many, _ = run(endless, endless.start(batch_of(start, 1)), 4)
+    assert equal(few[:3], many[:3]) and not equal(few[3:], many[3:])
+
+
 def test_a_foreign_history_is_refused(setting):
     model, tokens, start = setting
     p = propagator_of(model, tokens)
