@@ -6,13 +6,13 @@ Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded m
 relaxation, and with the default one (25 + 400 steps) by one and by two workers of a CPU thread each. Times begin when
 the window of context frames is full; start, minimisation and files of the beginning are not counted, all else is.
 
-Just before it, every row measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
+Just before a row, it measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
 workers to two such trajectories. "x B = 1" is the ratio of frames a second to those of the first row. Everything is
 bound to one core, with two workers to two. On a machine that does other work, too, read the ratio of the CPU times that
 a nanosecond takes ("x MD, CPU time"), which counts the work of all threads and no waiting.
 
-A call that was stopped goes on with the next row.
+A call that was stopped goes on where it was, and measures plain MD anew.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,37 +86,32 @@ def replicas_of_rollout(what: Molecule, replicas: int, workers: int, options) ->
     return (stamps[-1] - stamps[warm - 1]) / (replicas * timed * what.stride / 1000)
 
 
-def measure(what: Molecule, replicas: int, options) -> dict[str, dict[str, float]]:
-    """A row: of plain MD its ns a day, of each mode what the columns say but the ratio to the first row."""
+def measure(what: Molecule, replicas: int, modes: Iterable[str], options) -> Iterator[tuple[str, dict[str, float]]]:
+    """For each mode what the columns say, but the ratio to the first row."""
     bind(1)
     md = plain_md(what, options)
-    row = {"MD": {"ns/day": SECONDS_A_DAY / md[0]}}
-    for mode, workers in MODES.items():
-        seconds = replicas_of_rollout(what, replicas, workers, options)
-        ratio = md / seconds
-        row[mode] = {
+    for mode in modes:
+        seconds = replicas_of_rollout(what, replicas, MODES[mode], options)
+        ratio, seconds = (md / seconds).tolist(), seconds.tolist()
+        cell = {
             "frames/s": 1000 / (what.stride * seconds[0]),
             "ns/day": SECONDS_A_DAY / seconds[0],
-            "x MD": ratio[0] / max(1, workers),
+            "MD beside it, ns/day": SECONDS_A_DAY / float(md[0]),
+            "x MD": ratio[0] / max(1, MODES[mode]),
             "x MD, CPU time": ratio[1],
             "CPU ms a frame": seconds[1] * what.stride,
         }
-        print(f"B = {replicas}, {mode}: {row[mode]}", flush=True)
-    return row
+        print(f"B = {replicas}, {mode}:", {name: f"{value:.4g}" for name, value in cell.items()}, flush=True)
+        yield mode, cell
 
 
 def tables(rows: dict[str, dict]) -> dict[str, str]:
     """A table for each mode."""
     made = {}
     for mode in MODES:
-        first = next(iter(rows.values()))[mode]["frames/s"]
-        made[mode] = table(
-            {
-                b: row[mode] | {"x B = 1": row[mode]["frames/s"] / first, "MD beside it, ns/day": row["MD"]["ns/day"]}
-                for b, row in rows.items()
-            },
-            "B",
-        )
+        known = {b: row[mode] for b, row in rows.items() if mode in row}
+        first = next((cell["frames/s"] for cell in known.values()), math.nan)
+        made[mode] = table({b: cell | {"x B = 1": cell["frames/s"] / first} for b, cell in known.items()}, "B")
     return made
 
 
@@ -124,8 +120,9 @@ def draw(rows: dict[str, dict], path: Path):
     figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
     sizes = [int(b) for b in rows]
     for mode in MODES:
-        ax.plot(sizes, [row[mode]["ns/day"] for row in rows.values()], "o-", label=mode)
-    ax.plot(sizes, [row["MD"]["ns/day"] for row in rows.values()], "k--", label="plain MD")
+        known = {int(b): row[mode]["ns/day"] for b, row in rows.items() if mode in row}
+        ax.plot(known.keys(), known.values(), "o-", label=mode)
+    ax.plot(sizes, [next(iter(row.values()))["MD beside it, ns/day"] for row in rows.values()], "k--", label="plain MD")
     ax.set(xscale="log", yscale="log", xlabel="replicas in a batch", ylabel="ns/day, all replicas", xticks=sizes)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.minorticks_off()
@@ -155,8 +152,10 @@ def main() -> None:
         rows = before["results"]
     what = molecule(options.sequence, options)
     for replicas in options.replicas:
-        if str(replicas) not in rows:
-            rows[str(replicas)] = measure(what, replicas, options)
+        row = rows.setdefault(str(replicas), {})
+        left = [mode for mode in MODES if mode not in row]
+        for mode, cell in measure(what, replicas, left, options) if left else ():
+            row[mode] = cell
             write(options.output, "Throughput of many replicas", facts, tables(rows), rows)
     bind(len(CORES))
     draw(rows, options.output.with_suffix(".png"))
