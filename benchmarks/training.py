@@ -28,6 +28,7 @@ import time
 from functools import reduce
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from common import circumstances, parser, table, write
@@ -36,7 +37,6 @@ from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import load_model
-from openmm_starmd.network.attention import KVCache
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
@@ -51,6 +51,30 @@ GRID = tuple((residues, frames) for residues in (32, 64, 96) for frames in (4, 8
 STRIDE = 100.0  # ps
 
 
+class Kept:
+    """Keys and values that gradients flow through; those of a `KVCache` are written in place."""
+
+    def __init__(self):
+        self.n_frames, self.keeping, self.layers = 0, True, {}
+
+    def layer(self, k, n_frames, residues):
+        return KeptLayer(self, k)
+
+
+class KeptLayer(NamedTuple):
+    """Keys and values of one layer."""
+
+    kept: Kept
+    k: int
+
+    def filled(self, keys, values):
+        if self.k in self.kept.layers:
+            keys, values = (torch.cat(pair, 2) for pair in zip(self.kept.layers[self.k], (keys, values), strict=True))
+        if self.kept.keeping:
+            self.kept.layers[self.k] = keys, values
+        return keys, values
+
+
 class FrameByFrame:
     """A denoiser that goes through a window in the order of time, with keys and values kept."""
 
@@ -58,11 +82,17 @@ class FrameByFrame:
         self.denoiser, self.config, self.statics = denoiser, denoiser.config, denoiser.statics
 
     def __call__(self, statics, context, noisy):
-        cache, found = KVCache(), []
+        kept, found = Kept(), []
+
+        def step(frame, keeping):
+            kept.keeping = keeping
+            return self.denoiser._trunk(self.denoiser._conditions_of(statics, frame), frame.conformation, None, kept)
+
         for k, index in enumerate(noisy.index.tolist()):
-            while cache.n_frames < index:
-                cache = self.denoiser.encode(statics, context.frame(cache.n_frames), cache)
-            found.append(self.denoiser._trunk(statics, noisy.frame(k), None, cache)[:2])
+            while kept.n_frames < index:
+                step(context.frame(kept.n_frames), True)
+                kept.n_frames += 1
+            found.append(step(noisy.frame(k), False))
         return joined(found)
 
 

@@ -14,7 +14,7 @@ def run(peptide, tiny_model, tmp_path):
 
     def run(name, n_steps, n_replicas=1, **options):
         topology, positions, _ = peptide
-        options = {"stride": 100, "seed": 7, "checkpoint_steps": 2, "resume": True, "device": "cpu"} | options
+        options = {"stride": 100, "seed": 9, "checkpoint_steps": 2, "resume": True, "device": "cpu"} | options
         start = options.pop("start", positions)
         output = tmp_path / name
         files = rollout(tiny_model, topology, start, n_steps=n_steps, n_replicas=n_replicas, output=output, **options)
