@@ -31,6 +31,7 @@ _TINY_ANGLE = 1e-6
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _images(device: torch.device) -> tuple[Tensor, Tensor]:
     """2 pi k and (-1)^k of the images, float64."""
     k = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64)
@@ -115,6 +116,7 @@ _MAX_RADIUS = 6.0  # standard deviations; 7.5e-8 of a 3-dimensional Gaussian lie
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _radial_table(device: torch.device, n_sigma: int = 256, n_radius: int = 512, n_angle: int = 2048) -> Tensor:
     """angle / sigma at equal quantiles of the norm of a 3-dimensional normal; (n_sigma, n_radius) float64.
 

@@ -111,6 +111,7 @@ _OF_PRODUCTS = {
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Maps from products (16) to rotation matrices (9), and back to four times products less the identity."""
     to_matrix = torch.zeros(4, 4, 3, 3, dtype=torch.float64)

@@ -111,6 +111,7 @@ def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Linear maps of `contact_points`, each (inputs, outputs), with all axes as matrix columns.
 
@@ -181,6 +182,7 @@ def distance_bins(d: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _pair_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Centres of radial functions; atoms of both ends and length of each distance across a peptide bond; its scales."""
     low, high, n = DISTANCE_CENTRES

@@ -5,8 +5,10 @@ import torch
 
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.geometry import igso3, rigid
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.network import denoiser as module
+from openmm_starmd.network import embedding
 from openmm_starmd.network.config import NetworkConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.ipa import InvariantPointAttention
@@ -69,6 +71,17 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_shares(window):
     for name, gradient in whole_gradients.items():
         halves = sum(gradients[name] for _, gradients in shares) / 2
         torch.testing.assert_close(halves, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item() + 1e-7)
+
+
+def test_tables_that_a_rollout_made_serve_training(window):
+    """Tensors made in inference mode could not: whatever is kept between calls is made outside of it."""
+    for table in (rigid._products, igso3._images, embedding._side_chain_tables, embedding._pair_tables):
+        table.cache_clear()
+    denoiser = denoiser_of()
+    with torch.inference_mode():
+        denoising_loss(denoiser, Process(ProcessConfig()), *window, generators(6))
+    _, gradients = loss_and_gradients(denoiser, window, generators(6))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("joint", [True, False])
