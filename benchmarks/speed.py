@@ -303,32 +303,33 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = circumstances(device=device, context=f"{options.context} frames")
     model, peptide = StarMDModel.create(paper(), LARGE, options.seed).on(device), load_model("starmd-peptide", device)
-    goals = paper_goals(model, options) | cache_goal(model)
+    sections, results = {}, {}
+
+    def tell(name: str, text: str, **more):
+        sections[name] = text
+        results.update(more)
+        write(options.output, "Speed", facts, sections, results)
+        print(f"{name}\n\n{text}\n", flush=True)
+
     torch.set_num_threads(1)
     phases = {f"{b} replica(s)": Phases(peptide, "DWGR", b).run(options.least) for b in (1, options.replicas)}
-    top = operators(Phases(peptide, "DWGR", 1).jump)
+    tell("A jump of a tetrapeptide, one thread, by phase and replica", table(phases, "batch"), phases=phases)
+    tell("Operators of a jump of one replica", operators(Phases(peptide, "DWGR", 1).jump))
     torch.set_num_threads(options.threads)
     one, many = phases.values()
+    goals = paper_goals(model, options) | cache_goal(model)
     goals["tetrapeptide, one replica, ms a call of the network"] = Goal(one["call of the network (ms)"], 3.0)
     goals[f"tetrapeptide, {options.replicas} replicas, ms a call"] = Goal(many["call of the network (ms)"])
     goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
+    rows = {name: goal.row() for name, goal in goals.items()}
+    tell("Goals", table(rows, "setting"), goals=rows)
     found = scans(model, peptide, options)
     draw(found, options.output.with_suffix(".png"))
-    rows = {name: goal.row() for name, goal in goals.items()}
-    costs = {
-        name: {str(size): ms for size, ms in times.items()} | {"exponent": exponent(list(times), list(times.values()))}
-        for name, times in found.items()
-    }
-    sections = {
-        "Goals": table(rows, "setting"),
-        "A jump of a tetrapeptide, one thread, by phase and replica": table(phases, "batch"),
-        "Operators of a jump of one replica": top,
-        "Milliseconds a call of the network": "\n\n".join(
-            f"{name}: exponent {cost.pop('exponent'):.2f}\n\n{table({'ms': cost}, '')}" for name, cost in costs.items()
-        ),
-    }
-    write(options.output, "Speed", facts, sections, {"goals": rows, "phases": phases, "scans": found})
-    print("\n\n".join(f"{name}\n\n{text}" for name, text in sections.items()))
+    costs = []
+    for name, times in found.items():
+        slope = exponent(list(times), list(times.values()))
+        costs.append(f"{name}: exponent {slope:.2f}\n\n{table({'ms': {str(k): ms for k, ms in times.items()}})}")
+    tell("Milliseconds a call of the network", "\n\n".join(costs), scans=found)
 
 
 if __name__ == "__main__":
