@@ -75,17 +75,6 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_shares(window):
         torch.testing.assert_close(halves, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item() + 1e-7)
 
 
-def test_tables_that_a_rollout_made_serve_training(window):
-    """Tensors made in inference mode could not: whatever is kept between calls is made outside of it."""
-    for table in (rigid._products, igso3._images, embedding._side_chain_tables, embedding._pair_tables):
-        table.cache_clear()
-    denoiser = denoiser_of()
-    with torch.inference_mode():
-        denoising_loss(denoiser, Process(ProcessConfig()), *window, generators(6))
-    _, gradients = loss_and_gradients(denoiser, window, generators(6))
-    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
-
-
 @pytest.mark.parametrize("joint", [True, False])
 def test_checkpointed_blocks_give_equal_gradients(window, joint, monkeypatch):
     denoiser = denoiser_of(NetworkConfig(**(vars(CONFIG) | {"joint_attention": joint})))
