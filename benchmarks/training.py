@@ -7,13 +7,12 @@ Windows are random walks, the network is a model's, untrained; every time is a f
 
 Ways of teacher forcing (same loss, same gradients)
 ---------------------------------------------------
-block-causal           all noisy frames and all context copies in one pass, as the package trains
-frame by frame         a pass for each noisy frame, keys and values of the context copies kept from one to the next
-context anew           a pass for each noisy frame with all of its context copies, nothing kept
+block-causal     all noisy frames and all context copies in one pass, as the package trains
+sequential       a pass for each noisy frame with the context copies before it
 
-"ms a frame" is the time of a step over its denoised frames, L - 1 in each window. At L = 8, block-causal and frame by
-frame pass 15 frames a window through the network, context anew 35: where arithmetic takes the time, the ratio to it is
-35/15 = 2.3; where starting the operations does (small proteins, few windows), it goes towards the number of passes.
+"ms a frame" is the time of a step over its denoised frames, L - 1 in each window. At L = 8, the block-causal pass takes
+15 frames a window through the network, the sequential passes 35: where arithmetic takes the time, the ratio is 35/15 =
+2.3; where starting the operations does (small proteins, few windows), it goes towards the number of passes, 7.
 
 Memory
 ------
@@ -36,7 +35,6 @@ from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import load_model
-from openmm_starmd.network.attention import KVCache
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
@@ -51,23 +49,11 @@ GRID = tuple((residues, frames) for residues in (32, 64, 96) for frames in (4, 8
 STRIDE = 100.0  # ps
 
 
-class FrameByFrame:
-    """A denoiser that goes through a window in the order of time, with keys and values kept."""
+class Sequential:
+    """A denoiser that takes each noisy frame of a window by itself, with the context copies before it."""
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser, self.config, self.statics = denoiser, denoiser.config, denoiser.statics
-
-    def __call__(self, statics, context, noisy):
-        cache, found = KVCache(), []
-        for k, index in enumerate(noisy.index.tolist()):
-            while cache.n_frames < index:
-                cache = self.denoiser.encode(statics, context.frame(cache.n_frames), cache)
-            found.append(self.denoiser._trunk(statics, noisy.frame(k), None, cache)[:2])
-        return joined(found)
-
-
-class ContextAnew(FrameByFrame):
-    """The same with nothing kept."""
 
     def __call__(self, statics, context, noisy):
         found = []
@@ -77,11 +63,11 @@ class ContextAnew(FrameByFrame):
         return joined(found)
 
 
-WAYS = {"block-causal": lambda denoiser: denoiser, "frame by frame": FrameByFrame, "context anew": ContextAnew}
+WAYS = {"block-causal": lambda denoiser: denoiser, "sequential": Sequential}
 
 
 def joined(found: list[tuple[Displacement, Displacement]]) -> tuple[Displacement, Displacement]:
-    """Displacements (B, 1, N) of single frames, and their scales, along the axis of frames."""
+    """Displacements (B, 1, N) of single frames and their scales, along the axis of frames."""
     return tuple(
         Displacement(*(torch.cat(part, 1) for part in zip(*(vars(d).values() for d in column), strict=True)))
         for column in zip(*found, strict=True)
@@ -137,13 +123,12 @@ def medians(works: dict, repeats: int) -> dict[str, float]:
 
 
 def ways(config: ModelConfig, residues: int, batch: int, repeats: int, frames: int = FRAMES) -> dict[str, float]:
-    """Milliseconds a denoised frame, by way of teacher forcing, and ratios to the block-causal pass."""
+    """Milliseconds a denoised frame, by way of teacher forcing, and their ratio."""
     windows, denoiser = random_windows(batch, frames, residues), untrained(config)
     works = {name: (lambda way=way: step(way(denoiser), config, windows)) for name, way in WAYS.items()}
     found = {name: 1000 * s / (batch * (frames - 1)) for name, s in medians(works, repeats).items()}
-    first = found["block-causal"]
     row = {f"{name} (ms a frame)": value for name, value in found.items()}
-    return row | {f"{name}, ratio": value / first for name, value in found.items() if name != "block-causal"}
+    return row | {"ratio": found["sequential"] / found["block-causal"]}
 
 
 def resident(kind: str) -> float:
