@@ -7,13 +7,12 @@ Windows are random walks, the network is a model's, untrained; every time is a f
 
 Ways of teacher forcing (same loss, same gradients)
 ---------------------------------------------------
-block-causal           all noisy frames and all context copies in one pass, as the package trains
-frame by frame         a pass for each noisy frame, keys and values of the context copies kept from one to the next
-context anew           a pass for each noisy frame with all of its context copies, nothing kept
+block-causal     all noisy frames and all context copies in one pass, as the package trains
+sequential       a pass for each noisy frame with the context copies before it
 
-"ms a frame" is the time of a step over its denoised frames, L - 1 in each window. At L = 8, block-causal and frame by
-frame pass 15 frames a window through the network, context anew 35: where arithmetic takes the time, the ratio to it is
-35/15 = 2.3; where starting the operations does (small proteins, few windows), it goes towards the number of passes.
+"ms a frame" is the time of a step over its denoised frames, L - 1 in each window. At L = 8, the block-causal pass takes
+15 frames a window through the network, the sequential passes 35: where arithmetic takes the time, the ratio is 35/15 =
+2.3; where starting the operations does (small proteins, few windows), it goes towards the number of passes, 7.
 
 Memory
 ------
@@ -51,53 +50,11 @@ GRID = tuple((residues, frames) for residues in (32, 64, 96) for frames in (4, 8
 STRIDE = 100.0  # ps
 
 
-class Kept:
-    """Keys and values that gradients flow through; those of a `KVCache` are written in place."""
-
-    def __init__(self):
-        self.n_frames, self.keeping, self.layers = 0, True, {}
-
-    def layer(self, k, n_frames, residues):
-        return KeptLayer(self, k)
-
-
-class KeptLayer(NamedTuple):
-    """Keys and values of one layer."""
-
-    kept: Kept
-    k: int
-
-    def filled(self, keys, values):
-        if self.k in self.kept.layers:
-            keys, values = (torch.cat(pair, 2) for pair in zip(self.kept.layers[self.k], (keys, values), strict=True))
-        if self.kept.keeping:
-            self.kept.layers[self.k] = keys, values
-        return keys, values
-
-
-class FrameByFrame:
-    """A denoiser that goes through a window in the order of time, with keys and values kept."""
+class Sequential:
+    """A denoiser that takes each noisy frame of a window by itself, with the context copies before it."""
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser, self.config, self.statics = denoiser, denoiser.config, denoiser.statics
-
-    def __call__(self, statics, context, noisy):
-        kept, found = Kept(), []
-
-        def step(frame, keeping):
-            kept.keeping = keeping
-            return self.denoiser._trunk(self.denoiser._conditions_of(statics, frame), frame.conformation, None, kept)
-
-        for k, index in enumerate(noisy.index.tolist()):
-            while kept.n_frames < index:
-                step(context.frame(kept.n_frames), True)
-                kept.n_frames += 1
-            found.append(step(noisy.frame(k), False))
-        return joined(found)
-
-
-class ContextAnew(FrameByFrame):
-    """The same with nothing kept."""
 
     def __call__(self, statics, context, noisy):
         found = []
@@ -107,11 +64,11 @@ class ContextAnew(FrameByFrame):
         return joined(found)
 
 
-WAYS = {"block-causal": lambda denoiser: denoiser, "frame by frame": FrameByFrame, "context anew": ContextAnew}
+WAYS = {"block-causal": lambda denoiser: denoiser, "sequential": Sequential}
 
 
 def joined(found: list[tuple[Displacement, Displacement]]) -> tuple[Displacement, Displacement]:
-    """Displacements (B, 1, N) of single frames, and their scales, along the axis of frames."""
+    """Displacements (B, 1, N) of single frames and their scales, along the axis of frames."""
     return tuple(
         Displacement(*(torch.cat(part, 1) for part in zip(*(vars(d).values() for d in column), strict=True)))
         for column in zip(*found, strict=True)
@@ -167,13 +124,12 @@ def medians(works: dict, repeats: int) -> dict[str, float]:
 
 
 def ways(config: ModelConfig, residues: int, batch: int, repeats: int, frames: int = FRAMES) -> dict[str, float]:
-    """Milliseconds a denoised frame, by way of teacher forcing, and ratios to the block-causal pass."""
+    """Milliseconds a denoised frame, by way of teacher forcing, and their ratio."""
     windows, denoiser = random_windows(batch, frames, residues), untrained(config)
     works = {name: (lambda way=way: step(way(denoiser), config, windows)) for name, way in WAYS.items()}
     found = {name: 1000 * s / (batch * (frames - 1)) for name, s in medians(works, repeats).items()}
-    first = found["block-causal"]
     row = {f"{name} (ms a frame)": value for name, value in found.items()}
-    return row | {f"{name}, ratio": value / first for name, value in found.items() if name != "block-causal"}
+    return row | {"ratio": found["sequential"] / found["block-causal"]}
 
 
 def resident(kind: str) -> float:
