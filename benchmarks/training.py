@@ -27,7 +27,6 @@ import time
 from functools import reduce
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import torch
 from common import circumstances, parser, table, write
