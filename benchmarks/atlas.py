@@ -45,11 +45,11 @@ import torch
 from common import circumstances, parser, plain, table, write
 from mdtraj.formats import XTCTrajectoryFile
 from openmm.app import PDBFile
+from quality import jump
 from sklearn.decomposition import PCA
 
-from openmm_starmd import Propagator, load_model
+from openmm_starmd import load_model
 from openmm_starmd.evaluation import ensemble, kinetics, metrics, nulls, structure
-from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -59,7 +59,6 @@ FINER = 12  # frames of the reference within one step of the task, about
 CALIBRATION = 200  # frames of R1 that the limits of all-atom validity are drawn from
 COMPONENTS = 5
 ENOUGH_ATOMS = 0.9
-TEMPERATURE = 300.0
 
 
 class ChainError(ValueError):
@@ -239,15 +238,9 @@ def make(chain: Chain, model, folder: Path, options) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     pdb = PDBFile(str(chain.pdb))
-    tokens, start = ResidueTokens.from_topology(pdb.topology), torch.from_numpy(np.array(pdb.positions._value))
-    propagator = Propagator(model, tokens, interval, TEMPERATURE, strict=False)
-    generator = torch.Generator(model.device).manual_seed(options.seed)
-    history, frames = propagator.start(Conformation.stack([from_positions(start, tokens)])), []
-    for _ in range(n_frames):
-        conformation = propagator.step(history, generator)
-        history = propagator.extend(history, conformation, generator)
-        frames.append(to_positions(conformation.to("cpu", torch.float64), start, tokens)[0])
-    times, xyz = interval * np.arange(1, n_frames + 1), torch.stack(frames).numpy().astype(np.float32)
+    tokens, start = ResidueTokens.from_topology(pdb.topology), np.array(pdb.positions._value)
+    frames = jump(model, tokens, start[None], interval, n_frames, options.seed)[0]
+    times, xyz = interval * np.arange(1, n_frames + 1), frames.numpy().astype(np.float32)
     shutil.copyfile(chain.pdb, folder / f"{chain.name}.pdb")
     partial = xtc.with_name(f"part_{xtc.name}")
     mdtraj.Trajectory(xyz, mdtraj.Topology.from_openmm(pdb.topology), times).save_xtc(str(partial))

@@ -41,7 +41,7 @@ from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
 from openmm_starmd.evaluation import kinetics, markov, metrics
-from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
 from openmm_starmd.training.simulate import peptide_system
@@ -77,28 +77,30 @@ class Reference:
         return np.array(self.pdb.positions._value)
 
 
-def propagate(reference, model, options) -> tuple[np.ndarray, dict]:
-    """Positions (B, T, A, 3) from the library, without a Context."""
-    tokens, start = reference.tokens, torch.from_numpy(reference.start)
-    propagator = Propagator(
-        model, tokens, options.stride, TEMPERATURE, denoising_steps=options.denoising_steps, strict=False
-    )
-    generator = torch.Generator(model.device).manual_seed(options.seed)
-    first = from_positions(start, tokens)
-    history = propagator.start(Conformation.stack([first] * options.replicas))
-    frames, begin = [], time.perf_counter()
-    for _ in range(math.ceil(options.frames / options.replicas)):
+def jump(model, tokens, starts, stride: float, steps: int, seed: int, denoising_steps: int | None = None):
+    """Positions (B, T, A, 3) of jumps by the Propagator from positions (B, A, 3), without a Context."""
+    starts = torch.as_tensor(starts)
+    propagator = Propagator(model, tokens, stride, TEMPERATURE, denoising_steps=denoising_steps, strict=False)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    history, frames = propagator.start(from_positions(starts, tokens)), []
+    for _ in range(steps):
         conformation = propagator.step(history, generator)
         history = propagator.extend(history, conformation, generator)
-        frames.append(to_positions(conformation.to("cpu", torch.float64), start, tokens))
+        frames.append(to_positions(conformation.to("cpu", torch.float64), starts, tokens))
+    return torch.stack(frames, 1)
+
+
+def propagate(reference, model, options) -> tuple[np.ndarray, dict]:
+    """Positions (B, T, A, 3) from the library, without a Context."""
+    tokens, starts = reference.tokens, np.repeat(reference.start[None], options.replicas, 0)
+    steps, begin = math.ceil(options.frames / options.replicas), time.perf_counter()
+    positions = jump(model, tokens, starts, options.stride, steps, options.seed, options.denoising_steps)
     seconds = time.perf_counter() - begin
-    positions = torch.stack(frames, 1)
     valid = check_positions(positions, tokens, limits=STRAINED).passes_bioemu.numpy()
-    steps = valid.size
     return positions.numpy(), {
         "valid": valid.mean(0),
         "validity": float(valid.mean()),
-        "ns per day": steps * options.stride / 1000 / seconds * 86400,
+        "ns per day": valid.size * options.stride / 1000 / seconds * 86400,
     }
 
 
@@ -140,24 +142,15 @@ def consistency(reference: Reference, model, positions: np.ndarray, options) -> 
     """Ten short jumps against one long one, from evenly spaced frames of a run, positions (B, T, A, 3)."""
     if options.stride / SHORTER < model.domain.min_stride:
         return {}
-    frames = metrics.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
-    starts, tokens = torch.from_numpy(frames), reference.tokens
+    starts = metrics.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
 
-    def turns(stride: float, jumps: int, seed: int) -> list[np.ndarray]:
-        propagator = Propagator(model, tokens, stride, TEMPERATURE, strict=False)
-        generator = torch.Generator(model.device).manual_seed(seed)
-        history = propagator.start(from_positions(starts, tokens))
-        for _ in range(jumps):
-            history = propagator.extend(history, propagator.step(history, generator), generator)
-        ends = to_positions(history.last.to("cpu", torch.float64), starts, tokens).numpy()
-        both = np.stack([frames, ends], 1).astype(np.float32)
+    def turns(stride: float, steps: int, seed: int) -> list[np.ndarray]:
+        ends = jump(model, reference.tokens, starts, stride, steps, seed)[:, -1].numpy()
+        both = np.stack([starts, ends], 1).astype(np.float32)
         return [metrics.measure_torsions(mdtraj.Trajectory(x, reference.trajectory.topology)).angles for x in both]
 
-    long, again, short = (
-        turns(options.stride, 1, 1),
-        turns(options.stride, 1, 2),
-        turns(options.stride / SHORTER, SHORTER, 3),
-    )
+    long, again = (turns(options.stride, 1, seed) for seed in (1, 2))
+    short = turns(options.stride / SHORTER, SHORTER, 3)
     periods = reference.torsions.periods
     return {
         "stride consistency, turns": kinetics.stride_consistency(short, long, 1, periods)[0].mean(),
