@@ -44,7 +44,7 @@ def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     sets = markov.metastable_sets(known, 2, len(reference))
     found = markov.fit_counts(generated)
     there_and_back = (markov.first_passage_times(msm, sets) for msm in (known, found))
-    one, two = (times[[0, 1], [1, 0]] if times.shape == (2, 2) else np.full(2, np.nan) for times in there_and_back)
+    one, two = (times[[0, 1], [1, 0]] for times in there_and_back)
     if not np.isfinite(one).all():
         return float("nan")
     return float(np.exp(np.log(two / one).mean())) if np.isfinite(two).all() else float("inf")
