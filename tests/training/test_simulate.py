@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import mdtraj
 import numpy as np
@@ -161,6 +162,18 @@ def test_a_crowd_that_has_spread_returns_to_its_places_with_every_molecule_as_it
     for k, atoms in enumerate(crowd.parts):
         moved[atoms] += k - 1.0
     assert np.abs(crowd.in_place(moved) - crowd.positions).max() < 1e-12
+
+
+def test_molecules_that_drift_are_put_back_in_the_simulation():
+    crowd, _ = crowd_of("AG", "SG")
+    run = SimpleNamespace(temperature=300.0, run_seed=1, platform="CPU")
+    simulation = module._new_simulation(run, crowd)
+    simulation.context.setPositions(crowd.positions)
+    simulation.context.setVelocities(np.full_like(crowd.positions, 5.0))  # nm/ps
+    positions = module._advance(crowd, simulation, 50)
+    for x in (positions, positions_of(simulation.context)):
+        for atoms in crowd.parts:
+            assert x[atoms].mean(0) == pytest.approx(crowd.positions[atoms].mean(0), abs=1e-4)
 
 
 def test_trajectories_made_together_are_those_of_their_molecules_and_resume(tmp_path, monkeypatch, short):
