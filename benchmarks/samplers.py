@@ -6,6 +6,8 @@ The folder holds NAME.pdb and NAME.xtc of reference MD. Every row makes as many 
 without relaxation, and is scored as in `quality.py`; means over the peptides. The first row is the reference sampler
 with many steps: beside it stands the 95 % interval that resampling its replicas gives, and a row whose score lies
 within is as good. "outside" counts the scores that do not.
+
+Rows are named by sampler and steps, and by churn or time grid where these are not the sampler's own.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import mdtraj
@@ -23,6 +26,7 @@ from common import circumstances, parser, table, write
 from quality import Judge, Reference, propagate
 
 from openmm_starmd import StarMDModel, load_model
+from openmm_starmd.diffusion.sampler import SAMPLERS
 from openmm_starmd.evaluation import metrics
 from openmm_starmd.evaluation.kinetics import percentile_interval
 from openmm_starmd.protein.validity import STRAINED, check_positions
@@ -31,6 +35,8 @@ STRIDE = 100.0  # ps
 REFERENCE = "ancestral 200"
 ROWS = [REFERENCE, *(f"ancestral {n}" for n in (5, 10, 15, 20, 25, 50))]
 ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15, 20, 25)]
+ROWS += [f"ancestral 15 churn {c}" for c in (0.0, 0.5, 1.5, 2.0)] + [f"ancestral 15 grid {g}" for g in (0.7, 1.4)]
+ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 1.5", "grid 0.7", "grid 1.4")]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
 N_RESAMPLES = 100
 
@@ -84,9 +90,13 @@ def draw(rows: dict[str, dict], path: Path):
     """Scores against calls of the network, the interval of the reference as a band."""
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), layout="constrained")
     for ax, name in zip(axes.flat, SCORES, strict=True):
-        for kind in ("ancestral", "multistep"):
-            points = [(row["calls"], row[name]) for label, row in rows.items() if label.startswith(kind)]
-            ax.plot(*np.array(sorted(points)).T, "o-", label=kind)
+        for kind, colour in (("ancestral", "tab:blue"), ("multistep", "tab:orange")):
+            of_kind = {label: (row["calls"], row[name]) for label, row in rows.items() if label.startswith(kind)}
+            plain = [point for label, point in of_kind.items() if len(label.split()) == 2]
+            ax.plot(*np.array(sorted(plain)).T, "o-", color=colour, label=kind)
+            varied = [point for label, point in of_kind.items() if len(label.split()) > 2]
+            if varied:
+                ax.plot(*np.array(varied).T, "x", color=colour, label=f"{kind}, churn or grid varied")
         ax.axhspan(rows["low"][name], rows["high"][name], color="0.85", label=f"95 % of {REFERENCE}")
         ax.set(xscale="log", xlabel="network calls a frame", title=name)
     axes[0, 0].legend()
@@ -109,9 +119,11 @@ def main() -> None:
     judges = [Judge(reference, STRIDE, options.seed) for reference in references]
     facts, rows = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames), {}
     for label in options.rows:
-        name, steps = label.split()
+        name, steps, *varied = label.split()
         chosen = with_sampler(model, name, int(steps))
-        peptides = [Sampled(j, r, chosen, options) for j, r in zip(judges, references, strict=True)]
+        varied = {key: float(value) for key, value in zip(varied[::2], varied[1::2], strict=True)}
+        with patch.dict(SAMPLERS, {name: type(name, (SAMPLERS[name],), varied)}):
+            peptides = [Sampled(j, r, chosen, options) for j, r in zip(judges, references, strict=True)]
         scores = mean_scores(peptides)
         if not rows:
             limits = intervals(peptides, options.seed)

@@ -275,11 +275,12 @@ def test_quality_asks_no_stride_that_the_model_does_not_know(script):
 
 
 def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
-    words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2"]
+    words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2", "multistep 2 churn 0.5"]
     module = run("samplers", *words, "--output", tmp_path / "out")
     _, written = read(tmp_path / "out")
     rows = written["results"]
-    assert list(rows) == ["low", "high", "ancestral 4", "multistep 2"]
+    assert list(rows) == ["low", "high", "ancestral 4", "multistep 2", "multistep 2 churn 0.5"]
+    assert rows["multistep 2"]["JSD backbone"] != rows["multistep 2 churn 0.5"]["JSD backbone"]
     assert all(rows["low"][name] <= rows["high"][name] for name in module.SCORES)
     assert any(rows["low"][name] < rows["high"][name] for name in module.SCORES)
     assert rows["ancestral 4"]["outside"] == 0

@@ -100,10 +100,24 @@ class Ancestral(Sampler):
 
     DDPM's rule (arXiv:2006.11239, equation 7) in terms of sigma / alpha: it adds the least noise that is consistent
     with the denoised conformation, so few steps already give clean geometry.
+
+    Attributes
+    ----------
+    churn : float
+        Each move goes down without noise to ``(sigma_next / sigma) ** churn`` of the next level and is noised from
+        there (EDM's churn, arXiv:2206.00364, algorithm 2, in proportion to the step): 0 gives the deterministic
+        sampler, 1 ancestral sampling, more than 1 forgets more of the noise on the way.
+    grid : float
+        Power of the time grid: 1 for even steps of the logarithm of the noise, more for more of them where noise is
+        high.
     """
 
+    churn: float = 1.0
+    grid: float = 1.0
+
     def times(self):
-        return torch.linspace(1, self.process.min_time, self.steps, dtype=torch.float64)
+        passed = torch.linspace(0, 1, self.steps, dtype=torch.float64) ** self.grid
+        return 1 - (1 - self.process.min_time) * passed
 
     def _ratio(self, t, t_next):
         """Growth of translations (*), and noise to signal at t_next over that at t (*, 4)."""
@@ -113,7 +127,8 @@ class Ancestral(Sampler):
 
     def coefficients(self, t, t_next):
         growth, ratio = self._ratio(t, t_next)
-        return growth, 1 - ratio**2, self.process.sigma(t_next) * (1 - ratio**2).sqrt()
+        level = self.process.sigma(t_next) * (1 - ratio ** (2 * self.churn)).sqrt()
+        return growth, 1 - ratio ** (1 + self.churn), level
 
 
 class Multistep(Ancestral):

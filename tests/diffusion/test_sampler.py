@@ -17,12 +17,24 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 
 SAMPLES, RESIDUES = 2048, 2
 SPREAD = {"translation": 0.3, "rotation": 0.5, "torsion": 0.6, "angle": 0.1}
+
+
+class Churned(Ancestral):
+    churn, grid = 2.5, 1.5
+
+
+class Deterministic(Multistep):
+    churn, grid = 0.0, 0.7
+
+
 SETTINGS = [
     (EulerMaruyama, paper(), 200),
     (EulerMaruyama, peptide(), 200),
     (Ancestral, peptide(), 200),
     (Multistep, peptide(), 20),
     (Multistep, paper(), 100),
+    (Churned, peptide(), 200),
+    (Deterministic, peptide(), 200),
 ]
 
 
