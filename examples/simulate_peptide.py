@@ -1,4 +1,5 @@
 """100 ns of a peptide in 100 ps steps by a learned integrator, beside plain MD of the same System on this machine."""
+
 import sys
 import time
 
