@@ -177,7 +177,7 @@ class Denoiser(nn.Module):
         config = self.config
         layers, width = config.blocks * config.attention_layers, config.width // config.heads
         shape = (layers, batch, config.heads, capacity * residues, width)
-        return KVCache(self.step_scales.new_empty(shape), self.step_scales.new_empty(shape))
+        return KVCache.empty(shape, self.step_scales)
 
     def conditions(
         self,

@@ -86,7 +86,11 @@ class FrameInputs:
 
     def frame(self, k: int) -> FrameInputs:
         """The frame at position k alone, the axis kept."""
-        at = slice(k, k + 1)
+        return self.frames(k, k + 1)
+
+    def frames(self, start: int, stop: int) -> FrameInputs:
+        """The frames at positions ``start`` to ``stop - 1``."""
+        at = slice(start, stop)
         parts = [x[:, at] for x in (self.time, self.alpha, self.sigma, self.stride)]
         return FrameInputs(self.conformation[:, at], self.previous[:, at], *parts, self.index[at])
 
