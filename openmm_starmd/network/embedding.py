@@ -7,7 +7,7 @@ translation of all frames.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -104,6 +104,48 @@ class FrameInputs:
             *join,
             torch.cat([a.index, b.index]),
         )
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """All that is known of frames (B, T, N) before they are looked at.
+
+    Where one frame is denoised at many times, everything that depends on the time counts them along T, the rest has a
+    single frame; `at` takes one time.
+
+    Parameters
+    ----------
+    statics : Statics
+    previous : Conformation, shape (B, T, N)
+    previous_atoms : Tensor, shape (B, T, N, 3, 3)
+        Its backbone, nm.
+    residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C)
+        Parts of residue and pair features that statics and previous frames give.
+    rotary : (Tensor, Tensor)
+        Cosine and sine of the tokens.
+    alpha : Tensor, shape (B, T)
+    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3)
+        Noise levels; of translation, rotation, torsions and angle the spread about the previous frame (noise included),
+        the share of noise in its variance and the unit of the corrections.
+    modulation : Tensor, shape (B, T, 1, 6 * layers + 2, C)
+        Shifts, gains and gates of every layer, shift and gain of the output.
+    """
+
+    statics: Statics
+    previous: Conformation
+    previous_atoms: Tensor
+    residues: Tensor
+    pairs: Tensor
+    rotary: tuple[Tensor, Tensor]
+    alpha: Tensor
+    sigma: Tensor
+    levels: Tensor
+    modulation: Tensor
+
+    def at(self, k: int) -> Conditions:
+        """At the time of position k alone."""
+        chosen = {name: getattr(self, name)[:, k : k + 1] for name in ("alpha", "sigma", "levels", "modulation")}
+        return replace(self, **chosen)
 
 
 def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
