@@ -26,8 +26,8 @@ from openmm_starmd.network.embedding import (
     PairEmbedding,
     ResidueEmbedding,
     Statics,
-    contact_mask,
 )
+from openmm_starmd.network.invariants import contact_mask
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.protein.conformation import Conformation

@@ -16,7 +16,8 @@ from openmm_starmd.geometry.torsions import measure_angle, measure_dihedral, wra
 from openmm_starmd.network import attention
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper, peptide
 from openmm_starmd.network.denoiser import Denoiser
-from openmm_starmd.network.embedding import BETA_CARBON, SIDE_CHAIN_ANGLE, SIDE_CHAIN_BOND, FrameInputs, contact_points
+from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.network.invariants import BETA_CARBON, SIDE_CHAIN_ANGLE, SIDE_CHAIN_BOND, contact_points
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.tokens import ResidueFeatures
 
