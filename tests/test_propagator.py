@@ -220,6 +220,26 @@ def test_behind_the_sinks_a_window_begins_anew(peptide):
     assert own == [True, False, True, False]
 
 
+def test_sinks_are_encoded_once(peptide, monkeypatch):
+    tokens, start = peptide
+    p, seen = with_sinks(tokens, 2, 4), []
+    encode = p.model.denoiser.encode
+    monkeypatch.setattr(p.model.denoiser, "encode", lambda s, c, k: seen.append(c.index.tolist()) or encode(s, c, k))
+    run(p, p.start(batch_of(start, 1)), 6)
+    assert seen == [[0], [1], [2], [3], [2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_what_was_known_of_a_replaced_frame_is_forgotten(setting, steps):
+    model, tokens, start = setting
+    p = propagator_of(model, tokens)
+    _, history = run(p, p.start(batch_of(start, 1)), steps)
+    p.step(history, torch.Generator().manual_seed(0))
+    replaced = p.replace(history, batch_of(start, 1), 30.0, torch.Generator().manual_seed(5))
+    found, expected = (x.step(replaced, torch.Generator().manual_seed(0)) for x in (p, propagator_of(model, tokens)))
+    assert equal(found, expected)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 6])
 def test_the_last_frame_is_replaced_and_no_other(setting, steps):
     model, tokens, start = setting
