@@ -42,7 +42,8 @@ from openmm_starmd.diffusion.loss import LossWeights, denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.model import load_model
 from openmm_starmd.network.config import ModelConfig, ProcessConfig
-from openmm_starmd.network.denoiser import Denoiser, in_parts
+from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.network.parameterization import in_parts
 from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
 from openmm_starmd.training.fitting import trained_model
@@ -75,7 +76,7 @@ class CommonUnits:
 
     def __call__(self, statics, context, noisy):
         estimate, _ = self.denoiser(statics, context, noisy)
-        return estimate, in_parts(self.ruler._levels(noisy.sigma, noisy.stride)[..., None, :, 2])
+        return estimate, in_parts(self.ruler.levels(noisy.sigma, noisy.stride)[..., None, :, 2])
 
 
 def all_targets(module, process, batch: Batch, generator):

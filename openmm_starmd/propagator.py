@@ -11,11 +11,13 @@ from openmm_starmd.diffusion.sampler import SAMPLERS
 from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
-from openmm_starmd.network.denoiser import Statics
+from openmm_starmd.network.embedding import FrameInputs, Statics
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
+
+PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together; see benchmarks/PERFORMANCE.md
 
 
 class Propagator:
@@ -30,7 +32,8 @@ class Propagator:
     temperature : float
         K.
     context_frames, denoising_steps : int, optional
-        Length of the window of past conformations and number of denoising steps; the model's own by default.
+        Length of the window of past conformations and number of denoising steps; the model's own by default. Of the
+        window, as many frames as the model's ``sink_frames`` are the first of the run.
     strict : bool
         Whether leaving the model's domain is an error; otherwise a warning.
     single, pair : Tensor, optional
@@ -59,6 +62,12 @@ class Propagator:
         for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+        self._sinks = model.config.sink_frames
+        if context_frames is not None and context_frames <= self._sinks:
+            raise ValueError(
+                f"context_frames must be at least {self._sinks + 1}, not {context_frames}: the model keeps the first "
+                f"{self._sinks} of a run, and the last one is needed."
+            )
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
         self.context_frames = context_frames or model.config.context_frames
         steps = denoising_steps or model.config.denoising_steps
@@ -102,14 +111,12 @@ class Propagator:
         """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
         copy = self._context_copy(conformation, generator)
         time = self.stride if time is None else time
-        return history.append(copy, float(history.times[-1]) + time, self.context_frames)
+        return history.append(copy, float(history.times[-1]) + time, self.context_frames, self._sinks)
 
     def replace(self, history: History, conformation: Conformation, time: float, generator) -> History:
         """History whose last conformation has moved on to ``conformation`` (B, N) in ``time`` (ps)."""
         now, copy = float(history.times[-1]) + time, self._context_copy(conformation, generator)
-        if history.n_frames == 1:
-            return replace(history.append(copy, now, 1), dropped=history.dropped)
-        return history.without_last().append(copy, now, self.context_frames)
+        return history.without_last().append(copy, now, self.context_frames, self._sinks)
 
     @torch.inference_mode()
     def _context_copy(self, conformation: Conformation, generator) -> Conformation:
@@ -136,38 +143,44 @@ class Propagator:
         """Keys and values of the window.
 
         While the window grows they are extended frame by frame, also after a restart, so that a resumed run repeats
-        every operation. Once frames have left it, the window is encoded as a whole: older frames must not be
-        remembered through deeper layers.
+        every operation. Once frames have left it, only those of the first ones, the sinks, last; all later frames are
+        encoded anew in every step: those that have left must not be remembered through deeper layers.
         """
-        window = _centred(history.conformations)
-        batch, frames = window.shape[:2]
+        batch, frames, n = history.conformations.shape
         if self._reference is not history.reference:
             self._statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
             self._reference, self._cached = history.reference, None
-        gaps = torch.diff(history.times, prepend=history.times[:1] - self.stride)
-        strides = gaps.to(window.angles).expand(batch, frames)
-        inputs = context_inputs(window, strides, self.model.process)
-        cache, known = self._known_part(history)
-        if history.dropped:
-            cache = self.model.denoiser.encode(self._statics, inputs, cache)
-        else:
-            for k in range(known, frames):
-                cache = self.model.denoiser.encode(self._statics, inputs.frame(k), cache)
-        self._cached = (history, cache)
+        inputs, lasting = self._context_inputs(history), self._sinks if history.dropped else frames
+        cache = self._known_part(history, lasting)
+        for k in range(cache.n_frames, lasting):
+            cache = self.model.denoiser.encode(self._statics, inputs.frame(k), cache)
+        self._cached = history, cache
+        at_once = max(1, PAIRS_AT_ONCE // (batch * n**2))
+        for k in range(lasting, frames, at_once):
+            cache = self.model.denoiser.encode(self._statics, inputs.frames(k, k + at_once), cache)
         return cache
 
-    def _known_part(self, history: History) -> tuple[KVCache, int]:
-        """The last cache, if it belongs to the beginning of this history, else it emptied; the number of its frames."""
+    def _context_inputs(self, history: History) -> FrameInputs:
+        """The window as the network gets it; behind the sinks it begins anew if frames have left from there."""
+        window, first = _centred(history.conformations), self._sinks if history.dropped else 0
+
+        def piece(start: int, stop: int | None) -> FrameInputs:
+            times, copies = history.times[start:stop], window[:, start:stop]
+            strides = torch.diff(times, prepend=times[:1] - self.stride).to(copies.angles)
+            return context_inputs(copies, strides.expand(copies.shape[:2]), self.model.process, start)
+
+        return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
+
+    def _known_part(self, history: History, lasting: int) -> KVCache:
+        """The last cache as far as it belongs to the first ``lasting`` frames of this history, else it emptied."""
         if self._cached is None:
             batch, _, residues = history.conformations.shape
             capacity = max(self.context_frames, history.n_frames) + 1
-            return self.model.denoiser.cache(batch, residues, capacity), 0
+            return self.model.denoiser.cache(batch, residues, capacity)
         known, cache = self._cached
-        n = known.n_frames
-        beginning = history.conformations.frames.rotations[:, :n]
-        if not (known.dropped or history.dropped) and torch.equal(known.conformations.frames.rotations, beginning):
-            return cache, n
-        return replace(cache, n_frames=0), 0
+        n = min(cache.n_frames, lasting)
+        beginning, same = (x.conformations.frames.rotations[:, :n] for x in (known, history))
+        return replace(cache, n_frames=n if torch.equal(beginning, same) else 0)
 
 
 def _shifted(conformation: Conformation, shift: torch.Tensor) -> Conformation:

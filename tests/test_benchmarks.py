@@ -149,7 +149,7 @@ def test_speed_prints_every_figure(run, script, tmp_path):
     )
     assert frame["measured"] == pytest.approx(2 * step["measured"])  # the reference sampler is not called at the end
     memory = goals["cache, 1000 residues, 800 frames, GB"]
-    assert memory["measured"] == pytest.approx(2 * 8 * 1000 * 800 * 256 * 4 / 1e9)
+    assert memory["measured"] == pytest.approx(2 * 8 * 1000 * 800 * 256 * 2 / 1e9)
     assert memory["measured / goal"] == pytest.approx(memory["measured"] / memory["goal"])
     for row in phases.values():
         parts = [row[f"{name} (ms)"] for name in ("denoise", "encode", "conditions")]
@@ -289,6 +289,16 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
     inside = [rows["low"][name] <= few[name] <= rows["high"][name] for name in module.SCORES]
     assert few["outside"] == inside.count(False)
     assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_windows_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
+    labels = ["3", "1", "3 sinks 1", "full"]
+    run("context", peptides, "--frames", 24, "--replicas", 2, "--rows", *labels, "--output", tmp_path / "out")
+    _, written = read(tmp_path / "out")
+    rows = written["results"]
+    assert list(rows) == ["low", "high", *labels] and rows["3"]["outside"] == 0
+    assert len({rows[label]["JSD backbone"] for label in labels}) == 4
+    assert written["settings"]["frames of a run"] == 12
 
 
 def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypatch):

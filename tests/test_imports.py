@@ -12,7 +12,8 @@ FLOORS = [
     "protein.errors protein.residues",
     "geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
-    "network.config network.embedding network.attention network.ipa network.denoiser",
+    "network.config network.invariants network.embedding network.attention network.ipa "
+    "network.parameterization network.denoiser",
     "diffusion.process diffusion.loss diffusion.sampler",
     "model propagator",
     "binding relaxation integrator reporters rollout training evaluation",

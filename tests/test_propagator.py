@@ -1,10 +1,14 @@
 """One learned step for B replicas: reproducible, equivariant, resumable."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from openmm_starmd import propagator as module
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import StarMDModel
+from openmm_starmd.network import attention
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, ProcessConfig
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
@@ -22,21 +26,32 @@ CONFIGS = {
         denoising_steps=6,
         sampler="euler-maruyama",
     ),
+    "sinks": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, sink_frames=1),
+    "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
 }
 
 
-@pytest.fixture(params=CONFIGS)
-def setting(request, build_peptide):
+@pytest.fixture
+def peptide(build_peptide):
     topology, positions = build_peptide("AKLF")
     tokens = ResidueTokens.from_topology(topology)
-    model = StarMDModel.create(CONFIGS[request.param], seed=1)
-    generator = torch.Generator().manual_seed(0)
+    return tokens, from_positions(torch.as_tensor(positions, dtype=torch.float32), tokens)
+
+
+@pytest.fixture(params=CONFIGS)
+def setting(request, peptide, monkeypatch):
+    if request.param == "half precision":
+        monkeypatch.setattr(attention, "HALF_ABOVE", 0)
+    return model_of(CONFIGS[request.param]), *peptide
+
+
+def model_of(config):
+    model, generator = StarMDModel.create(config, seed=1), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.denoiser.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
         model.denoiser.step_scales.fill_(0.1)
-    start = from_positions(torch.as_tensor(positions, dtype=torch.float32), tokens)
-    return model, tokens, start
+    return model
 
 
 def propagator_of(model, tokens, **kwargs):
@@ -139,7 +154,7 @@ def test_window_is_bounded(setting):
     p = propagator_of(model, tokens, context_frames=2)
     _, history = run(p, p.start(batch_of(start, 1)), 5)
     assert history.n_frames == 2 and history.dropped == 4
-    assert history.times.tolist() == [400.0, 500.0]
+    assert history.times.tolist() == [0.0 if model.config.sink_frames else 400.0, 500.0]
 
 
 def test_a_window_changes_nothing_until_it_is_full(setting):
@@ -148,6 +163,103 @@ def test_a_window_changes_nothing_until_it_is_full(setting):
     few, _ = run(bounded, bounded.start(batch_of(start, 1)), 4)
     many, _ = run(endless, endless.start(batch_of(start, 1)), 4)
     assert equal(few[:3], many[:3]) and not equal(few[3:], many[3:])
+
+
+def rotations_of(history):
+    return history.conformations.frames.rotations
+
+
+def with_sinks(tokens, sinks, context_frames):
+    config = replace(CONFIGS["sinks"], context_frames=context_frames, sink_frames=sinks)
+    return propagator_of(model_of(config), tokens)
+
+
+@pytest.mark.parametrize("sinks", [1, 3])
+def test_sinks_stay_for_hundreds_of_steps_in_the_same_memory(peptide, sinks):
+    tokens, start = peptide
+    p, generator = with_sinks(tokens, sinks, 5), torch.Generator().manual_seed(0)
+    history, first, sizes = p.start(batch_of(start, 1)), None, set()
+    for k in range(300):
+        history = p.extend(history, history.last, generator)
+        first = history if k == 3 else first
+        if k % 60 == 0:
+            p.step(history, generator)
+            sizes.add(p._cached[1].nbytes)
+    assert history.n_frames == 5 and history.dropped == 296 and len(sizes) == 1
+    assert torch.equal(rotations_of(history)[:, :sinks], rotations_of(first)[:, :sinks])
+    latest = range(296 + sinks, 301)
+    assert history.times.tolist() == [100.0 * k for k in (*range(sinks), *latest)]
+
+
+@pytest.mark.parametrize("at_once", [2**14, 1])
+@pytest.mark.parametrize("sinks", [0, 1, 2])
+def test_a_window_is_the_block_causal_pass_over_it(peptide, sinks, at_once, monkeypatch):
+    """Whatever was known of it before: its keys and values are those of all its frames encoded together."""
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
+    tokens, start = peptide
+    p = with_sinks(tokens, sinks, 4)
+    _, history = run(p, p.start(batch_of(start, 1)), 6)
+    p.step(history, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, inputs = p._context_cache(history), p._context_inputs(history)
+        expected = p.model.denoiser.encode(p._statics, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
+    assert found.n_frames == expected.n_frames == 4 and inputs.index.tolist() == [0, 1, 2, 3]
+    for a, b in ((found.keys, expected.keys), (found.values, expected.values)):
+        torch.testing.assert_close(a[:, :, :, : b.shape[3]], b, atol=1e-5, rtol=1e-5)
+
+
+def test_behind_the_sinks_a_window_begins_anew(peptide):
+    """The first frame after a gap is its own predecessor, one stride ago, as the first of a training window is."""
+    tokens, start = peptide
+    p = with_sinks(tokens, 2, 4)
+    _, history = run(p, p.start(batch_of(start, 1)), 6)
+    p.step(history, torch.Generator().manual_seed(0))
+    inputs = p._context_inputs(history)
+    assert inputs.stride.tolist() == [[100.0] * 4]
+    own = [torch.equal(inputs.previous[:, k].torsions, inputs.conformation[:, k].torsions) for k in range(4)]
+    assert own == [True, False, True, False]
+
+
+def test_sinks_are_encoded_once(peptide, monkeypatch):
+    tokens, start = peptide
+    p, seen = with_sinks(tokens, 2, 4), []
+    encode = p.model.denoiser.encode
+    monkeypatch.setattr(p.model.denoiser, "encode", lambda s, c, k: seen.append(c.index.tolist()) or encode(s, c, k))
+    run(p, p.start(batch_of(start, 1)), 6)
+    assert seen == [[0], [1], [2], [3], [2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_what_was_known_of_a_replaced_frame_is_forgotten(setting, steps):
+    model, tokens, start = setting
+    p = propagator_of(model, tokens)
+    _, history = run(p, p.start(batch_of(start, 1)), steps)
+    p.step(history, torch.Generator().manual_seed(0))
+    replaced = p.replace(history, batch_of(start, 1), 30.0, torch.Generator().manual_seed(5))
+    found, expected = (x.step(replaced, torch.Generator().manual_seed(0)) for x in (p, propagator_of(model, tokens)))
+    assert equal(found, expected)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 6])
+def test_the_last_frame_is_replaced_and_no_other(setting, steps):
+    model, tokens, start = setting
+    p = propagator_of(model, tokens)
+    before = p.start(batch_of(start, 1))
+    if steps:
+        _, before = run(p, before, steps)
+    after = p.replace(before, batch_of(start, 1), 30.0, torch.Generator().manual_seed(5))
+    assert torch.equal(rotations_of(after)[:, :-1], rotations_of(before)[:, :-1])
+    assert not torch.equal(rotations_of(after)[:, -1], rotations_of(before)[:, -1])
+    assert after.times.tolist() == [*before.times.tolist()[:-1], 100.0 * steps + 30]
+    assert (after.n_frames, after.dropped) == (before.n_frames, before.dropped)
+
+
+def test_a_window_without_room_behind_the_sinks_is_refused(peptide):
+    tokens, _ = peptide
+    with pytest.raises(ValueError, match="context_frames must be at least 3, not 2"):
+        Propagator(with_sinks(tokens, 2, 3).model, tokens, 100.0, 300.0, context_frames=2)
+    with pytest.raises(ValueError, match="less than context_frames = 3, not 3"):
+        replace(CONFIGS["sinks"], sink_frames=3)
 
 
 def test_a_foreign_history_is_refused(setting):

@@ -25,7 +25,9 @@ def scratchName(index: int) -> str:
 
 def identityOf(model: StarMDModel, tokens: ResidueTokens) -> bytes:
     """Hash of the weights and settings of a model and of the sequence."""
-    digest = hashlib.blake2b(repr((model.config, tokens.sequence)).encode(), digest_size=16)
+    sinks = model.config.sink_frames
+    settings = model.config, tokens.sequence, *(sinks,) * bool(sinks)  # checkpoints older than sinks know no number
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for name, weight in model.denoiser.state_dict().items():
         digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

@@ -1,11 +1,12 @@
 """Joint space-time attention: every residue of a frame attends to every residue of the frames it may see.
 
 Only keys and values of residue features are cached, so memory grows as O(N L) (STAR-MD paper, section 3.2 and
-appendix B); pair features never are.
+appendix B); pair features never are. Attention runs in the precision of the cache: long ones are kept in bfloat16.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ROTARY_BASE = 100.0
+HALF_ABOVE = 2**23  # keys and values of one replica; see benchmarks/PERFORMANCE.md
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,17 @@ class KVCache:
     keys: Tensor
     values: Tensor
     n_frames: int = 0
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor) -> KVCache:
+        """Room for keys and values of a shape, of the dtype of ``like`` or, if they are many, in bfloat16.
+
+        Half the memory, for a few percent of the time on a CPU. What counts are those of one replica, so that it is
+        the same alone and within a batch.
+        """
+        layers, batch, *rest = shape
+        dtype = torch.bfloat16 if 2 * layers * math.prod(rest) > HALF_ABOVE else like.dtype
+        return cls(like.new_empty(shape, dtype=dtype), like.new_empty(shape, dtype=dtype))
 
     def layer(self, k: int, n_frames: int, residues: int) -> LayerCache:
         """What layer ``k`` sees, with room for ``n_frames`` new frames."""
@@ -136,7 +149,7 @@ class SpaceTimeAttention(nn.Module):
         q, k = rotate(qkv[:, :, :2].permute(2, 0, 3, 1, 4), *rotary)
         v = qkv[:, :, 2].transpose(1, 2)
         keys, values = (k, v) if cache is None else cache.filled(k, v)
-        attended = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        attended = functional.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=mask).to(v.dtype)
         attended = attended.transpose(1, 2).reshape(batch, frames, residues, width)
         s = torch.addcmul(s, gate_a, self.out(attended))
         return torch.addcmul(s, gate_t, self.transition(modulate(s, shift_t, gain_t)))

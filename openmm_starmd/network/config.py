@@ -118,6 +118,9 @@ class ModelConfig:
     process : ProcessConfig
     context_frames : int
         Context frames that the model was trained with.
+    sink_frames : int
+        How many of them are the first frames of a run, which never leave (attention sinks, arXiv:2309.17453); for
+        models whose training windows begin with those.
     denoising_steps : int
         Default number of denoising steps.
     sampler : {"ancestral", "multistep", "euler-maruyama"}
@@ -129,9 +132,15 @@ class ModelConfig:
     context_frames: int = 3
     denoising_steps: int = 20
     sampler: str = "ancestral"
+    sink_frames: int = field(default=0, repr=False)
 
     def __post_init__(self):
         _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
+        _require(
+            0 <= self.sink_frames < self.context_frames,
+            f"sink_frames must be at least 0 and less than context_frames = {self.context_frames}, not "
+            f"{self.sink_frames}.",
+        )
         _require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
         _require(
             self.sampler in SAMPLERS,

@@ -7,7 +7,7 @@ applied one frame at a time with cached keys and values, is the rollout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,67 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from openmm_starmd.geometry import igso3
 from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision
-from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
+from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, modulate, rotary_table
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.embedding import (
     ConditionEmbedding,
+    Conditions,
     FrameInputs,
     PairEmbedding,
     ResidueEmbedding,
     Statics,
-    contact_mask,
 )
+from openmm_starmd.network.invariants import contact_mask
 from openmm_starmd.network.ipa import InvariantPointAttention
+from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement, centred
+from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 STEP_STRIDES = 8  # step sizes are tabulated at 10 * 2**k ps
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """All that is known of frames (B, T, N) before they are looked at.
-
-    Where one frame is denoised at many times, everything that depends on the time counts them along T, the rest has a
-    single frame; `at` takes one time.
-
-    Parameters
-    ----------
-    statics : Statics
-    previous : Conformation, shape (B, T, N)
-    previous_atoms : Tensor, shape (B, T, N, 3, 3)
-        Its backbone, nm.
-    residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C)
-        Parts of residue and pair features that statics and previous frames give.
-    rotary : (Tensor, Tensor)
-        Cosine and sine of the tokens.
-    alpha : Tensor, shape (B, T)
-    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3)
-        Noise levels; of translation, rotation, torsions and angle the spread about the previous frame (noise included),
-        the share of noise in its variance and the unit of the corrections.
-    modulation : Tensor, shape (B, T, 1, 6 * layers + 2, C)
-        Shifts, gains and gates of every layer, shift and gain of the output.
-    """
-
-    statics: Statics
-    previous: Conformation
-    previous_atoms: Tensor
-    residues: Tensor
-    pairs: Tensor
-    rotary: tuple[Tensor, Tensor]
-    alpha: Tensor
-    sigma: Tensor
-    levels: Tensor
-    modulation: Tensor
-
-    def at(self, k: int) -> Conditions:
-        """At the time of position k alone."""
-        chosen = {name: getattr(self, name)[:, k : k + 1] for name in ("alpha", "sigma", "levels", "modulation")}
-        return replace(self, **chosen)
 
 
 class EdgeTransition(nn.Module):
@@ -126,7 +85,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
-        self.config = config
+        self.config, self.parameterization = config, PARAMETERIZATIONS[config.parameterization]
         self.checkpointing = False
         self.condition = ConditionEmbedding(config.width)
         self.residues = ResidueEmbedding(config)
@@ -142,7 +101,7 @@ class Denoiser(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Outputs and conditioning start at zero: an untrained denoiser returns its baseline, `_baseline`."""
+        """Outputs and conditioning start at zero: an untrained denoiser returns the first estimate."""
         zero = [self.torsions, self.modulation, *(b.update for b in self.blocks)]
         zero += [layer.condition for block in self.blocks for layer in block.attention]
         for layer in zero:
@@ -172,12 +131,16 @@ class Denoiser(nn.Module):
         low = k.long()
         return torch.lerp(self.step_scales[low], self.step_scales[low + 1], (k - low)[..., None])
 
+    def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
+        """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
+        return self.parameterization.levels(sigma[..., [0, 1, 2, 2, 2, 2, 2, 2, 3]], self.step_size(stride))
+
     def cache(self, batch: int, residues: int, capacity: int) -> KVCache:
         """Empty cache with room for ``capacity`` frames; `denoise` needs one more than it has context frames."""
         config = self.config
         layers, width = config.blocks * config.attention_layers, config.width // config.heads
         shape = (layers, batch, config.heads, capacity * residues, width)
-        return KVCache(self.step_scales.new_empty(shape), self.step_scales.new_empty(shape))
+        return KVCache.empty(shape, self.step_scales)
 
     def conditions(
         self,
@@ -204,7 +167,7 @@ class Denoiser(nn.Module):
             rotary_table(statics.features.residue_index, index, head_width),
             alpha,
             sigma[..., None, :],
-            self._levels(sigma, stride)[..., None, :, :],
+            self.levels(sigma, stride)[..., None, :, :],
             modulation,
         )
 
@@ -255,14 +218,12 @@ class Denoiser(nn.Module):
         sees = (earlier & ~is_noisy[None]) | same
         mask = self._token_mask(sees, statics.features.residue_type.shape[-1])
         displacement, scale = self._trunk(self._conditions_of(statics, frames), frames.conformation, mask)
-        if self.config.parameterization == "plain":
-            levels = frames.sigma[..., None, :]
-            scale = Displacement(levels[..., :1], levels[..., 1:2], levels[..., 2:3], levels[..., 3])
+        unit = self.parameterization.unit_of_loss(scale, frames.sigma)
 
         def of_noisy(d: Displacement) -> Displacement:
             return Displacement(*(x[:, split:] for x in (d.translation, d.rotation, d.torsion, d.angle)))
 
-        return of_noisy(displacement), of_noisy(scale)
+        return of_noisy(displacement), of_noisy(unit)
 
     def _token_mask(self, sees: Tensor, n_residues: int):
         """Masks (T * N, M * N) of the even and of the odd layers; they differ in separable attention only."""
@@ -278,9 +239,9 @@ class Denoiser(nn.Module):
 
     def _trunk(self, conditions: Conditions, conformation: Conformation, mask, cache: KVCache | None = None):
         """All blocks over frames (B, T, N): displacement and its scale; keys and values go to ``cache``."""
-        spread, share, unit = conditions.levels.unbind(-1)
+        spread, _, unit = conditions.levels.unbind(-1)
         scale = in_parts(unit)
-        way, estimate = self._baseline(conditions, conformation, spread, share)
+        way, estimate = self.parameterization.baseline(conditions, conformation)
         statics, previous = conditions.statics, conditions.previous
         s = self.residues(conditions.residues, conformation, previous, way, spread, statics.torsion_mask)
         z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
@@ -294,7 +255,7 @@ class Denoiser(nn.Module):
             s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
         out = self.torsions(modulate(s, shift, gain))
         estimate = self._with_torsions(out, estimate, scale, statics.torsion_mask, conformation)
-        return self._to_score(estimate, conditions, conformation), scale
+        return self.parameterization.to_score(estimate, conditions, conformation), scale
 
     @staticmethod
     def _attend(layer: int, modulation: list[Tensor], mask, cache: KVCache | None, shape: torch.Size):
@@ -328,43 +289,6 @@ class Denoiser(nn.Module):
         turn = exponential(estimate.rotation.detach())
         return Rigid(frames.rotations @ turn, frames.translations + estimate.translation.detach())
 
-    def _levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
-        """Spread, share and unit (B, T, 9, 3), see `Conditions`.
-
-        Around the previous frame the first estimate is the posterior mean if steps were normal with the tabulated sizes
-        (the skip connection and output scale of EDM, arXiv:2206.00364, equation 7, with the previous frame as the mean
-        of the data).
-        """
-        noise = sigma[..., [0, 1, 2, 2, 2, 2, 2, 2, 3]]
-        if self.config.parameterization == "plain":
-            unit = noise.clone()
-            unit[..., :2] = 1
-            unit[..., 2:8] /= (1 + noise[..., 2:8] ** 2).sqrt()
-            return torch.stack([noise, torch.zeros_like(noise), unit], -1)
-        step = self.step_size(stride)
-        spread = (step**2 + noise**2).sqrt()
-        return torch.stack([spread, (noise / spread) ** 2, step * noise / spread], -1)
-
-    @full_precision
-    def _baseline(self, conditions: Conditions, now: Conformation, spread: Tensor, share: Tensor):
-        """Way from the previous frame and first estimate of the way back to the clean one."""
-        before = conditions.previous
-        if self.config.parameterization == "plain":
-            zero = torch.zeros_like(now.frames.translations)
-            nothing = Displacement(zero, zero, torch.zeros_like(now.torsions), torch.zeros_like(now.angles))
-            return nothing, nothing
-        period = conditions.statics.torsion_period
-        way = Displacement.between(before, now, period)
-        variance = conditions.sigma[..., TORSION, None].square()
-        rotation_spread = spread[..., ROTATION].expand(now.shape)
-        estimate = Displacement(
-            -share[..., :1] * way.translation,
-            -share[..., 1:2] * igso3.tangent(way.rotation, rotation_spread),
-            variance * wrapped_normal_score(way.torsion, spread[..., 2:8], period),
-            -share[..., 8] * way.angle,
-        )
-        return way, estimate
-
     def _with_torsions(self, out: Tensor, estimate, scale, mask: Tensor, conformation: Conformation):
         """Estimate completed by the torsion head's output (B, T, N, 7 or 14)."""
         if self.config.torsions == "diffusion":
@@ -374,27 +298,3 @@ class Denoiser(nn.Module):
         torsion = wrap(torch.atan2(sine[..., :6], cosine[..., :6]) - conformation.torsions) * mask
         angle = 1.96 + 0.1 * sine[..., 6].tanh() - conformation.angles
         return replace(estimate, torsion=torsion, angle=angle)
-
-    def _to_score(self, estimate: Displacement, conditions: Conditions, conformation: Conformation) -> Displacement:
-        """``sigma**2`` times the score; the plain parameterisation estimates clean frames instead."""
-        if self.config.parameterization == "previous":
-            return estimate
-        now, alpha = conformation.frames, conditions.alpha[..., None, None]
-        clean = centred(now.translations + estimate.translation)
-        level = conditions.sigma[..., ROTATION].expand(estimate.rotation.shape[:-1])
-        return replace(
-            estimate,
-            translation=alpha * clean - now.translations,
-            rotation=igso3.tangent(wrap_rotation(estimate.rotation), level),
-        )
-
-
-def in_parts(numbers: Tensor) -> Displacement:
-    """Nine numbers (*, 9) as factors of the parts of a displacement."""
-    return Displacement(numbers[..., :1], numbers[..., 1:2], numbers[..., 2:8], numbers[..., 8])
-
-
-def wrap_rotation(rotvec: Tensor) -> Tensor:
-    """The same rotation with a norm of at most pi."""
-    angle = rotvec.square().sum(-1, keepdim=True).add(1e-12).sqrt()
-    return rotvec * (wrap(angle) / angle)

@@ -22,7 +22,8 @@ class History:
     Parameters
     ----------
     conformations : Conformation, shape (B, T, N)
-        Context copies, oldest first.
+        Context copies, oldest first. Frames that have left the window were missing from between the first ones that
+        stay in it (attention sinks) and the others.
     times : Tensor, shape (T,)
         Physical times, ps; gaps may be unequal.
     reference : Conformation, shape (B, N)
@@ -65,13 +66,16 @@ class History:
         """Latest context frame, shape (B, N)."""
         return self.conformations[:, -1]
 
-    def append(self, conformation: Conformation, time: float, capacity: int) -> History:
-        """New history with ``conformation`` (B, N) at ``time`` (ps) added and at most ``capacity`` frames kept."""
-        frame = _on_grid(conformation).map(lambda x: x[:, None])
-        frames = Conformation.cat([self.conformations, frame], dim=1)
-        times = torch.cat([self.times, self.times.new_tensor([time])])
-        surplus = max(0, len(times) - capacity)
-        return History(frames[:, surplus:], times[surplus:], self.reference, self.dropped + surplus)
+    def append(self, conformation: Conformation, time: float, capacity: int, sinks: int = 0) -> History:
+        """New history with ``conformation`` (B, N) at ``time`` (ps) added.
+
+        At most ``capacity`` frames are kept: the first ``sinks``, which must be fewer, and the latest.
+        """
+        frame, surplus = _on_grid(conformation).map(lambda x: x[:, None]), max(0, self.n_frames + 1 - capacity)
+        first, latest = slice(0, sinks), slice(sinks + surplus, None)
+        frames = Conformation.cat([self.conformations[:, first], self.conformations[:, latest], frame], dim=1)
+        times = torch.cat([self.times[first], self.times[latest], self.times.new_tensor([time])])
+        return History(frames, times, self.reference, self.dropped + surplus)
 
     def without_last(self) -> History:
         """History before the latest context frame was added."""

@@ -52,17 +52,23 @@ def snapshot():
 
 
 @pytest.fixture
-def seen_histories():
-    """Function (integrator) -> list that grows by the number of context frames that each step is conditioned on."""
+def seen_windows():
+    """Function (integrator, of=None) -> list that grows by the history, or what is asked ``of`` it, of each step."""
 
-    def watch(integrator):
+    def watch(integrator, of=lambda history: history):
         seen, propagate = [], integrator._propagator.step
 
         def step(history, generator):
-            seen.append(history.n_frames + history.dropped)
+            seen.append(of(history))
             return propagate(history, generator)
 
         integrator._propagator.step = step
         return seen
 
     return watch
+
+
+@pytest.fixture
+def seen_histories(seen_windows):
+    """Function (integrator) -> list that grows by the number of past frames that each step comes after."""
+    return lambda integrator: seen_windows(integrator, lambda history: history.n_frames + history.dropped)

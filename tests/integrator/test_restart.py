@@ -2,12 +2,15 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import openmm
 import pytest
 from openmm import app, unit
 
 from openmm_starmd import HistoryError, StarMDError, StarMDIntegrator, StarMDModel
+from openmm_starmd.binding.store import identityOf
+from openmm_starmd.protein.tokens import ResidueTokens
 
 CONTINUE = {
     "checkpoint": ("saveCheckpoint", "loadCheckpoint"),
@@ -30,6 +33,29 @@ def test_a_fresh_simulation_continues_bit_for_bit(new_simulation, snapshot, tmp_
     rest.step(2)
     assert snapshot(rest) == snapshot(whole)
     assert rest.integrator.getRandomNumberSeed() == 7
+
+
+@pytest.mark.parametrize("way", CONTINUE)
+def test_a_window_with_sinks_continues_bit_for_bit(new_simulation, tiny_model, snapshot, seen_windows, tmp_path, way):
+    save, load = CONTINUE[way]
+    config = replace(tiny_model.config, sink_frames=1)
+    model = StarMDModel(tiny_model.denoiser, config, tiny_model.domain)
+    whole, rest = new_simulation(model=model), new_simulation(model=model)
+    whole.step(4)
+    getattr(whole, save)(str(tmp_path / "saved"))
+    whole.step(2)
+    getattr(rest, load)(str(tmp_path / "saved"))
+    seen = seen_windows(rest.integrator)
+    rest.step(2)
+    assert snapshot(rest) == snapshot(whole)
+    assert [window.times.tolist() for window in seen] == [[0.0, 300.0, 400.0], [0.0, 400.0, 500.0]]
+
+
+def test_settings_without_sinks_have_the_identity_that_they_had_before_there_were_any(tiny_model, peptide):
+    tokens, config = ResidueTokens.from_topology(peptide[0]), tiny_model.config
+    sinks = StarMDModel(tiny_model.denoiser, replace(config, sink_frames=1), tiny_model.domain)
+    assert repr(config).endswith(f"denoising_steps={config.denoising_steps}, sampler={config.sampler!r})")
+    assert identityOf(tiny_model, tokens) != identityOf(sinks, tokens)
 
 
 def test_the_history_matters(new_simulation, snapshot, tmp_path):

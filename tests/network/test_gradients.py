@@ -10,7 +10,7 @@ from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry import igso3, rigid
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.network import denoiser as module
-from openmm_starmd.network import embedding
+from openmm_starmd.network import invariants
 from openmm_starmd.network.config import NetworkConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.ipa import InvariantPointAttention
@@ -126,8 +126,8 @@ def test_a_model_that_has_sampled_can_be_trained(window, parameterization):
         rigid._products,
         igso3._images,
         igso3._radial_table,
-        embedding._side_chain_tables,
-        embedding._pair_tables,
+        invariants._side_chain_tables,
+        invariants._pair_tables,
     ):
         table.cache_clear()
     denoiser = denoiser_of(replace(CONFIG, parameterization=parameterization))
