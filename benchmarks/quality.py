@@ -20,6 +20,9 @@ two tICs) at a lag of one step, as a ratio to MD with MD's bootstrap interval; s
 more than 60 degrees, mean absolute difference from MD; share of jumps that pass the BioEmu filter; slopes per 1,000
 steps of validity and radius of gyration, with standard errors from 20 blocks.
 
+From MD frames: hops in one jump from 400 frames of the reference, beside those of the reference from the same frames
+(in the column "MD halves"). What is wrong there is wrong in single jumps, not brought about by earlier ones.
+
 Stride consistency, of the model alone: how the torsions turn in ten jumps of a tenth of the stride against one jump,
 both from the same conformations, beside a second sample of the one jump ("of itself"); and how often they hop.
 """
@@ -138,19 +141,21 @@ def integrate(reference, model, options) -> tuple[np.ndarray, dict]:
     }
 
 
+def turns(reference: Reference, model, starts: np.ndarray, stride: float, steps: int, seed: int) -> list[np.ndarray]:
+    """Torsions (2, K) before and after jumps from positions (B, A, 3)."""
+    ends = jump(model, reference.tokens, starts, stride, steps, seed)[:, -1].numpy()
+    both = np.stack([starts, ends], 1).astype(np.float32)
+    return [metrics.measure_torsions(mdtraj.Trajectory(x, reference.trajectory.topology)).angles for x in both]
+
+
 def consistency(reference: Reference, model, positions: np.ndarray, options) -> dict[str, float]:
     """Ten short jumps against one long one, from evenly spaced frames of a run, positions (B, T, A, 3)."""
     if options.stride / SHORTER < model.domain.min_stride:
         return {}
     starts = metrics.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
 
-    def turns(stride: float, steps: int, seed: int) -> list[np.ndarray]:
-        ends = jump(model, reference.tokens, starts, stride, steps, seed)[:, -1].numpy()
-        both = np.stack([starts, ends], 1).astype(np.float32)
-        return [metrics.measure_torsions(mdtraj.Trajectory(x, reference.trajectory.topology)).angles for x in both]
-
-    long, again = (turns(options.stride, 1, seed) for seed in (1, 2))
-    short = turns(options.stride / SHORTER, SHORTER, 3)
+    long, again = (turns(reference, model, starts, options.stride, 1, seed) for seed in (1, 2))
+    short = turns(reference, model, starts, options.stride / SHORTER, SHORTER, 3)
     periods = reference.torsions.periods
     return {
         "stride consistency, turns": kinetics.stride_consistency(short, long, 1, periods)[0].mean(),
@@ -158,6 +163,21 @@ def consistency(reference: Reference, model, positions: np.ndarray, options) -> 
         "hop rate in one jump": np.mean([kinetics.hop_rate(pair, periods) for pair in long]),
         "hop rate in ten short jumps": np.mean([kinetics.hop_rate(pair, periods) for pair in short]),
     }
+
+
+def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[str, float], dict[str, float]]:
+    """Hops of MD and of the model in one jump from frames of the reference."""
+    torsions, periods = reference.torsions, reference.torsions.periods
+    index = np.linspace(0, len(torsions.angles) - 1 - scorer.lag, STARTS).astype(int)
+    starts = reference.trajectory.xyz[index].astype(float)
+    pairs = turns(reference, model, starts, options.stride, 1, 4)
+    hops, expected = (
+        np.mean([kinetics.hop_rate(pair, periods) for pair in both], 0)
+        for both in (pairs, [torsions.angles[[k, k + scorer.lag]] for k in index])
+    )
+    difference = float(np.abs(hops - expected).mean())
+    name = "hop rate from MD frames"
+    return {name: float(expected.mean())}, {name: float(hops.mean()), f"{name}, difference": difference}
 
 
 def torsions_of_others(reference: Reference, others: list[Reference], n: int, rng) -> np.ndarray:
@@ -241,6 +261,9 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
     ]
     columns["model"] = scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
     columns["model"] |= drift(positions, extra, reference) | consistency(reference, model, positions, options)
+    of_md, of_model = from_md(reference, model, scorer, options)
+    columns["MD halves"] |= of_md
+    columns["model"] |= of_model
     frozen = np.repeat(angles[:1], n, 0)
     columns["frozen"] = scorer.divergences(frozen) | scorer.rates([frozen])
     if others:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -266,6 +267,23 @@ def test_quality_holds_ten_short_jumps_against_a_long_one(run, script, peptides,
     itself, other = model["stride consistency, turns of itself"], model["stride consistency, turns"]
     assert 0 < itself < 1 and 0.5 * itself < other < 1
     assert 0 < model["hop rate in one jump"] < 1 and 0 < model["hop rate in ten short jumps"] < 1
+
+
+def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeypatch):
+    quality = script("quality")
+    reference = quality.Reference.load(next(peptides.glob("*.pdb")))
+    scorer, xyz = quality.Judge(reference, 100.0, 0), reference.trajectory.xyz
+
+    def jump_as_md(model, tokens, starts, stride, steps, seed):
+        index = [int(np.abs(xyz - start).sum((1, 2)).argmin()) for start in starts.astype(np.float32)]
+        return torch.as_tensor(xyz[np.array(index) + scorer.lag])[:, None]
+
+    monkeypatch.setattr(quality, "jump", jump_as_md)
+    monkeypatch.setattr(kinetics, "hop_rate", partial(kinetics.hop_rate, threshold=0.3))  # these residues only jitter
+    of_md, of_model = quality.from_md(reference, None, scorer, SimpleNamespace(stride=100.0))
+    assert of_md["hop rate from MD frames"] > 0
+    assert of_model["hop rate from MD frames"] == pytest.approx(of_md["hop rate from MD frames"])
+    assert of_model["hop rate from MD frames, difference"] == pytest.approx(0, abs=1e-12)
 
 
 def test_quality_asks_no_stride_that_the_model_does_not_know(script):

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision
 from openmm_starmd.geometry.torsions import wrap
+from openmm_starmd.network import wells
 from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, modulate, rotary_table
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.embedding import (
@@ -94,6 +95,8 @@ class Denoiser(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width)
         regression = config.torsions == "regression"
         self.torsions = nn.Linear(config.width, 14 if regression else 7)
+        has_wells = config.parameterization == "previous" and not regression
+        self.wells = nn.Linear(config.width, wells.WIDTH) if has_wells else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
@@ -104,6 +107,7 @@ class Denoiser(nn.Module):
         """Outputs and conditioning start at zero: an untrained denoiser returns the first estimate."""
         zero = [self.torsions, self.modulation, *(b.update for b in self.blocks)]
         zero += [layer.condition for block in self.blocks for layer in block.attention]
+        zero += [self.wells] if self.wells else []
         for layer in zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -243,7 +247,8 @@ class Denoiser(nn.Module):
         scale = in_parts(unit)
         way, estimate = self.parameterization.baseline(conditions, conformation)
         statics, previous = conditions.statics, conditions.previous
-        s = self.residues(conditions.residues, conformation, previous, way, spread, statics.torsion_mask)
+        stays = wells.staying(way, conditions.sigma, statics.torsion_period) if self.wells else None
+        s = self.residues(conditions.residues, conformation, previous, way, spread, stays, statics.torsion_mask)
         z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
         *modulation, shift, gain = conditions.modulation.unbind(-2)
         advance = self._advance
@@ -253,8 +258,10 @@ class Denoiser(nn.Module):
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
             s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
-        out = self.torsions(modulate(s, shift, gain))
-        estimate = self._with_torsions(out, estimate, scale, statics.torsion_mask, conformation)
+        s = modulate(s, shift, gain)
+        if self.wells:
+            estimate = wells.drawn_back(estimate, self.wells(s), stays, way, conditions.sigma)
+        estimate = self._with_torsions(self.torsions(s), estimate, scale, statics.torsion_mask, conformation)
         return self.parameterization.to_score(estimate, conditions, conformation), scale
 
     @staticmethod

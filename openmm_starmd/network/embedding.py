@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openmm_starmd.network import wells
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.invariants import (
     BIN_EDGES,
@@ -163,7 +164,8 @@ class ResidueEmbedding(nn.Module):
     """Residue features (B, T, N, C): type, chain ends, torsions, and the way from the previous frame.
 
     The columns of ``geometry`` are, as far as the configuration has them: which torsions there are; torsions and angle
-    of the frame; way from the previous frame; torsions and angle of that; how these have turned.
+    of the frame; way from the previous frame; torsions and angle of that; how these have turned; whether they have
+    stayed in their wells.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -175,7 +177,7 @@ class ResidueEmbedding(nn.Module):
         self.around_previous = config.parameterization == "previous"
         self.diffused = config.torsions == "diffusion"
         both = self.around_previous and self.diffused
-        self.columns = [6, 37 * self.diffused, 9 * self.around_previous, 37 * both, 7 * both]
+        self.columns = [6, 37 * self.diffused, 9 * self.around_previous, 37 * both, 7 * both, wells.WIDTH * both]
         self.geometry = nn.Linear(sum(self.columns), width)
         if config.single_features:
             self.single = nn.Sequential(nn.LayerNorm(config.single_features), nn.Linear(config.single_features, width))
@@ -200,10 +202,24 @@ class ResidueEmbedding(nn.Module):
         return torch.cat([harmonics(conformation.torsions, mask), conformation.angles[..., None] - 2.0], -1)
 
     def forward(
-        self, given: Tensor, now: Conformation, previous: Conformation, way: Displacement, spread: Tensor, mask: Tensor
+        self,
+        given: Tensor,
+        now: Conformation,
+        previous: Conformation,
+        way: Displacement,
+        spread: Tensor,
+        stays: Tensor | None,
+        mask: Tensor,
     ) -> Tensor:
-        """``spread`` (B, T, 1, 9): expected size of the ``way`` from the previous frame, noise included."""
-        _, of_now, moved, _, turned = self.geometry.weight.split(self.columns, 1)
+        """
+        Parameters
+        ----------
+        spread : Tensor, shape (B, T, 1, 9)
+            Expected size of the ``way`` from the previous frame, noise included.
+        stays : Tensor, shape (B, T, N, 7, 3)
+            See `wells.staying`; None where the configuration has no wells.
+        """
+        _, of_now, moved, _, turned, stayed = self.geometry.weight.split(self.columns, 1)
         parts, weights = [], []
         if self.diffused:
             parts, weights = [self._torsions(now, mask)], [of_now]
@@ -214,7 +230,8 @@ class ResidueEmbedding(nn.Module):
             weights.append(moved)
             if self.diffused:
                 parts += [way.torsion * mask / spread[..., 2:8], (way.angle / spread[..., 8])[..., None]]
-                weights.append(turned)
+                parts += [(stays[..., :6, :] * mask[..., None]).flatten(-2), stays[..., 6, :]]
+                weights += [turned, stayed]
         if not parts:
             return given.expand(*now.shape, -1)
         return given + functional.linear(torch.cat(parts, -1), torch.cat(weights, 1))
