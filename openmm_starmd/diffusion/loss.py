@@ -81,16 +81,16 @@ def denoising_loss(
     terms : dict of Tensor
         Each term, unweighted and detached.
     """
-    copies = process.context_copy(window, features, generator)
+    copies = process.context_copy(window[:, :-1], features, generator)  # nothing comes after the last
     clean = window[:, first:]
     span = 1 - process.min_time
     time = process.min_time + span * per_replica(_uniform, strides[:, first:], generator)
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(first, window.shape[1], device=strides.device)
-    inputs = FrameInputs(noisy, copies[:, first - 1 : -1], time, alpha, sigma, strides[:, first:], index)
+    inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index)
     statics = denoiser.statics(features, window[:, 0], single, pair)
-    estimate, unit = denoiser(statics, context_inputs(copies, strides, process), inputs)
+    estimate, unit = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
     terms |= structure_terms(estimate, noisy, clean, alpha, unit)
