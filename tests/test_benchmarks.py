@@ -201,7 +201,7 @@ def test_sequential_training_denoises_the_last_frame_of_a_cut_window(window):
     ablations, batch, _ = window
     seen = captured(ablations, batch, ablations.one_target)
     last, context = seen["noisy"].index.tolist(), seen["context"]
-    assert last == [len(context.index) - 1]
+    assert last == [len(context.index)]
     before = context.conformation[:, last[0] - 1 : last[0]]
     assert torch.equal(seen["noisy"].previous.torsions, before.torsions)
     assert torch.equal(seen["noisy"].stride, batch.strides[:, last[0] : last[0] + 1])
