@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement
 HOP_SHARES = (0.3, 0.03, 0.003)
 TORSION_WELL, ROTATION_WELL = 0.3, 0.4  # rad: how far (per axis) they turn in a step without leaving their well
 WIDTH = 7 * len(HOP_SHARES)  # of six torsions and the residue's rotation
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # made within a jump, it must do for training, too
+def _prior(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Logarithms of the odds of staying, (3,)."""
+    return torch.tensor([math.log((1 - share) / share) for share in HOP_SHARES], dtype=dtype, device=device)
 
 
 @full_precision
@@ -36,7 +44,6 @@ def staying(way: Displacement, sigma: Tensor, period: Tensor) -> Tensor:
     period : Tensor, shape (*, N, 6)
         Of the torsions, rad.
     """
-    prior = sigma.new_tensor([math.log((1 - share) / share) for share in HOP_SHARES])
 
     def log_odds(square: Tensor, level: Tensor, well: float, room: Tensor | float, axes: int) -> Tensor:
         variance = level.square() + well**2
@@ -45,7 +52,7 @@ def staying(way: Displacement, sigma: Tensor, period: Tensor) -> Tensor:
     torsion = log_odds(way.torsion.square(), sigma[..., TORSION, None], TORSION_WELL, period.log(), 1)
     square, room = way.rotation.square().sum(-1, keepdim=True), math.log(8 * math.pi**2)
     rotation = log_odds(square, sigma[..., ROTATION, None], ROTATION_WELL, room, 3)
-    return (torch.cat([torsion, rotation], -1)[..., None] + prior).sigmoid()
+    return (torch.cat([torsion, rotation], -1)[..., None] + _prior(sigma.dtype, sigma.device)).sigmoid()
 
 
 @full_precision
