@@ -13,13 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
-import torch
-from common import circumstances, parser, table, write
-from quality import Judge, Reference
-from samplers import SCORES, STRIDE, Sampled, intervals, mean_scores
+from samplers import arguments, compare
 
 from openmm_starmd import StarMDModel, load_model
 
@@ -35,32 +30,13 @@ def with_window(model: StarMDModel, label: str, frames: int) -> StarMDModel:
 
 
 def main() -> None:
-    made = parser(__doc__, "context")
-    made.add_argument("reference", type=Path, help="folder with NAME.pdb and NAME.xtc")
-    made.add_argument("--model", default="starmd-peptide", help="embedded name or path")
-    made.add_argument("--frames", type=int, default=2000, help="of each peptide, all replicas together")
-    made.add_argument("--replicas", type=int, default=8, help="at least 2; few, so that runs are long")
-    made.add_argument("--rows", nargs="+", default=ROWS, help='windows, as "3 sinks 1"; the first is the reference')
-    options = made.parse_args()
-    torch.set_num_threads(options.threads)
+    options = arguments(__doc__, "context", ROWS, 8)  # few replicas, so that runs are long
     model, length = load_model(options.model, "cpu"), math.ceil(options.frames / options.replicas)
-    paths = [path for path in sorted(options.reference.glob("*.pdb")) if path.with_suffix(".xtc").exists()]
-    references = [Reference.load(path) for path in paths]
-    judges = [Judge(reference, STRIDE, options.seed) for reference in references]
-    facts = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames)
-    facts["frames of a run"], rows = length, {}
-    for label in options.rows:
-        chosen = with_window(model, label, length)
-        peptides = [Sampled(j, r, chosen, options) for j, r in zip(judges, references, strict=True)]
-        scores = mean_scores(peptides)
-        if not rows:
-            limits = intervals(peptides, options.seed)
-            rows = {"low": {n: limits[n][0] for n in SCORES}, "high": {n: limits[n][1] for n in SCORES}}
-        outside = sum(not limits[n][0] <= scores[n] <= limits[n][1] for n in SCORES)
-        seconds = float(np.mean([p.seconds for p in peptides]))
-        rows[label] = scores | {"outside": outside, "CPU ms a frame": 1000 * seconds}
-        print(label, rows[label], flush=True)
-        write(options.output, "Context", facts, {"": table(rows, "window")}, rows)
+
+    def sample(label: str, sampled):
+        return sampled(with_window(model, label, length)), {}
+
+    compare(options, "Context", "window", sample, **{"frames of a run": length})
 
 
 if __name__ == "__main__":

@@ -153,7 +153,6 @@ def consistency(reference: Reference, model, positions: np.ndarray, options) -> 
     if options.stride / SHORTER < model.domain.min_stride:
         return {}
     starts = metrics.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
-
     long, again = (turns(reference, model, starts, options.stride, 1, seed) for seed in (1, 2))
     short = turns(reference, model, starts, options.stride / SHORTER, SHORTER, 3)
     periods = reference.torsions.periods

@@ -104,36 +104,57 @@ def draw(rows: dict[str, dict], path: Path):
     plt.close(figure)
 
 
-def main() -> None:
-    made = parser(__doc__, "samplers")
+def arguments(doc: str, name: str, rows: list[str], replicas: int) -> argparse.Namespace:
+    """The command line of a script that scores variants of a model against reference MD."""
+    made = parser(doc, name)
     made.add_argument("reference", type=Path, help="folder with NAME.pdb and NAME.xtc")
     made.add_argument("--model", default="starmd-peptide", help="embedded name or path")
     made.add_argument("--frames", type=int, default=2000, help="of each peptide, all replicas together")
-    made.add_argument("--replicas", type=int, default=32)
-    made.add_argument("--rows", nargs="+", default=ROWS, help="sampler and steps; the first is the reference")
-    options = made.parse_args()
+    made.add_argument("--replicas", type=int, default=replicas, help="at least 2")
+    made.add_argument("--rows", nargs="+", default=rows, help="variants; the first is the reference")
+    return made.parse_args()
+
+
+def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict]:
+    """Scores of every row beside the interval of the first; written after each.
+
+    ``sample(label, sampled)`` returns ``sampled(model)`` for the model of a row, and further columns.
+    """
     torch.set_num_threads(options.threads)
-    model = load_model(options.model, "cpu")
     paths = [path for path in sorted(options.reference.glob("*.pdb")) if path.with_suffix(".xtc").exists()]
     references = [Reference.load(path) for path in paths]
     judges = [Judge(reference, STRIDE, options.seed) for reference in references]
-    facts, rows = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames), {}
+    facts = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames, **facts)
+
+    def sampled(model: StarMDModel) -> list[Sampled]:
+        return [Sampled(j, r, model, options) for j, r in zip(judges, references, strict=True)]
+
+    rows = {}
     for label in options.rows:
-        name, steps, *varied = label.split()
-        chosen = with_sampler(model, name, int(steps))
-        varied = {key: float(value) for key, value in zip(varied[::2], varied[1::2], strict=True)}
-        with patch.dict(SAMPLERS, {name: type(name, (SAMPLERS[name],), varied)}):
-            peptides = [Sampled(j, r, chosen, options) for j, r in zip(judges, references, strict=True)]
+        peptides, more = sample(label, sampled)
         scores = mean_scores(peptides)
         if not rows:
             limits = intervals(peptides, options.seed)
             rows = {"low": {n: limits[n][0] for n in SCORES}, "high": {n: limits[n][1] for n in SCORES}}
         outside = sum(not limits[n][0] <= scores[n] <= limits[n][1] for n in SCORES)
-        cost = {"calls": int(steps), "CPU ms a frame": 1000 * float(np.mean([p.seconds for p in peptides]))}
-        rows[label] = scores | {"outside": outside} | cost
+        cost = {"CPU ms a frame": 1000 * float(np.mean([p.seconds for p in peptides]))}
+        rows[label] = scores | {"outside": outside} | more | cost
         print(label, rows[label], flush=True)
-        write(options.output, "Samplers", facts, {"": table(rows, "sampler, steps")}, rows)
-    draw(rows, options.output.with_suffix(".png"))
+        write(options.output, title, facts, {"": table(rows, corner)}, rows)
+    return rows
+
+
+def main() -> None:
+    options = arguments(__doc__, "samplers", ROWS, 32)
+    model = load_model(options.model, "cpu")
+
+    def sample(label: str, sampled):
+        name, steps, *varied = label.split()
+        varied = {key: float(value) for key, value in zip(varied[::2], varied[1::2], strict=True)}
+        with patch.dict(SAMPLERS, {name: type(name, (SAMPLERS[name],), varied)}):
+            return sampled(with_sampler(model, name, int(steps))), {"calls": int(steps)}
+
+    draw(compare(options, "Samplers", "sampler, steps", sample), options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
