@@ -11,8 +11,8 @@ block-causal     all noisy frames and all context copies in one pass, as the pac
 sequential       a pass for each noisy frame with the context copies before it
 
 "ms a frame" is the time of a step over its denoised frames, L - 1 in each window. At L = 8, the block-causal pass takes
-15 frames a window through the network, the sequential passes 35: where arithmetic takes the time, the ratio is 35/15 =
-2.3; where starting the operations does (small proteins, few windows), it goes towards the number of passes, 7.
+14 frames a window through the network, the sequential passes 35: where arithmetic takes the time, the ratio is 35/14 =
+2.5; where starting the operations does (small proteins, few windows), it goes towards the number of passes, 7.
 
 Memory
 ------
