@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.relaxation import Relaxation
 
 try:
     import typer
@@ -149,6 +150,9 @@ def rollout(
     model: Annotated[str, typer.Option(help="Embedded name or path.")] = "starmd-peptide",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trajectories.")] = Path("rollout"),
     relax: Annotated[bool, typer.Option(help="Relax every conformation in Amber ff14SB and OBC2.")] = True,
+    dynamics_steps: Annotated[
+        int, typer.Option(min=0, help="Of 2 fs each, at the end of a relaxation: nearly all of its cost.")
+    ] = Relaxation.dynamicsSteps,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
@@ -190,6 +194,7 @@ def rollout(
             resume=True,
             temperature=temperature,
             system=peptide_system(pdb.topology) if relax else None,
+            relaxation=Relaxation(dynamicsSteps=dynamics_steps),
             workers=workers,
             device=device,
             max_retries=max_retries,

@@ -11,11 +11,14 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import pytest
+from openmm import Context, Platform, VerletIntegrator
+from openmm.app import PDBFile
 
 pytest.importorskip("typer")
 pytest.importorskip("deeptime")
 
 from openmm_starmd import Propagator, cli  # noqa: E402
+from openmm_starmd.training import peptide_system  # noqa: E402
 
 
 @pytest.fixture
@@ -114,6 +117,20 @@ def test_from_a_structure_to_trajectories(files, capsys):
     again = [mdtraj.load(path, top="run/topology.pdb") for path in paths]
     assert [len(frames) for frames in again] == [5, 5]
     assert all(np.array_equal(a.xyz[:3], b.xyz) for a, b in zip(again, first, strict=True))
+    assert cli.main([*command, "--dynamics-steps", "0", "-o", "minimised"]) == 0
+    assert energy("minimised") < energy("run") - 20
+
+
+def energy(folder: str) -> float:
+    """Mean potential energy (kJ/mol) of a rollout."""
+    topology = PDBFile(f"{folder}/topology.pdb").topology
+    context = Context(peptide_system(topology), VerletIntegrator(0.001), Platform.getPlatform("CPU"))
+    found = []
+    for path in sorted(Path(folder).glob("*.xtc")):
+        for positions in mdtraj.load(str(path), top=f"{folder}/topology.pdb").xyz:
+            context.setPositions(positions)
+            found.append(context.getState(energy=True).getPotentialEnergy()._value)
+    return np.mean(found)
 
 
 ROLLOUT = "rollout top.pdb --nanoseconds 0.06 --stride 10 --no-relax -o"
