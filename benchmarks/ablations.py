@@ -75,8 +75,8 @@ class CommonUnits:
         self.ruler.step_scales.copy_(denoiser.step_scales)
 
     def __call__(self, statics, context, noisy):
-        estimate, _ = self.denoiser(statics, context, noisy)
-        return estimate, in_parts(self.ruler.levels(noisy.sigma, noisy.stride)[..., None, :, 2])
+        estimate, _, odds = self.denoiser(statics, context, noisy)
+        return estimate, in_parts(self.ruler.levels(noisy.sigma, noisy.stride)[..., None, :, 2]), odds
 
 
 def all_targets(module, process, batch: Batch, generator):

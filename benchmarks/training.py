@@ -66,12 +66,12 @@ class Sequential:
 WAYS = {"block-causal": lambda denoiser: denoiser, "sequential": Sequential}
 
 
-def joined(found: list[tuple[Displacement, Displacement]]) -> tuple[Displacement, Displacement]:
-    """Displacements (B, 1, N) of single frames and their scales, along the axis of frames."""
-    return tuple(
-        Displacement(*(torch.cat(part, 1) for part in zip(*(vars(d).values() for d in column), strict=True)))
-        for column in zip(*found, strict=True)
-    )
+def joined(found: list[tuple[Displacement, Displacement, torch.Tensor | None]]):
+    """Displacements (B, 1, N) of single frames, their scales and odds, along the axis of frames."""
+    *displacements, odds = zip(*found, strict=True)
+    parts = [zip(*(vars(d).values() for d in column), strict=True) for column in displacements]
+    displacements = [Displacement(*(torch.cat(part, 1) for part in column)) for column in parts]
+    return *displacements, None if odds[0] is None else torch.cat(odds, 1)
 
 
 def random_windows(batch: int, frames: int, residues: int, seed: int = 0):

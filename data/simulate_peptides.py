@@ -1,4 +1,4 @@
-"""Training MD for starmd-peptide: 1 ns each of about 200 peptides of 3 to 12 residues; resumable.
+"""Training MD for starmd-peptide: 0.5 ns each of about 200 peptides of 3 to 12 residues; resumable.
 
     python data/simulate_peptides.py OUTPUT [PROCESSES]
 
@@ -36,4 +36,4 @@ def sequences() -> list[str]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     output, processes = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
-    simulate(sequences(), output, 1.0, frame_interval=5.0, checkpoint_interval=0.25, processes=processes, seed=2026)
+    simulate(sequences(), output, 0.5, frame_interval=5.0, checkpoint_interval=0.25, processes=processes, seed=2026)

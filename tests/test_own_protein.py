@@ -22,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "examples" / "own_protein"
 (BLOCK,) = re.findall(r"^```bash\n(.*?)^```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.M)
 COMMANDS = BLOCK.splitlines()
 SMALL = {"--nanoseconds 1 ": "--nanoseconds 0.12 ", "--processes 2": "--processes 1"}
-SMALL |= {"--nanoseconds 100": "--nanoseconds 0.1 --stride 10"}
+SMALL |= {"--nanoseconds 500 --stride 200": "--nanoseconds 0.1 --stride 10"}
 SMALL_TRAINING = {"total_steps": 4, "validation_steps": 2, "batch_size": 2, "stride_range": [10, 20]}
 
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import full_precision
+from openmm_starmd.geometry.torsions import wrap
+from openmm_starmd.network import wells
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
@@ -22,7 +25,10 @@ FAPE_CLAMP = 1.0  # nm
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the terms; the paper's are 1, 0.5, 0.5 for the scores, 0.5 for FAPE and 0.25 for the distance map."""
+    """Weights of the terms; the paper's are 1, 0.5, 0.5 for the scores, 0.5 for FAPE and 0.25 for the distance map.
+
+    ``wells`` is that of the cross-entropy of staying in a well or leaving it, where the network has wells.
+    """
 
     translation: float = 1.0
     rotation: float = 1.0
@@ -30,6 +36,7 @@ class LossWeights:
     angle: float = 0.3
     distance_map: float = 0.3
     fape: float = 0.0
+    wells: float = 0.5
 
     @classmethod
     def paper(cls) -> LossWeights:
@@ -90,10 +97,12 @@ def denoising_loss(
     index = torch.arange(first, window.shape[1], device=strides.device)
     inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index)
     statics = denoiser.statics(features, window[:, 0], single, pair)
-    estimate, unit = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
+    estimate, unit, odds = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
     terms |= structure_terms(estimate, noisy, clean, alpha, unit)
+    if odds is not None:
+        terms["wells"] = well_term(odds, inputs.previous, clean, features)
     loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
     return loss, {name: value.detach() for name, value in terms.items()}
 
@@ -124,6 +133,14 @@ def score_terms(
         "torsion": _mean_where(torsion, mask),
         "angle": angle.mean(),
     }
+
+
+def well_term(odds: Tensor, previous: Conformation, clean: Conformation, features: ResidueFeatures) -> Tensor:
+    """Cross-entropy of the log odds (B, M, N, 6) that torsions stay in the wells of the frames before."""
+    period, mask = (features.per_frame(name, clean.angles) for name in ("torsion_period", "torsion_mask"))
+    stayed = wells.stayed(wrap(clean.torsions - previous.torsions, period))
+    errors = functional.binary_cross_entropy_with_logits(odds, stayed.to(odds.dtype), reduction="none")
+    return _mean_where(errors, mask.expand_as(errors))
 
 
 @full_precision

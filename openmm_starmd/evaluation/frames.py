@@ -18,6 +18,7 @@ LEAST_ATOMS = 4  # three lie in a plane, which mdtraj cannot superpose
 FRAMES_A_FEATURE = 20  # fewer, and tICA finds slow modes that are not there
 WISHED_LAG = 100.0  # ps
 FILTERS = ("BioEmu's filter", "ConfDiff's filter of CA", "all atoms like MD")
+LEAST_LAGS = 4  # so few lags are enough for distributions; kinetics of so short a reference count as unclear
 LAGS_OF_LENGTH = 100  # the lag time is at most this part of the shorter side
 
 
@@ -114,18 +115,18 @@ def common_lag(reference: Side, generated: Side) -> float:
     Raises
     ------
     TrajectoryError
-        If no lag up to twenty frames fits both to 5 %, or one side is not ten lags long.
+        If no lag up to twenty frames fits both to 5 %, or one side is not `LEAST_LAGS` long.
     """
     long, short = max(reference.interval, generated.interval), min(reference.interval, generated.interval)
     longest = min(max(t.n_frames for t in side.trajectories) * side.interval for side in (reference, generated))
     wished = min(WISHED_LAG, longest / LAGS_OF_LENGTH)
     for k in sorted(range(1, 21), key=lambda k: (abs(k * long - wished), k)):
-        if abs(round(k * long / short) * short - k * long) <= 0.05 * k * long and 10 * k * long <= longest:
+        if abs(round(k * long / short) * short - k * long) <= 0.05 * k * long and LEAST_LAGS * k * long <= longest:
             return k * long
     raise TrajectoryError(
         f"Frames {reference.interval:g} ps apart (reference) and {generated.interval:g} ps apart (generated) over "
-        f"{longest:g} ps have no lag time in common that is ten times shorter: save frames at multiples of one "
-        "interval, or run longer."
+        f"{longest:g} ps have no lag time in common that is {LEAST_LAGS} times shorter: save frames at multiples of "
+        "one interval, or run longer."
     )
 
 

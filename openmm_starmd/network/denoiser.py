@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
         regression = config.torsions == "regression"
         self.torsions = nn.Linear(config.width, 14 if regression else 7)
         has_wells = config.parameterization == "previous" and not regression
-        self.wells = nn.Linear(config.width, wells.WIDTH) if has_wells else None
+        self.wells = nn.Linear(config.width, 2 * 6) if has_wells else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
@@ -198,7 +198,9 @@ class Denoiser(nn.Module):
         levels = frames.time, frames.alpha, frames.sigma
         return self.conditions(statics, frames.previous, *levels, frames.stride, frames.index)
 
-    def forward(self, statics: Statics, context: FrameInputs, noisy: FrameInputs) -> tuple[Displacement, Displacement]:
+    def forward(
+        self, statics: Statics, context: FrameInputs, noisy: FrameInputs
+    ) -> tuple[Displacement, Displacement, Tensor | None]:
         """Block-causal pass over a window.
 
         Parameters
@@ -213,6 +215,8 @@ class Denoiser(nn.Module):
             Estimate of ``sigma**2`` times the score.
         scale : Displacement, shape broadcastable to the same
             Unit of the loss: the error that the baseline alone would make, or sigma without a baseline.
+        odds : Tensor, shape (B, M, N, 6), or None
+            Logarithms of the odds that torsions have stayed in their wells, see `wells`; None without them.
         """
         frames = FrameInputs.cat(context, noisy)
         split = len(context.index)
@@ -221,13 +225,13 @@ class Denoiser(nn.Module):
         same = torch.eye(len(is_noisy), dtype=torch.bool, device=is_noisy.device)
         sees = (earlier & ~is_noisy[None]) | same
         mask = self._token_mask(sees, statics.features.residue_type.shape[-1])
-        displacement, scale = self._trunk(self._conditions_of(statics, frames), frames.conformation, mask)
+        displacement, scale, odds = self._trunk(self._conditions_of(statics, frames), frames.conformation, mask)
         unit = self.parameterization.unit_of_loss(scale, frames.sigma)
 
         def of_noisy(d: Displacement) -> Displacement:
             return Displacement(*(x[:, split:] for x in (d.translation, d.rotation, d.torsion, d.angle)))
 
-        return of_noisy(displacement), of_noisy(unit)
+        return of_noisy(displacement), of_noisy(unit), None if odds is None else odds[:, split:]
 
     def _token_mask(self, sees: Tensor, n_residues: int):
         """Masks (T * N, M * N) of the even and of the odd layers; they differ in separable attention only."""
@@ -242,13 +246,13 @@ class Denoiser(nn.Module):
         return joint & same_frame, joint & same_residue
 
     def _trunk(self, conditions: Conditions, conformation: Conformation, mask, cache: KVCache | None = None):
-        """All blocks over frames (B, T, N): displacement and its scale; keys and values go to ``cache``."""
+        """All blocks over frames (B, T, N): displacement, its scale, odds; keys and values go to ``cache``."""
         spread, _, unit = conditions.levels.unbind(-1)
         scale = in_parts(unit)
         way, estimate = self.parameterization.baseline(conditions, conformation)
         statics, previous = conditions.statics, conditions.previous
-        stays = wells.staying(way, conditions.sigma, statics.torsion_period) if self.wells else None
-        s = self.residues(conditions.residues, conformation, previous, way, spread, stays, statics.torsion_mask)
+        odds = wells.log_odds(way, conditions.sigma, statics.torsion_period) if self.wells else None
+        s = self.residues(conditions.residues, conformation, previous, way, spread, odds, statics.torsion_mask)
         z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
         *modulation, shift, gain = conditions.modulation.unbind(-2)
         advance = self._advance
@@ -259,10 +263,13 @@ class Denoiser(nn.Module):
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
             s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
         s = modulate(s, shift, gain)
-        if self.wells:
-            estimate = wells.drawn_back(estimate, self.wells(s), stays, way, conditions.sigma)
         estimate = self._with_torsions(self.torsions(s), estimate, scale, statics.torsion_mask, conformation)
-        return self.parameterization.to_score(estimate, conditions, conformation), scale
+        if self.wells:
+            learned, within = self.wells(s).chunk(2, -1)
+            odds = odds[..., :6, 0] + learned
+            torsion = wells.blended(estimate.torsion, odds, within, way.torsion, conditions.sigma)
+            estimate = replace(estimate, torsion=torsion * statics.torsion_mask)
+        return self.parameterization.to_score(estimate, conditions, conformation), scale, odds
 
     @staticmethod
     def _attend(layer: int, modulation: list[Tensor], mask, cache: KVCache | None, shape: torch.Size):

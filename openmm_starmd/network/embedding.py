@@ -177,7 +177,14 @@ class ResidueEmbedding(nn.Module):
         self.around_previous = config.parameterization == "previous"
         self.diffused = config.torsions == "diffusion"
         both = self.around_previous and self.diffused
-        self.columns = [6, 37 * self.diffused, 9 * self.around_previous, 37 * both, 7 * both, wells.WIDTH * both]
+        self.columns = [
+            6,
+            37 * self.diffused,
+            9 * self.around_previous,
+            37 * both,
+            7 * both,
+            7 * len(wells.HOP_SHARES) * both,
+        ]
         self.geometry = nn.Linear(sum(self.columns), width)
         if config.single_features:
             self.single = nn.Sequential(nn.LayerNorm(config.single_features), nn.Linear(config.single_features, width))
@@ -208,7 +215,7 @@ class ResidueEmbedding(nn.Module):
         previous: Conformation,
         way: Displacement,
         spread: Tensor,
-        stays: Tensor | None,
+        odds: Tensor | None,
         mask: Tensor,
     ) -> Tensor:
         """
@@ -216,8 +223,8 @@ class ResidueEmbedding(nn.Module):
         ----------
         spread : Tensor, shape (B, T, 1, 9)
             Expected size of the ``way`` from the previous frame, noise included.
-        stays : Tensor, shape (B, T, N, 7, 3)
-            See `wells.staying`; None where the configuration has no wells.
+        odds : Tensor, shape (B, T, N, 7, 3)
+            See `wells.log_odds`; None where the configuration has no wells.
         """
         _, of_now, moved, _, turned, stayed = self.geometry.weight.split(self.columns, 1)
         parts, weights = [], []
@@ -230,6 +237,7 @@ class ResidueEmbedding(nn.Module):
             weights.append(moved)
             if self.diffused:
                 parts += [way.torsion * mask / spread[..., 2:8], (way.angle / spread[..., 8])[..., None]]
+                stays = odds.sigmoid()
                 parts += [(stays[..., :6, :] * mask[..., None]).flatten(-2), stays[..., 6, :]]
                 weights += [turned, stayed]
         if not parts:

@@ -10,6 +10,7 @@ import pytest
 from openmm_starmd.evaluation import evaluate
 from openmm_starmd.evaluation.frames import common_lag
 from openmm_starmd.evaluation.reading import Side
+from openmm_starmd.evaluation.scores import NONE, UNCLEAR
 from openmm_starmd.protein.errors import TrajectoryError
 
 RATE = 0.03  # a frame
@@ -156,9 +157,18 @@ def test_references_that_cannot_be_used_are_refused_in_one_line(md):
     with pytest.raises(TrajectoryError, match="does not move"):
         evaluate(still, md)
     with pytest.raises(TrajectoryError, match="no lag time in common"):
-        evaluate(md, md[:20], stride=100, reference_stride=73.3)
+        evaluate(md, md[:20], stride=100, reference_stride=180)
     with pytest.raises(ValueError, match="temperature"):
         evaluate(md, md, temperature=0)
+
+
+def test_a_reference_of_a_few_lags_can_judge_distributions_only(md):
+    found = evaluate(md[:100], md, stride=100, reference_stride=5)
+    assert found.settings["lag time (ps)"] == 100
+    assert found["backbone torsions"].value < 0.5
+    assert found["slowest timescale, ratio to MD"].light in (UNCLEAR, NONE)
+    with pytest.raises(TrajectoryError, match="4 times shorter"):
+        evaluate(md[:60], md, stride=100, reference_stride=5)
 
 
 @pytest.mark.parametrize(

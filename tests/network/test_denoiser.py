@@ -101,7 +101,7 @@ def test_cached_rollout_equals_block_causal_pass(name):
     denoiser = denoiser_of(name)
     statics = denoiser.statics(feats, copies[:, 0])
     context = context_inputs(copies, strides, process)
-    whole, _ = denoiser(statics, context, noisy)
+    whole, *_ = denoiser(statics, context, noisy)
     cache = denoiser.cache(2, 5, 4)
     for k in range(3):
         cache = denoiser.encode(statics, context.frame(k), cache)
@@ -158,9 +158,9 @@ def test_no_frame_sees_the_future():
     process, feats, copies, strides, noisy = setting("previous")
     denoiser = denoiser_of("previous")
     statics = denoiser.statics(feats)
-    before, _ = denoiser(statics, context_inputs(copies, strides, process), noisy)
+    before, *_ = denoiser(statics, context_inputs(copies, strides, process), noisy)
     changed = copies.map(lambda x: torch.cat([x[:, :2], x[:, 2:].flip(1)], 1))
-    after, _ = denoiser(statics, context_inputs(changed, strides, process), noisy)
+    after, *_ = denoiser(statics, context_inputs(changed, strides, process), noisy)
     assert difference_at(before, after, 0) == difference_at(before, after, 1) == 0
     assert difference_at(before, after, 2) > 1e-3
 
@@ -173,8 +173,8 @@ def test_stride_and_noise_level_matter():
     process, feats, copies, strides, noisy = setting("previous")
     denoiser = denoiser_of("previous")
     statics, context = denoiser.statics(feats), context_inputs(copies, strides, process)
-    base, _ = denoiser(statics, context, noisy)
-    other, _ = denoiser(statics, context, replace(noisy, stride=2 * noisy.stride))
+    base, *_ = denoiser(statics, context, noisy)
+    other, *_ = denoiser(statics, context, replace(noisy, stride=2 * noisy.stride))
     assert difference(base, other) > 1e-3
 
 
@@ -183,7 +183,7 @@ def test_untrained_previous_denoiser_returns_its_baseline():
     process, feats, copies, strides, noisy = setting("previous")
     denoiser = Denoiser(CONFIGS["previous"])
     denoiser.step_scales.fill_(1e-6)
-    way, _ = denoiser(denoiser.statics(feats), context_inputs(copies, strides, process), noisy)
+    way, *_ = denoiser(denoiser.statics(feats), context_inputs(copies, strides, process), noisy)
     expected = noisy.previous.frames.translations - noisy.conformation.frames.translations
     torch.testing.assert_close(way.translation, expected, atol=1e-6, rtol=1e-5)
 

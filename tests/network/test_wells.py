@@ -1,11 +1,20 @@
-"""Wells: Bayes' rule against drawn steps, and ways back that lead to the last frame."""
+"""Wells: Bayes' rule against drawn steps, and estimates that are exact where the odds are known."""
 
 import math
 
 import torch
 
+from openmm_starmd.diffusion.loss import context_inputs, denoising_loss, well_term
+from openmm_starmd.diffusion.process import Process
+from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.network import wells
+from openmm_starmd.network.config import NetworkConfig, ProcessConfig
+from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
+from openmm_starmd.protein.tokens import ResidueFeatures
 
 
 def displacement(torsion=0.0, rotation=0.0, n=1):
@@ -35,28 +44,112 @@ def test_torsions_stay_as_often_as_drawn_ones_do():
         for at in (0.2, 1.5, 2.0):
             here = (noisy.abs() - at).abs() < 0.05
             expected = (~hopped[here]).double().mean()
-            told = wells.staying(displacement(torsion=at), level(0.5, sigma), PERIOD)[0, 0, k]
+            told = wells.log_odds(displacement(torsion=at), level(0.5, sigma), PERIOD)[0, 0, k].sigmoid()
             error = (expected * (1 - expected) / here.sum()).sqrt()
             assert (told - expected).abs() < 5 * error + 0.02, (share, at)
 
 
 def test_what_is_near_stays_and_what_is_far_has_hopped():
-    near = wells.staying(displacement(0.1, 0.1), level(0.1, 0.1), PERIOD)
-    far = wells.staying(displacement(2.5, 2.5), level(0.1, 0.1), PERIOD)
+    near = wells.log_odds(displacement(0.1, 0.1), level(0.1, 0.1), PERIOD).sigmoid()
+    far = wells.log_odds(displacement(2.5, 2.5), level(0.1, 0.1), PERIOD).sigmoid()
     assert near.shape == (1, 7, 3)
     assert (near > 0.8).all() and (far < 1e-3).all()
-    between = wells.staying(displacement(1.2, 1.2), level(0.5, 0.5), PERIOD)[0]
+    between = wells.log_odds(displacement(1.2, 1.2), level(0.5, 0.5), PERIOD)[0]
     assert (between.diff(dim=-1) > 0).all()  # the rarer hops are, the likelier it has stayed
 
 
-def test_full_trust_leads_back_into_the_well():
-    way, sigma = displacement(1.0, 0.8), level(1.5, 2.0)
-    stays = torch.ones(1, 7, 3, dtype=torch.float64)
-    trust = torch.full((1, 21), 1 / 3, dtype=torch.float64)
-    back = wells.drawn_back(displacement(), trust, stays, way, sigma)
-    rest = wells.TORSION_WELL**2 / (wells.TORSION_WELL**2 + 2.0**2)
-    assert torch.allclose(way.torsion + back.torsion, rest * way.torsion)
-    rest = wells.ROTATION_WELL**2 / (wells.ROTATION_WELL**2 + 1.5**2)
-    assert torch.allclose(way.rotation + back.rotation, rest * way.rotation)
-    gone = wells.drawn_back(way, trust, 0 * stays, way, sigma)
-    assert torch.equal(gone.torsion, way.torsion) and torch.equal(gone.rotation, way.rotation)
+def test_known_odds_make_the_best_estimate():
+    """Steps from a known mixture: with its odds, and the mean of what hops, no estimate has a smaller error."""
+    generator = torch.Generator().manual_seed(0)
+    n, sigma, far, share = 200_000, 0.8, 2.0, 0.2
+
+    def normal():
+        return torch.randn(n, 1, generator=generator, dtype=torch.float64)
+
+    hopped = torch.rand(n, 1, generator=generator, dtype=torch.float64) < share
+    step = torch.where(hopped, far, wells.TORSION_WELL * normal())
+    way = step + sigma * normal()
+    spread = (wells.TORSION_WELL**2 + sigma**2) ** 0.5
+    near = -0.5 * (way / spread) ** 2 - math.log(spread)
+    odds = math.log((1 - share) / share) + near + 0.5 * ((way - far) / sigma) ** 2 + math.log(sigma)
+
+    def error(odds):
+        back = wells.blended(far - way, odds, torch.zeros_like(way), way, level(0.5, sigma))
+        return (way + back - step).square().mean()
+
+    best = error(odds)
+    assert all(best < error(odds + shift) for shift in (-1.0, -0.3, 0.3, 1.0))
+    assert best < min(error(torch.full_like(odds, 20.0)), error(torch.full_like(odds, -20.0)))
+
+
+def test_moves_within_a_well_are_of_its_width():
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    sure, moves = zero + 50, zero + 1
+    for sigma, width in ((1e-3, 1e-3), (100.0, wells.TORSION_WELL)):
+        back = wells.blended(zero, sure, moves, zero, level(0.5, sigma))
+        assert math.isclose(back.item(), width, rel_tol=1e-3)
+
+
+def test_no_gradient_of_the_estimate_reaches_the_odds():
+    odds, within = (torch.zeros(1, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    way = displacement(1.0).torsion
+    wells.blended(way, odds, within, way, level(0.5, 0.5)).sum().backward()
+    assert odds.grad is None and (within.grad != 0).all()
+
+
+def test_who_turns_further_than_sixty_degrees_has_hopped():
+    turns = torch.tensor([59.0, -59.0, 61.0, -179.0]).deg2rad()
+    assert wells.stayed(turns).tolist() == [True, True, False, False]
+
+
+def windows(count, share, generator):
+    """Features, windows of two frames of two residues, strides; torsions hop in so many cases, none elsewhere."""
+    shape = (count, 2)
+    end, index = torch.zeros(shape, dtype=torch.long), torch.arange(2).expand(shape)
+    mask = torch.ones(*shape, 6, dtype=torch.bool)
+    mask[:, 1, 3:] = False
+    features = ResidueFeatures(end, index, end, end, end, mask, torch.full((*shape, 6), 2 * math.pi))
+    first = 2 * math.pi * torch.rand(count, 1, 2, 6, generator=generator)
+    hops = torch.rand(first.shape, generator=generator) < share
+    turn = torch.where(hops, 2.1, 0.2 * torch.randn(first.shape, generator=generator))
+    torsions = wrap(torch.cat([first, first + turn], 1)) * mask[:, None]
+    place = torch.tensor([[-0.19, 0, 0], [0.19, 0, 0]]).expand(count, 2, 2, 3)
+    still = Rigid(torch.eye(3).expand(count, 2, 2, 3, 3), place)
+    return features, Conformation(still, torsions, torch.full((count, 2, 2), 1.96)), torch.full((count, 2), 100.0), hops
+
+
+def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
+    features, window, _, hops = windows(500, 0.1, torch.Generator().manual_seed(0))
+    share = hops[features.torsion_mask[:, None]].float().mean()
+
+    def loss(log_odds):
+        odds = torch.full((500, 1, 2, 6), float(log_odds)).masked_fill(~features.torsion_mask[:, None], 50.0)
+        return well_term(odds, window[:, :1], window[:, 1:], features)
+
+    best = torch.log((1 - share) / share)
+    entropy = -share * share.log() - (1 - share) * (1 - share).log()
+    torch.testing.assert_close(loss(best), entropy, rtol=0.02, atol=0)
+    assert loss(best) < min(loss(best + 0.5), loss(best - 0.5))
+
+
+def test_training_teaches_the_share_of_hops():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    denoiser = Denoiser(NetworkConfig(blocks=1, width=16, pair_width=8, heads=2, query_points=1, value_points=1))
+    denoiser.step_scales.fill_(0.3)
+    process = Process(ProcessConfig())
+    optimizer = torch.optim.Adam(denoiser.parameters(), 0.02)
+    for _ in range(120):
+        *batch, _ = windows(64, 0.1, generator)
+        optimizer.zero_grad()
+        denoising_loss(denoiser, process, *batch, generator)[0].backward()
+        optimizer.step()
+    features, window, strides, _ = windows(256, 0.1, generator)
+    end = torch.ones(256, 1)
+    levels = end, process.alpha(end), process.sigma(end)
+    noisy = process.perturb(window[:, 1:], *levels[1:], features, generator)
+    inputs = FrameInputs(noisy, window[:, :1], *levels, strides[:, 1:], torch.tensor([1]))
+    context = context_inputs(window[:, :1], strides[:, :1], process)
+    odds = denoiser(denoiser.statics(features, window[:, 0]), context, inputs)[2]
+    stays = odds.sigmoid()[features.torsion_mask[:, None]].mean().item()
+    assert 0.85 < stays < 0.95
