@@ -187,9 +187,9 @@ def captured(ablations, batch, loss):
 
     class Spy(ablations.Denoiser):
         def forward(self, statics, context, noisy):
-            estimate, unit = super().forward(statics, context, noisy)
+            estimate, unit, odds = super().forward(statics, context, noisy)
             seen.update(context=context, noisy=noisy, unit=unit)
-            return estimate, unit
+            return estimate, unit, odds
 
     torch.manual_seed(0)
     spy = Spy(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2))
@@ -228,7 +228,7 @@ def test_errors_are_compared_in_the_units_of_the_stride(window):
     inputs = captured(ablations, batch, ablations.all_targets)
     told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
     statics = told.statics(batch.features)
-    estimate, unit = told(statics, inputs["context"], inputs["noisy"])
+    estimate, unit, _ = told(statics, inputs["context"], inputs["noisy"])
     common = ablations.CommonUnits(told)(statics, inputs["context"], inputs["noisy"])
     assert all(torch.equal(a, b) for a, b in zip(vars(common[1]).values(), vars(unit).values(), strict=True))
     assert torch.equal(common[0].torsion, estimate.torsion)
