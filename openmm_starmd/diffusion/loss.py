@@ -136,9 +136,9 @@ def score_terms(
 
 
 def well_term(odds: Tensor, previous: Conformation, clean: Conformation, features: ResidueFeatures) -> Tensor:
-    """Cross-entropy of the log odds (B, M, N, 6) that torsions stay in the wells of the frames before."""
-    period, mask = (features.per_frame(name, clean.angles) for name in ("torsion_period", "torsion_mask"))
-    stayed = wells.stayed(wrap(clean.torsions - previous.torsions, period))
+    """Cross-entropy of the log odds (B, M, N, 4) that chi1 to chi4 stay in the wells of the frames before."""
+    period, mask = (features.per_frame(f"torsion_{name}", clean.angles)[..., wells.CHI] for name in ("period", "mask"))
+    stayed = wells.stayed(wrap((clean.torsions - previous.torsions)[..., wells.CHI], period))
     errors = functional.binary_cross_entropy_with_logits(odds, stayed.to(odds.dtype), reduction="none")
     return _mean_where(errors, mask.expand_as(errors))
 

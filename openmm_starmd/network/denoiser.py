@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
         regression = config.torsions == "regression"
         self.torsions = nn.Linear(config.width, 14 if regression else 7)
         has_wells = config.parameterization == "previous" and not regression
-        self.wells = nn.Linear(config.width, 2 * 6) if has_wells else None
+        self.wells = nn.Linear(config.width, 2 * 4) if has_wells else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
@@ -215,8 +215,8 @@ class Denoiser(nn.Module):
             Estimate of ``sigma**2`` times the score.
         scale : Displacement, shape broadcastable to the same
             Unit of the loss: the error that the baseline alone would make, or sigma without a baseline.
-        odds : Tensor, shape (B, M, N, 6), or None
-            Logarithms of the odds that torsions have stayed in their wells, see `wells`; None without them.
+        odds : Tensor, shape (B, M, N, 4), or None
+            Logarithms of the odds that chi1 to chi4 have stayed in their wells, see `wells`; None without them.
         """
         frames = FrameInputs.cat(context, noisy)
         split = len(context.index)
@@ -265,10 +265,13 @@ class Denoiser(nn.Module):
         s = modulate(s, shift, gain)
         estimate = self._with_torsions(self.torsions(s), estimate, scale, statics.torsion_mask, conformation)
         if self.wells:
-            learned, within = self.wells(s).chunk(2, -1)
-            odds = odds[..., :6, 0] + learned
-            torsion = wells.blended(estimate.torsion, odds, within, way.torsion, conditions.sigma)
-            estimate = replace(estimate, torsion=torsion * statics.torsion_mask)
+            learned, further = self.wells(s).chunk(2, -1)
+            odds = odds[..., wells.CHI, 0] + learned
+            backbone, chi = estimate.torsion.split([2, 4], -1)
+            hop = chi + scale.torsion[..., wells.CHI] * further
+            chi = wells.blended(chi, hop, odds, way.torsion[..., wells.CHI])
+            torsion = torch.cat([backbone, chi], -1) * statics.torsion_mask
+            estimate = replace(estimate, torsion=torsion)
         return self.parameterization.to_score(estimate, conditions, conformation), scale, odds
 
     @staticmethod

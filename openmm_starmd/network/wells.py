@@ -3,8 +3,8 @@
 Most torsions stay where they are in a step, some hop. Which of them a noisy one did depends exponentially on how far it
 is from the last frame and on the noise level. Where hops are rare a network sees few such cases, and a squared error
 hardly minds if it lets too many torsions through. So Bayes' rule tells it what distance and noise make of a few shares
-of hops; from there it learns the odds of staying as a classifier does, by cross-entropy. Its estimate is the mean of
-that of torsions that stay and that of torsions that hop, weighed by these odds.
+of hops; from there it learns the odds of staying of side-chain torsions as a classifier does, by cross-entropy. Its
+estimate is the mean of that of torsions that stay and that of torsions that hop, weighed by these odds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement
 HOP_SHARES = (0.3, 0.03, 0.003)
 TORSION_WELL, ROTATION_WELL = 0.3, 0.4  # rad: how far (per axis) they turn in a step without leaving their well
 HOP = math.pi / 3
+CHI = slice(2, 6)  # phi and psi must agree with the frames of their residues, which hop by themselves
 
 
 @lru_cache(maxsize=8)
@@ -56,27 +57,21 @@ def log_odds(way: Displacement, sigma: Tensor, period: Tensor) -> Tensor:
 
 
 @full_precision
-def blended(estimate: Tensor, odds: Tensor, within: Tensor, way: Tensor, sigma: Tensor) -> Tensor:
-    """Mean of the ways back (*, N, 6) of torsions that hop and of torsions that stay.
+def blended(stay: Tensor, hop: Tensor, odds: Tensor, way: Tensor) -> Tensor:
+    """Mean of the ways back (*, N, 4) of torsions that stay and of torsions that hop.
 
     Parameters
     ----------
-    estimate : Tensor, shape (*, N, 6)
-        Where they hop.
-    odds : Tensor, shape (*, N, 6)
+    stay, hop : Tensor, shape (*, N, 4)
+        Ways back in either case; who stays gets no further than to the edge of the well.
+    odds : Tensor, shape (*, N, 4)
         Logarithms of the odds of staying. No gradient runs through them: what stays is for `stayed` to teach.
-    within : Tensor, shape (*, N, 6)
-        Moves in the well, in units of the posterior's width there.
-    way : Tensor, shape (*, N, 6)
+    way : Tensor, shape (*, N, 4)
         From the last frame.
-    sigma : Tensor, shape (*, 1, 4)
     """
-    level = sigma[..., TORSION, None]
-    spread = (level.square() + TORSION_WELL**2).sqrt()
-    stay = within * (level * TORSION_WELL / spread) - way * (level / spread).square()
-    return torch.lerp(estimate, stay, odds.detach().sigmoid())
+    return torch.lerp(hop, (way + stay).clamp(-HOP, HOP) - way, odds.detach().sigmoid())
 
 
 def stayed(way: Tensor) -> Tensor:
-    """Whether torsions have stayed in their wells, from the way (*, N, 6) between two clean frames."""
+    """Whether torsions have stayed in their wells, from the way (*, N, 4) between two clean frames."""
     return way.abs() < HOP

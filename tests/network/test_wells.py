@@ -59,7 +59,7 @@ def test_what_is_near_stays_and_what_is_far_has_hopped():
 
 
 def test_known_odds_make_the_best_estimate():
-    """Steps from a known mixture: with its odds, and the mean of what hops, no estimate has a smaller error."""
+    """Steps from a known mixture: with its odds no estimate has a smaller error."""
     generator = torch.Generator().manual_seed(0)
     n, sigma, far, share = 200_000, 0.8, 2.0, 0.2
 
@@ -74,7 +74,7 @@ def test_known_odds_make_the_best_estimate():
     odds = math.log((1 - share) / share) + near + 0.5 * ((way - far) / sigma) ** 2 + math.log(sigma)
 
     def error(odds):
-        back = wells.blended(far - way, odds, torch.zeros_like(way), way, level(0.5, sigma))
+        back = wells.blended(-way * (sigma / spread) ** 2, far - way, odds, way)
         return (way + back - step).square().mean()
 
     best = error(odds)
@@ -82,19 +82,20 @@ def test_known_odds_make_the_best_estimate():
     assert best < min(error(torch.full_like(odds, 20.0)), error(torch.full_like(odds, -20.0)))
 
 
-def test_moves_within_a_well_are_of_its_width():
-    zero = torch.zeros(1, 1, dtype=torch.float64)
-    sure, moves = zero + 50, zero + 1
-    for sigma, width in ((1e-3, 1e-3), (100.0, wells.TORSION_WELL)):
-        back = wells.blended(zero, sure, moves, zero, level(0.5, sigma))
-        assert math.isclose(back.item(), width, rel_tol=1e-3)
+def test_what_stays_gets_no_further_than_the_edge_of_its_well():
+    way, estimate = displacement(2.5).torsion, displacement(-0.5).torsion
+    sure = torch.full_like(way, 50.0)
+    assert torch.allclose(way + wells.blended(estimate, estimate, sure, way), torch.full_like(way, wells.HOP))
+    assert torch.allclose(wells.blended(estimate, estimate, -sure, way), estimate)
+    inside = displacement(-2.0).torsion
+    assert torch.allclose(wells.blended(inside, estimate, sure, way), inside)
 
 
 def test_no_gradient_of_the_estimate_reaches_the_odds():
-    odds, within = (torch.zeros(1, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    odds, hop = (torch.zeros(1, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
     way = displacement(1.0).torsion
-    wells.blended(way, odds, within, way, level(0.5, 0.5)).sum().backward()
-    assert odds.grad is None and (within.grad != 0).all()
+    wells.blended(way, hop, odds, way).sum().backward()
+    assert odds.grad is None and (hop.grad != 0).all()
 
 
 def test_who_turns_further_than_sixty_degrees_has_hopped():
@@ -120,10 +121,10 @@ def windows(count, share, generator):
 
 def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
     features, window, _, hops = windows(500, 0.1, torch.Generator().manual_seed(0))
-    share = hops[features.torsion_mask[:, None]].float().mean()
+    share = hops[..., 2:][features.torsion_mask[:, None, :, 2:]].float().mean()
 
     def loss(log_odds):
-        odds = torch.full((500, 1, 2, 6), float(log_odds)).masked_fill(~features.torsion_mask[:, None], 50.0)
+        odds = torch.full((500, 1, 2, 4), float(log_odds)).masked_fill(~features.torsion_mask[:, None, :, 2:], 50.0)
         return well_term(odds, window[:, :1], window[:, 1:], features)
 
     best = torch.log((1 - share) / share)
@@ -151,5 +152,5 @@ def test_training_teaches_the_share_of_hops():
     inputs = FrameInputs(noisy, window[:, :1], *levels, strides[:, 1:], torch.tensor([1]))
     context = context_inputs(window[:, :1], strides[:, :1], process)
     odds = denoiser(denoiser.statics(features, window[:, 0]), context, inputs)[2]
-    stays = odds.sigmoid()[features.torsion_mask[:, None]].mean().item()
+    stays = odds.sigmoid()[features.torsion_mask[:, None, :, 2:]].mean().item()
     assert 0.85 < stays < 0.95
