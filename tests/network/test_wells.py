@@ -154,3 +154,25 @@ def test_training_teaches_the_share_of_hops():
     odds = denoiser(denoiser.statics(features, window[:, 0]), context, inputs)[2]
     stays = odds.sigmoid()[features.torsion_mask[:, None, :, 2:]].mean().item()
     assert 0.85 < stays < 0.95
+
+
+def test_odds_move_side_chains_only():
+    torch.manual_seed(0)
+    denoiser = Denoiser(NetworkConfig(blocks=1, width=16, pair_width=8, heads=2, query_points=1, value_points=1))
+    features, window, strides, _ = windows(3, 0.5, torch.Generator().manual_seed(0))
+    process, time = Process(ProcessConfig()), torch.full((3, 1), 0.7)
+    levels = time, process.alpha(time), process.sigma(time)
+    noisy = process.perturb(window[:, 1:], *levels[1:], features, torch.Generator().manual_seed(1))
+    inputs = FrameInputs(noisy, window[:, :1], *levels, strides[:, 1:], torch.tensor([1]))
+    context = context_inputs(window[:, :1], strides[:, :1], process)
+
+    def estimate():
+        return denoiser(denoiser.statics(features, window[:, 0]), context, inputs)[0]
+
+    before = estimate()
+    torch.nn.init.normal_(denoiser.wells.bias)
+    after, there = estimate(), features.torsion_mask[:, None, :, 2:]
+    assert torch.equal(before.torsion[..., :2], after.torsion[..., :2])
+    assert torch.equal(before.rotation, after.rotation) and torch.equal(before.translation, after.translation)
+    assert (before.torsion != after.torsion)[..., 2:][there].float().mean() > 0.9
+    assert not after.torsion[..., 2:][~there].any()
