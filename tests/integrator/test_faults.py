@@ -171,6 +171,15 @@ MOMENTS = {
 }
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C, also where a shell has started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_after_ctrl_c_the_run_goes_on_as_if_nothing_had_been(new_simulation, snapshot, monkeypatch, moment):
     simulation, sound = new_simulation(), new_simulation()
