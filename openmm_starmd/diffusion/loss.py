@@ -64,6 +64,7 @@ def denoising_loss(
     first: int = 1,
     single: Tensor | None = None,
     pair: Tensor | None = None,
+    hidden_types: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of frames ``first`` .. L - 1 of a window, each given the context copies before it.
 
@@ -80,6 +81,8 @@ def denoising_loss(
         The first frame that is to be denoised, at least 1.
     single, pair : Tensor, shapes (B, N, C) and (B, N, N, C), optional
         Precomputed features, where the denoiser takes them.
+    hidden_types : float
+        Share of residues whose type the denoiser does not get to know.
 
     Returns
     -------
@@ -96,7 +99,10 @@ def denoising_loss(
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(first, window.shape[1], device=strides.device)
     inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index)
-    statics = denoiser.statics(features, window[:, 0], single, pair)
+    hidden = None
+    if hidden_types:
+        hidden = per_replica(_uniform, window.angles[:, 0], generator) < hidden_types
+    statics = denoiser.statics(features, window[:, 0], single, pair, hidden)
     estimate, unit, odds = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")

@@ -104,7 +104,10 @@ class Denoiser(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Outputs and conditioning start at zero: an untrained denoiser returns the first estimate."""
+        """Outputs and conditioning start at zero: an untrained denoiser returns the first estimate.
+
+        That of side-chain torsions is drawn towards their wells, see `wells`.
+        """
         zero = [self.torsions, self.modulation, *(b.update for b in self.blocks)]
         zero += [layer.condition for block in self.blocks for layer in block.attention]
         zero += [self.wells] if self.wells else []
@@ -116,13 +119,16 @@ class Denoiser(nn.Module):
                 self.torsions.bias[7:] = 1.0
 
     def statics(
-        self, features: ResidueFeatures, reference: Conformation | None = None, single=None, pair=None
+        self, features: ResidueFeatures, reference: Conformation | None = None, single=None, pair=None, hidden=None
     ) -> Statics:
-        """Time-independent inputs of systems (B, N); ``single`` and ``pair`` are optional precomputed features."""
+        """Time-independent inputs of systems (B, N).
+
+        ``single`` and ``pair`` are optional precomputed features; in training, ``hidden`` residues have no type.
+        """
         dtype = self.step_scales.dtype
         return Statics(
             features,
-            self.residues.static(features, single),
+            self.residues.static(features, single, hidden),
             self.pairs.static(features, reference, pair),
             features.torsion_mask[:, None].to(dtype),
             features.torsion_period[:, None].to(dtype),

@@ -189,9 +189,15 @@ class ResidueEmbedding(nn.Module):
         if config.single_features:
             self.single = nn.Sequential(nn.LayerNorm(config.single_features), nn.Linear(config.single_features, width))
 
-    def static(self, features: ResidueFeatures, single: Tensor | None) -> Tensor:
-        """The part that no conformation has to do with, (B, N, C); computed once a rollout."""
-        fixed = self.residue_type(features.residue_type) + self.n_end(features.n_end) + self.c_end(features.c_end)
+    def static(self, features: ResidueFeatures, single: Tensor | None, hidden: Tensor | None = None) -> Tensor:
+        """The part that no conformation has to do with, (B, N, C); computed once a rollout.
+
+        The types of residues where ``hidden`` (B, N) is true count as unknown.
+        """
+        types = self.residue_type(features.residue_type)
+        if hidden is not None:
+            types = types.masked_fill(hidden[..., None], 0.0)
+        fixed = types + self.n_end(features.n_end) + self.c_end(features.c_end)
         if self.config.single_features and single is not None:
             fixed = fixed + self.single(single)
         present = self.geometry.weight.split(self.columns, 1)[0]

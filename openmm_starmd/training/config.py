@@ -66,6 +66,9 @@ class TrainingConfig:
         Processes on each machine, and machines; they share every batch. torchrun's stand above them.
     strategy : {"auto", "ddp"}
         How they work together.
+    hidden_types : float
+        Share of residues whose type the network does not get to know, drawn anew for every window that it trains on:
+        against learning few molecules by heart. 0.15 helped with a hundred peptides.
     gradient_checkpointing : bool
         Compute the blocks of the network twice instead of keeping what is between them: less memory, more time.
     """
@@ -98,6 +101,7 @@ class TrainingConfig:
     devices: int = 1
     num_nodes: int = 1
     strategy: str = "auto"
+    hidden_types: float = 0.0
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
@@ -117,8 +121,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
         if not self.data:
             raise ValueError("data must name at least one folder.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}.")
+        for name in ("ema_decay", "hidden_types"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         if not 0 < self.stride_range[0] <= self.stride_range[1]:
             raise ValueError(f"stride_range must satisfy 0 < least <= greatest, not {self.stride_range}.")
         if self.precision not in ("32-true", "bf16-mixed"):

@@ -59,7 +59,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
 
     def loss_function(module: Denoiser, batch: Batch, generators: list[Generator]):
         window = batch.features, batch.conformations, batch.strides
-        return denoising_loss(module, process, *window, generators, config.loss_weights, **batch.precomputed)
+        options = batch.precomputed | {"hidden_types": config.hidden_types if module.training else 0.0}
+        return denoising_loss(module, process, *window, generators, config.loss_weights, **options)
 
     denoiser = _start(config, model, base)
     denoiser.checkpointing = config.gradient_checkpointing

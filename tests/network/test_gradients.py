@@ -15,6 +15,7 @@ from openmm_starmd.network.config import NetworkConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 CONFIG = NetworkConfig(blocks=2, width=32, pair_width=12, heads=2, query_points=2, value_points=2, attention_layers=2)
@@ -58,21 +59,44 @@ def denoiser_of(config=CONFIG):
     return denoiser
 
 
-def loss_and_gradients(denoiser, window, generators):
+def loss_and_gradients(denoiser, window, generators, **options):
     denoiser.zero_grad()
-    loss, _ = denoising_loss(denoiser, Process(ProcessConfig()), *window, generators)
+    loss, _ = denoising_loss(denoiser, Process(ProcessConfig()), *window, generators, **options)
     loss.backward()
     return loss.detach(), {k: p.grad.clone() for k, p in denoiser.named_parameters() if p.grad is not None}
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_shares(window):
+@pytest.mark.parametrize("hidden", [0.0, 0.5])
+def test_the_loss_of_a_batch_is_the_mean_of_its_shares(window, hidden):
     denoiser = denoiser_of()
-    whole, whole_gradients = loss_and_gradients(denoiser, window, generators(6))
-    shares = [loss_and_gradients(denoiser, of_windows(window, slice(k, None, 2)), generators(6)[k::2]) for k in (0, 1)]
+
+    def of(rows):
+        return loss_and_gradients(denoiser, of_windows(window, rows), generators(6)[rows], hidden_types=hidden)
+
+    whole, whole_gradients = of(slice(None))
+    shares = [of(slice(k, None, 2)) for k in (0, 1)]
     torch.testing.assert_close(sum(loss for loss, _ in shares) / 2, whole, rtol=1e-5, atol=0)
     for name, gradient in whole_gradients.items():
         halves = sum(gradients[name] for _, gradients in shares) / 2
         torch.testing.assert_close(halves, gradient, rtol=1e-3, atol=1e-5 * gradient.abs().max().item() + 1e-7)
+
+
+def test_hidden_types_are_not_known_and_all_else_is_as_before(window):
+    """Other types in place of the hidden ones change nothing; half hidden is neither all nor none."""
+    denoiser, (features, *rest) = denoiser_of(), window
+    types = (features.residue_type + 1) % 20
+    glycine = RESIDUE_TYPES.index("GLY")  # has no C-beta: geometry, not type
+    types = torch.where((features.residue_type == glycine) | (types == glycine), features.residue_type, types)
+    other = replace(features, residue_type=types), *rest
+    assert (types != features.residue_type).any(-1).all()
+    losses = {}
+    for share in (0.0, 0.5, 1.0):
+        losses[share], gradients = loss_and_gradients(denoiser, window, generators(6), hidden_types=share)
+        assert bool(gradients["residues.residue_type.weight"].any()) == (share < 1)
+        same = torch.equal(losses[share], loss_and_gradients(denoiser, other, generators(6), hidden_types=share)[0])
+        assert same == (share == 1)
+    assert len({loss.item() for loss in losses.values()}) == 3
+    assert torch.equal(losses[0.0], loss_and_gradients(denoiser, window, generators(6))[0])
 
 
 @pytest.mark.parametrize("joint", [True, False])

@@ -1,6 +1,7 @@
 """Wells: Bayes' rule against drawn steps, and estimates that are exact where the odds are known."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -104,7 +105,7 @@ def test_who_turns_further_than_sixty_degrees_has_hopped():
 
 
 def windows(count, share, generator):
-    """Features, windows of two frames of two residues, strides; torsions hop in so many cases, none elsewhere."""
+    """Features, windows of two frames of two residues, strides, and which torsions hop: this share of them."""
     shape = (count, 2)
     end, index = torch.zeros(shape, dtype=torch.long), torch.arange(2).expand(shape)
     mask = torch.ones(*shape, 6, dtype=torch.bool)
@@ -117,6 +118,35 @@ def windows(count, share, generator):
     place = torch.tensor([[-0.19, 0, 0], [0.19, 0, 0]]).expand(count, 2, 2, 3)
     still = Rigid(torch.eye(3).expand(count, 2, 2, 3, 3), place)
     return features, Conformation(still, torsions, torch.full((count, 2, 2), 1.96)), torch.full((count, 2), 100.0), hops
+
+
+def last_frame_of(windows):
+    """A fresh denoiser's inputs but for the statics: the last frames of windows, noisy, and those before them."""
+    features, window, strides = windows
+    process, time = Process(ProcessConfig()), torch.full((len(strides), 1), 0.7)
+    levels = time, process.alpha(time), process.sigma(time)
+    noisy = process.perturb(window[:, 1:], *levels[1:], features, torch.Generator().manual_seed(1))
+    inputs = FrameInputs(noisy, window[:, :1], *levels, strides[:, 1:], torch.tensor([1]))
+    return context_inputs(window[:, :1], strides[:, :1], process), inputs
+
+
+def small_denoiser():
+    torch.manual_seed(0)
+    return Denoiser(NetworkConfig(blocks=1, width=16, pair_width=8, heads=2, query_points=1, value_points=1))
+
+
+def test_a_turn_by_a_period_is_none():
+    """Half a turn of an aromatic ring leaves it where it is; so does a small turn more."""
+    features, window, _, _ = windows(20, 0.0, torch.Generator().manual_seed(0))
+    odds = torch.full((20, 1, 2, 4), 5.0).masked_fill(~features.torsion_mask[:, None, :, 2:], 50.0)
+    half = torch.full_like(features.torsion_period, math.pi)
+    turned = window[:, 1:]
+    turned = Conformation(
+        turned.frames, wrap(turned.torsions + math.pi * features.torsion_mask[:, None]), turned.angles
+    )
+    staying = well_term(odds, window[:, :1], window[:, 1:], features)
+    torch.testing.assert_close(well_term(odds, window[:, :1], turned, replace(features, torsion_period=half)), staying)
+    assert well_term(odds, window[:, :1], turned, features) > 10 * staying
 
 
 def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
@@ -135,39 +165,26 @@ def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
 
 def test_training_teaches_the_share_of_hops():
     generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    denoiser = Denoiser(NetworkConfig(blocks=1, width=16, pair_width=8, heads=2, query_points=1, value_points=1))
+    denoiser = small_denoiser()
     denoiser.step_scales.fill_(0.3)
-    process = Process(ProcessConfig())
     optimizer = torch.optim.Adam(denoiser.parameters(), 0.02)
     for _ in range(120):
         *batch, _ = windows(64, 0.1, generator)
         optimizer.zero_grad()
-        denoising_loss(denoiser, process, *batch, generator)[0].backward()
+        denoising_loss(denoiser, Process(ProcessConfig()), *batch, generator)[0].backward()
         optimizer.step()
     features, window, strides, _ = windows(256, 0.1, generator)
-    end = torch.ones(256, 1)
-    levels = end, process.alpha(end), process.sigma(end)
-    noisy = process.perturb(window[:, 1:], *levels[1:], features, generator)
-    inputs = FrameInputs(noisy, window[:, :1], *levels, strides[:, 1:], torch.tensor([1]))
-    context = context_inputs(window[:, :1], strides[:, :1], process)
-    odds = denoiser(denoiser.statics(features, window[:, 0]), context, inputs)[2]
+    odds = denoiser(denoiser.statics(features, window[:, 0]), *last_frame_of((features, window, strides)))[2]
     stays = odds.sigmoid()[features.torsion_mask[:, None, :, 2:]].mean().item()
     assert 0.85 < stays < 0.95
 
 
 def test_odds_move_side_chains_only():
-    torch.manual_seed(0)
-    denoiser = Denoiser(NetworkConfig(blocks=1, width=16, pair_width=8, heads=2, query_points=1, value_points=1))
+    denoiser = small_denoiser()
     features, window, strides, _ = windows(3, 0.5, torch.Generator().manual_seed(0))
-    process, time = Process(ProcessConfig()), torch.full((3, 1), 0.7)
-    levels = time, process.alpha(time), process.sigma(time)
-    noisy = process.perturb(window[:, 1:], *levels[1:], features, torch.Generator().manual_seed(1))
-    inputs = FrameInputs(noisy, window[:, :1], *levels, strides[:, 1:], torch.tensor([1]))
-    context = context_inputs(window[:, :1], strides[:, :1], process)
 
     def estimate():
-        return denoiser(denoiser.statics(features, window[:, 0]), context, inputs)[0]
+        return denoiser(denoiser.statics(features, window[:, 0]), *last_frame_of((features, window, strides)))[0]
 
     before = estimate()
     torch.nn.init.normal_(denoiser.wells.bias)

@@ -166,6 +166,25 @@ def test_validation_data_are_not_trained_on(folder, tmp_path):
     assert [row["step"] for row in read_log(tmp_path / "run" / "validation.csv")] == ["1", "3"]
 
 
+def test_types_are_hidden_in_training_and_never_in_validation(folder, tmp_path):
+    logs = []
+    for share in (0.0, 0.9):
+        output = tmp_path / str(share)
+        settings = {
+            "model": ModelConfig(),
+            "start_from": "starmd-peptide",
+            "learning_rate": 1e-12,
+            "weight_decay": 0.0,
+            "validation_steps": 1,
+            "hidden_types": share,
+        }
+        train(config_of(folder, output, validation_sequences=("SVE",), **settings))
+        logs.append([[row["loss"] for row in read_log(output / name)] for name in ("train.csv", "validation.csv")])
+    (known, checked), (hidden, checked_too) = logs
+    assert known != hidden
+    assert [float(loss) for loss in checked] == pytest.approx([float(loss) for loss in checked_too], rel=1e-5)
+
+
 def test_one_of_two_trajectories_of_a_molecule_is_held_out(folder, tmp_path):
     data = tmp_path / "md"
     data.mkdir()

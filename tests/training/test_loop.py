@@ -341,6 +341,8 @@ def test_seeds_differ_in_every_part():
         {"learning_rate": math.nan},
         {"gradient_clip": -1.0},
         {"ema_decay": 1.0},
+        {"hidden_types": 1.0},
+        {"hidden_types": -0.1},
         {"stride_range": (100.0, 10.0)},
         {"precision": "16-mixed"},
         {"data": ()},
