@@ -9,7 +9,10 @@ paper size       the network of the STAR-MD paper (`network.config.paper`) with 
                  a denoising step (all of a frame over its calls of the network), the process's peak memory so far
 tetrapeptide     the embedded model, one thread: milliseconds a call of the network for one and for many replicas, and
                  the share of a jump (sampling, context copy, backmapping) that is spent outside the network
-cache            bytes of keys and values, of a smaller cache; they are proportional to residues and frames
+cache            bytes of keys and values
+plain MD         how many times as fast as plain MD of the same System (4 fs, native OBC2) on the same core, or GPU, by
+                 `throughput.py`: a tetrapeptide alone and many at a time; villin with jumps of 1 ns by an untrained
+                 network of the embedded model's size that makes small moves
 GPU              where there is one: a frame of the paper's proteins, half the context of a run behind it
 
 Goals and peers are those of the project; peers were timed by others or on other days and are context only. Cost against
@@ -31,6 +34,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from common import circumstances, parser, table, write
+from compare_md import molecule
+from throughput import CORES, MODES, bind, measure
 from torch.profiler import ProfilerActivity, profile
 
 from openmm_starmd import Propagator, load_model
@@ -48,6 +53,8 @@ GPU_PROTEINS = {
     51: (0.2, 0.02, 9.6),
     724: (1.5, 0.15, 17.3),
 }  # residues: goals of both samplers and the paper's time, s
+TIMES_MD, TIMES_MD_TOGETHER = (100, 50), (1500, 200)  # not relaxed, relaxed
+RELAXED = tuple(name for name, mode in MODES.items() if mode.relaxation and mode.workers == 1)
 PARTS = ("denoise", "encode", "conditions")  # of the network
 
 
@@ -174,6 +181,25 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
     return rows
 
 
+def against_md(options) -> dict[str, dict[str, float]]:
+    """Ratios to plain MD of one replica and of many, relaxed and not, beside what they should be at least."""
+    rows, platform = {}, "CUDA" if torch.cuda.is_available() else "CPU"
+    chosen = {"model": "starmd-peptide", "platform": platform, "threads": 1, "seed": options.seed}
+    chosen |= {"seconds": 2 * options.least, "frames": options.frames}
+    for name in options.molecules:
+        large = name == "villin"
+        stride, modes = (1000.0, RELAXED) if large else (STRIDE, ("no relaxation", *RELAXED))
+        what = molecule(name, SimpleNamespace(stride=stride, **chosen))
+        for replicas in (1,) if large else (1, options.replicas):
+            for mode, cell in measure(what, replicas, modes, SimpleNamespace(**chosen)):
+                goal = 1000 if large else (TIMES_MD if replicas == 1 else TIMES_MD_TOGETHER)[mode != "no relaxation"]
+                row = {"ns/day": cell["ns/day"], "x MD": cell["x MD"], "x MD, CPU time": cell["x MD, CPU time"]}
+                row |= {"goal": goal, "x MD / goal": cell["x MD"] / goal}
+                rows[f"{name}, stride {stride:g} ps, {replicas} replica(s), {mode}"] = row
+    bind(len(CORES))
+    return rows
+
+
 def cache_goal(model: StarMDModel) -> dict[str, Goal]:
     """Memory of keys and values at 1000 residues and 800 frames."""
     measured = copy.deepcopy(model.denoiser).to("meta").cache(1, 1000, 800).nbytes
@@ -296,6 +322,8 @@ def main() -> None:
     made.add_argument("--scan-residues", type=int, nargs="+", default=[10, 20, 39, 80, 150, 300])
     made.add_argument("--scan-frames", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     made.add_argument("--scan-replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    made.add_argument("--molecules", nargs="+", default=["DWGR", "villin"], help="that stand beside plain MD")
+    made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement beside plain MD")
     made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
     options = made.parse_args()
     options.samplers = dict(zip(("euler-maruyama", "ancestral"), options.steps, strict=True))
@@ -323,6 +351,8 @@ def main() -> None:
     goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
     rows = {name: goal.row() for name, goal in goals.items()}
     tell("Goals", table(rows, "setting"), goals=rows)
+    beside = against_md(options)
+    tell("Against plain MD, one thread", table(beside, "setting"), against_md=beside)
     found = scans(model, peptide, options)
     draw(found, options.output.with_suffix(".png"))
     costs = []

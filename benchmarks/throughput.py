@@ -3,8 +3,9 @@
     python benchmarks/throughput.py DWGR --output benchmarks/throughput
 
 Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded model, network on one thread: without
-relaxation, and with the default one (25 + 400 steps) by one and by two workers of a CPU thread each. Times begin when
-the window of context frames is full; start, minimisation and files of the beginning are not counted, all else is.
+relaxation, with the default one (25 + 400 steps) by one and by two workers of a CPU thread each, and with 50 steps of
+dynamics in place of 400. Times begin when the window of context frames is full; start, minimisation and files of the
+beginning are not counted, all else is.
 
 Just before a row, it measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
@@ -22,6 +23,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,11 +34,27 @@ from common import circumstances, parser, table, write
 from compare_md import TEMPERATURE, TIME_STEP, Molecule, molecule, new_simulation
 from openmm import LangevinMiddleIntegrator
 
-from openmm_starmd import rollout
+from openmm_starmd import Relaxation, rollout
 
-MODES = {"no relaxation": 0, "relaxed, 1 worker": 1, "relaxed, 2 workers": 2}
 SECONDS_A_DAY = 86400
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the replicas are relaxed, and by how many workers."""
+
+    relaxation: Relaxation | None = Relaxation()
+    workers: int = 1
+
+
+SHORT = Relaxation(dynamicsSteps=50)
+MODES = {
+    "no relaxation": Mode(None),
+    "relaxed": Mode(),
+    f"relaxed, {SHORT.dynamicsSteps} steps": Mode(SHORT),
+    "relaxed, 2 workers": Mode(workers=2),
+}
 
 
 def bind(n_cores: int):
@@ -64,9 +82,9 @@ def plain_md(what: Molecule, options) -> np.ndarray:
     return (clocks() - begin) / ((simulation.currentStep - 100) * TIME_STEP / 1000)
 
 
-def replicas_of_rollout(what: Molecule, replicas: int, workers: int, options) -> np.ndarray:
-    """Wall and CPU seconds a nanosecond of all replicas together; without workers there is no relaxation."""
-    bind(max(1, workers))
+def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> np.ndarray:
+    """Wall and CPU seconds a nanosecond of all replicas together."""
+    bind(mode.workers)
     warm, timed, stamps = what.model.config.context_frames, max(2, math.ceil(options.frames / replicas)), []
     with TemporaryDirectory() as folder:
         rollout(
@@ -78,8 +96,9 @@ def replicas_of_rollout(what: Molecule, replicas: int, workers: int, options) ->
             n_replicas=replicas,
             seed=options.seed,
             output=folder,
-            system=what.system if workers else None,
-            workers=max(1, workers),
+            system=what.system if mode.relaxation else None,
+            relaxation=mode.relaxation or Relaxation(),
+            workers=mode.workers,
             max_retries=50,
             progress=lambda frames: stamps.append(clocks()),
         )
@@ -97,7 +116,7 @@ def measure(what: Molecule, replicas: int, modes: Iterable[str], options) -> Ite
             "frames/s": 1000 / (what.stride * seconds[0]),
             "ns/day": SECONDS_A_DAY / seconds[0],
             "MD beside it, ns/day": SECONDS_A_DAY / float(md[0]),
-            "x MD": ratio[0] / max(1, MODES[mode]),
+            "x MD": ratio[0] / MODES[mode].workers,
             "x MD, CPU time": ratio[1],
             "CPU ms a frame": seconds[1] * what.stride,
         }

@@ -136,13 +136,14 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
 
 
-TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
+TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --molecules GAG --frames 2 --least 0.01 "
+TINY += "--scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")
 def test_speed_prints_every_figure(run, script, tmp_path):
     stem = tmp_path / "speed"
-    run("speed", *TINY.split(), "--threads", 1, "--least", 0.01, "--output", stem)
+    run("speed", *TINY.split(), "--threads", 1, "--output", stem)
     text, written = read(stem)
     goals, phases = written["results"]["goals"], written["results"]["phases"]
     frame, step = (
@@ -156,6 +157,11 @@ def test_speed_prints_every_figure(run, script, tmp_path):
         parts = [row[f"{name} (ms)"] for name in ("denoise", "encode", "conditions")]
         assert row["outside the network"] == pytest.approx(1 - sum(parts) / row["jump (ms)"])
         assert parts[0] == pytest.approx(row["call of the network (ms)"] * 20 / (1 + (row is phases["2 replica(s)"])))
+    beside = written["results"]["against_md"]
+    ways = ("no relaxation", "relaxed", "relaxed, 50 steps")
+    assert list(beside) == [f"GAG, stride 100 ps, {replicas} replica(s), {way}" for replicas in (1, 2) for way in ways]
+    for row in beside.values():
+        assert row["x MD"] > 0 and (row["goal"] is None) == (row["x MD / goal"] is None)
     assert stem.with_suffix(".png").stat().st_size > 0
     assert script("speed").exponent([1, 2, 4, 8], [9.0, 2.0, 8.0, 32.0]) == pytest.approx(2)
 
@@ -324,10 +330,10 @@ def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypa
     module = run("throughput", *words)
     text, written = read(tmp_path / "out")
     rows = written["results"]
-    assert list(rows) == ["1", "2"] and text.count("\n## ") == 3
+    assert list(rows) == ["1", "2"] and text.count("\n## ") == len(module.MODES)
     for row in rows.values():
-        for mode, workers in module.MODES.items():
-            cell, cores = row[mode], max(1, workers)
+        for name, mode in module.MODES.items():
+            cell, cores = row[name], mode.workers
             day = cell["frames/s"] * 0.1 * 86400
             assert cell["ns/day"] == pytest.approx(day)
             assert cell["x MD"] == pytest.approx(day / cell["MD beside it, ns/day"] / cores)
