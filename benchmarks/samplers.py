@@ -33,11 +33,12 @@ from openmm_starmd.protein.validity import STRAINED, check_positions
 
 STRIDE = 100.0  # ps
 REFERENCE = "ancestral 200"
-ROWS = [REFERENCE, *(f"ancestral {n}" for n in (5, 10, 15, 20, 25, 50))]
+ROWS = [REFERENCE, "euler-maruyama 200", *(f"ancestral {n}" for n in (5, 10, 15, 20, 25, 50))]
 ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15, 20, 25)]
 ROWS += [f"ancestral 15 churn {c}" for c in (0.0, 0.5, 1.5, 2.0)] + [f"ancestral 15 grid {g}" for g in (0.7, 1.4)]
 ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 1.5", "grid 0.7", "grid 1.4")]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
+COLOURS = {"ancestral": "tab:blue", "multistep": "tab:orange", "euler-maruyama": "tab:green"}
 N_RESAMPLES = 100
 
 
@@ -90,10 +91,11 @@ def draw(rows: dict[str, dict], path: Path):
     """Scores against calls of the network, the interval of the reference as a band."""
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), layout="constrained")
     for ax, name in zip(axes.flat, SCORES, strict=True):
-        for kind, colour in (("ancestral", "tab:blue"), ("multistep", "tab:orange")):
+        for kind, colour in COLOURS.items():
             of_kind = {label: (row["calls"], row[name]) for label, row in rows.items() if label.startswith(kind)}
             plain = [point for label, point in of_kind.items() if len(label.split()) == 2]
-            ax.plot(*np.array(sorted(plain)).T, "o-", color=colour, label=kind)
+            if plain:
+                ax.plot(*np.array(sorted(plain)).T, "o-", color=colour, label=kind)
             varied = [point for label, point in of_kind.items() if len(label.split()) > 2]
             if varied:
                 ax.plot(*np.array(varied).T, "x", color=colour, label=f"{kind}, churn or grid varied")

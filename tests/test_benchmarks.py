@@ -104,10 +104,12 @@ def test_compare_md_times_every_way(run, peptides, tmp_path):
     run("compare_md", "SVA", "GAGAGAGAG", "--minutes", 0, "--replicas", 2, "--reference", peptides, "--output", stem)
     text, written = read(stem)
     inside, outside = written["results"]["SVA"], written["results"]["GAGAGAGAG"]
-    assert list(inside) == ["MD", "StarMDIntegrator", "StarMDIntegrator, no relaxation", "Propagator, 2 replicas"]
-    for row, interval in zip(inside.values(), (10, 100, 100, 100), strict=True):
+    ways = ("StarMDIntegrator", "StarMDIntegrator, 50 steps", "StarMDIntegrator, no relaxation")
+    assert list(inside) == ["MD", *ways, "Propagator, 2 replicas"]
+    for row, interval in zip(inside.values(), (10, *4 * [100]), strict=True):
         assert row["ns/day"] == pytest.approx(row["frames"] * interval / 1000 / row["wall time (s)"] * 86400)
-    jump = inside["StarMDIntegrator"]
+    jump, short = inside["StarMDIntegrator"], inside["StarMDIntegrator, 50 steps"]
+    assert short["relaxation (ms)"] < jump["relaxation (ms)"]
     phases = sum(jump[f"{phase} (ms)"] for phase in ("network", "backmapping", "relaxation", "other"))
     assert phases == pytest.approx(1000 * jump["wall time (s)"] / jump["frames"], rel=0.1)
     assert inside["StarMDIntegrator, no relaxation"]["relaxation (ms)"] < 0.1 * jump["relaxation (ms)"]
