@@ -5,8 +5,9 @@
 Settings
 --------
 paper size       the network of the STAR-MD paper (`network.config.paper`) with random weights, behind a full window of
-                 context frames: seconds a frame with the reference sampler of many steps and with a short one, seconds
-                 a denoising step (all of a frame over its calls of the network), the process's peak memory so far
+                 context frames: seconds a frame with the reference sampler of many steps and with a short one (that in
+                 bfloat16, too), seconds a denoising step (all of a frame over its calls of the network), the process's
+                 peak memory so far
 tetrapeptide     the embedded model, one thread: milliseconds a call of the network for one and for many replicas, and
                  the share of a jump (sampling, context copy, backmapping) that is spent outside the network
 cache            bytes of keys and values
@@ -28,6 +29,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -41,7 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from openmm_starmd import Propagator, load_model
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import Domain, StarMDModel
-from openmm_starmd.network.config import paper
+from openmm_starmd.network.config import PRECISIONS, paper
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
@@ -146,10 +148,11 @@ def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) ->
 
 
 def paper_frame(
-    model: StarMDModel, n: int, context: int, sampler: str, steps: int, least: float
+    model: StarMDModel, n: int, context: int, sampler: str, steps: int, least: float, precision: str = "32-true"
 ) -> tuple[float, float]:
     """Seconds a frame, and a denoising step."""
-    chosen = StarMDModel(model.denoiser, replace(model.config, sampler=sampler), model.domain)
+    config = replace(model.config, sampler=sampler, precision=precision)
+    chosen = StarMDModel(model.denoiser, config, model.domain)
     features, start = chain(n, 1, model.device)
     jump = Jump(chosen, SimpleNamespace(features=features, n_residues=n), start, context, denoising_steps=steps)
     jump.propagator._context_cache(jump.history)  # that of a run holds all but the last frame already
@@ -162,10 +165,12 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
     rows = {}
     if model.device.type == "cuda":
         for n, (reference, short, peer) in GPU_PROTEINS.items():
-            for (name, steps), goal in zip(options.samplers.items(), (reference, short), strict=True):
-                frame, _ = paper_frame(model, n, 40, name, steps, options.least)
-                first = name == next(iter(options.samplers))
-                rows[f"{n} residues, {name} {steps}, s a frame"] = Goal(frame, goal, peer if first else math.nan)
+            goals = (reference, peer), (short, math.nan)
+            for ((name, steps), goal), precision in product(
+                zip(options.samplers.items(), goals, strict=True), PRECISIONS
+            ):
+                frame, _ = paper_frame(model, n, 40, name, steps, options.least, precision)
+                rows[f"{n} residues, {name} {steps}, {precision}, s a frame"] = Goal(frame, *goal)
         return rows
     known = {39: (0.045, 0.8, 0.042, 8.5), 58: (0.045 * 58 / 39, 1.5, math.nan, 14.0)}
     for n in options.residues:
@@ -176,6 +181,8 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
             rows[f"paper size, {n} residues, {name} {steps}, s a frame"] = goal
             if not k:
                 rows[f"paper size, {n} residues, s a denoising step"] = Goal(step, step_goal, peer_step)
+        frame, _ = paper_frame(model, n, options.context, name, steps, options.least, "bf16-mixed")
+        rows[f"paper size, {n} residues, {name} {steps}, bf16-mixed, s a frame"] = Goal(frame, short_goal)
         memory_of_peer = 785.0 if n == 39 else math.nan
         rows[f"paper size, {n} residues, peak memory, MiB"] = Goal(peak_memory(), 1024.0, memory_of_peer)
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -97,10 +98,12 @@ class Propagator:
         times = self.sampler.times().to(last.angles)[None]
         index = torch.tensor([history.n_frames], device=times.device)
         levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
-        conditions = denoiser.conditions(statics, last.map(lambda x: x[:, None]), *levels, index)
+        with self._precision():
+            conditions = denoiser.conditions(statics, last.map(lambda x: x[:, None]), *levels, index)
 
         def denoise(noisy: Conformation, k: int) -> Displacement:
-            way = denoiser.denoise(conditions.at(k), noisy.map(lambda x: x[:, None]), cache)
+            with self._precision():
+                way = denoiser.denoise(conditions.at(k), noisy.map(lambda x: x[:, None]), cache)
             return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
 
         noise = self._prior(last, generator)
@@ -126,6 +129,12 @@ class Propagator:
         )
         return _shifted(copy, conformation.frames.translations.mean(-2, keepdim=True))
 
+    def _precision(self):
+        """Context in which the network computes."""
+        if self.model.config.precision == "32-true":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
     def _features(self, batch: int):
         return self.tokens.features.to(self.model.device).expand(batch)
 
@@ -148,17 +157,23 @@ class Propagator:
         """
         batch, frames, n = history.conformations.shape
         if self._reference is not history.reference:
-            self._statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
+            with self._precision():
+                statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
+            self._statics = statics
             self._reference, self._cached = history.reference, None
         inputs, lasting = self._context_inputs(history), self._sinks if history.dropped else frames
         cache = self._known_part(history, lasting)
         for k in range(cache.n_frames, lasting):
-            cache = self.model.denoiser.encode(self._statics, inputs.frame(k), cache)
+            cache = self._encoded(inputs.frame(k), cache)
         self._cached = history, cache
         at_once = max(1, PAIRS_AT_ONCE // (batch * n**2))
         for k in range(lasting, frames, at_once):
-            cache = self.model.denoiser.encode(self._statics, inputs.frames(k, k + at_once), cache)
+            cache = self._encoded(inputs.frames(k, k + at_once), cache)
         return cache
+
+    def _encoded(self, inputs: FrameInputs, cache: KVCache) -> KVCache:
+        with self._precision():
+            return self.model.denoiser.encode(self._statics, inputs, cache)
 
     def _context_inputs(self, history: History) -> FrameInputs:
         """The window as the network gets it; behind the sinks it begins anew if frames have left from there."""

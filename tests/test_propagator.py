@@ -28,6 +28,7 @@ CONFIGS = {
     ),
     "sinks": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, sink_frames=1),
     "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
+    "bf16-mixed": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, precision="bf16-mixed"),
 }
 
 
@@ -260,6 +261,25 @@ def test_a_window_without_room_behind_the_sinks_is_refused(peptide):
         Propagator(with_sinks(tokens, 2, 3).model, tokens, 100.0, 300.0, context_frames=2)
     with pytest.raises(ValueError, match="less than context_frames = 3, not 3"):
         replace(CONFIGS["sinks"], sink_frames=3)
+
+
+def test_bfloat16_moves_a_jump_by_less_than_its_noise(peptide):
+    tokens, start = peptide
+    model = model_of(CONFIGS["peptide"])
+    half = StarMDModel(model.denoiser, CONFIGS["bf16-mixed"], model.domain)
+    full, mixed = (
+        p.step(p.start(batch_of(start, 8)), [torch.Generator().manual_seed(k) for k in range(8)])
+        for p in (propagator_of(model, tokens), propagator_of(half, tokens))
+    )
+    assert not equal(full, mixed)
+    assert mixed.angles.dtype == mixed.torsions.dtype == mixed.frames.rotations.dtype == torch.float32
+    turned = (full.torsions - mixed.torsions).remainder(2 * torch.pi)
+    assert torch.minimum(turned, 2 * torch.pi - turned).median() < 0.02
+    assert (full.frames.translations - mixed.frames.translations).abs().median() < 1e-3
+    moved = (full.frames.translations - start.frames.translations).abs().median()
+    assert moved > 5e-3
+    identity = mixed.frames.rotations @ mixed.frames.rotations.mT
+    torch.testing.assert_close(identity, torch.eye(3).expand_as(identity), atol=1e-5, rtol=0)
 
 
 def test_a_foreign_history_is_refused(setting):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 SAMPLERS = "ancestral", "multistep", "euler-maruyama"
+PRECISIONS = "32-true", "bf16-mixed"
 
 
 def _require(condition: bool, message: str) -> None:
@@ -125,6 +126,9 @@ class ModelConfig:
         Default number of denoising steps.
     sampler : {"ancestral", "multistep", "euler-maruyama"}
         Default sampler.
+    precision : {"32-true", "bf16-mixed"}
+        How the network computes where it is used (training has its own setting): in float32, or its larger products in
+        bfloat16 and all geometry in float32.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -132,6 +136,7 @@ class ModelConfig:
     context_frames: int = 3
     denoising_steps: int = 20
     sampler: str = "ancestral"
+    precision: str = "32-true"
     sink_frames: int = field(default=0, repr=False)
 
     def __post_init__(self):
@@ -145,6 +150,10 @@ class ModelConfig:
         _require(
             self.sampler in SAMPLERS,
             f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.",
+        )
+        _require(
+            self.precision in PRECISIONS,
+            f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.",
         )
         _require(
             self.network.parameterization == "plain" or self.process.schedule == "geometric",

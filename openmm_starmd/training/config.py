@@ -9,7 +9,7 @@ from pathlib import Path
 
 from openmm_starmd.diffusion.loss import LossWeights
 from openmm_starmd.network import config as presets
-from openmm_starmd.network.config import ModelConfig
+from openmm_starmd.network.config import PRECISIONS, ModelConfig
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.training import toml
 from openmm_starmd.training.sources import Source, source_from_table
@@ -126,8 +126,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         if not 0 < self.stride_range[0] <= self.stride_range[1]:
             raise ValueError(f"stride_range must satisfy 0 < least <= greatest, not {self.stride_range}.")
-        if self.precision not in ("32-true", "bf16-mixed"):
-            raise ValueError(f'precision must be "32-true" or "bf16-mixed", not {self.precision!r}.')
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.")
         if self.strategy not in ("auto", "ddp"):
             raise ValueError(f'strategy must be "auto" or "ddp", not {self.strategy!r}.')
         if self.patience and not (self.validation_sequences or self.validation_data):
