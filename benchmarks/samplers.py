@@ -33,8 +33,8 @@ from openmm_starmd.protein.validity import STRAINED, check_positions
 
 STRIDE = 100.0  # ps
 REFERENCE = "ancestral 200"
-ROWS = [REFERENCE, "euler-maruyama 200", *(f"ancestral {n}" for n in (5, 10, 15, 20, 25, 50))]
-ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15, 20, 25)]
+ROWS = [REFERENCE, "euler-maruyama 200", *(f"ancestral {n}" for n in (1, 2, 3, 4, 5, 8, 10, 12, 15, 20, 25, 50))]
+ROWS += [f"multistep {n}" for n in (3, 4, 5, 8, 10, 12, 15, 20, 25)]
 ROWS += [f"ancestral 15 churn {c}" for c in (0.0, 0.5, 1.5, 2.0)] + [f"ancestral 15 grid {g}" for g in (0.7, 1.4)]
 ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 1.5", "grid 0.7", "grid 1.4")]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
