@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -77,6 +78,7 @@ class Propagator:
         self._reference: Conformation | None = None
         self._statics: Statics | None = None
         self._cached: tuple[History, KVCache] | None = None
+        self._compiled: tuple[int, Callable] | None = None
 
     def start(self, conformation: Conformation, time: float = 0.0) -> History:
         """History of one conformation (B, N), at ``time`` ps; it is the reference structure of the run."""
@@ -93,7 +95,7 @@ class Propagator:
         generator : torch.Generator or one for each replica
         """
         denoiser, process = self.model.denoiser, self.model.process
-        cache = self._context_cache(history)
+        cache, call = self._context_cache(history), self._call(history)
         statics, last = self._statics, _centred(history.last)
         times = self.sampler.times().to(last.angles)[None]
         index = torch.tensor([history.n_frames], device=times.device)
@@ -103,7 +105,7 @@ class Propagator:
 
         def denoise(noisy: Conformation, k: int) -> Displacement:
             with self._precision():
-                way = denoiser.denoise(conditions.at(k), noisy.map(lambda x: x[:, None]), cache)
+                way = call(conditions.at(k), noisy.map(lambda x: x[:, None]), cache)
             return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
 
         noise = self._prior(last, generator)
@@ -128,6 +130,16 @@ class Propagator:
             _centred(conformation), self._features(len(conformation.angles)), generator
         )
         return _shifted(copy, conformation.frames.translations.mean(-2, keepdim=True))
+
+    def _call(self, history: History) -> Callable:
+        """The denoiser's call; compiled, if the model is, for full windows of the first batch that has one."""
+        batch, frames, _ = history.conformations.shape
+        eager = self.model.denoiser.denoise
+        if not self.model.is_compiled or frames < self.context_frames:
+            return eager
+        if self._compiled is None:
+            self._compiled = batch, torch.compile(eager, dynamic=False)
+        return self._compiled[1] if batch == self._compiled[0] else eager
 
     def _precision(self):
         """Context in which the network computes."""

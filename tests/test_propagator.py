@@ -1,6 +1,7 @@
 """One learned step for B replicas: reproducible, equivariant, resumable."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from openmm_starmd.network import attention
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, ProcessConfig
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.errors import HistoryError
+from openmm_starmd.protein.errors import HistoryError, StarMDError
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -261,6 +262,44 @@ def test_a_window_without_room_behind_the_sinks_is_refused(peptide):
         Propagator(with_sinks(tokens, 2, 3).model, tokens, 100.0, 300.0, context_frames=2)
     with pytest.raises(ValueError, match="less than context_frames = 3, not 3"):
         replace(CONFIGS["sinks"], sink_frames=3)
+
+
+@pytest.fixture
+def translations(monkeypatch):
+    """Functions that were given to torch.compile, which traces them but needs no C++ compiler here."""
+    given, compile_ = [], partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: given.append(function) or compile_(function, **options)
+    )
+    return given
+
+
+def test_compiled_equals_eager(peptide, translations):
+    """Behind full windows of the first batch; other batches and growing windows are not translated."""
+    tokens, start = peptide
+    model = model_of(CONFIGS["peptide"])
+    compiled, eager = (propagator_of(m, tokens, context_frames=2) for m in (model.compiled().on("cpu"), model))
+    translations.clear()
+    history = eager.start(batch_of(start, 2))
+    for k in range(4):
+        expected, found = (p.step(history, torch.Generator().manual_seed(k)) for p in (eager, compiled))
+        torch.testing.assert_close(found.angles, expected.angles, atol=2e-5, rtol=0)
+        torch.testing.assert_close(found.torsions.sin(), expected.torsions.sin(), atol=2e-4, rtol=0)
+        torch.testing.assert_close(found.frames.rotations, expected.frames.rotations, atol=2e-4, rtol=0)
+        history = eager.extend(history, expected, torch.Generator().manual_seed(k))
+        assert len(translations) == (k > 0)
+    one = history.replicas([1])
+    assert equal(*(p.step(one, torch.Generator().manual_seed(9)) for p in (eager, compiled)))
+    assert len(translations) == 1
+
+
+def test_without_a_compiler_the_error_says_so(peptide, monkeypatch):
+    def broken(function, **options):
+        raise RuntimeError("no C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(StarMDError, match=r"does not work here \(no C\+\+ compiler found\)\. Install"):
+        model_of(CONFIGS["peptide"]).compiled()
 
 
 def test_bfloat16_moves_a_jump_by_less_than_its_noise(peptide):

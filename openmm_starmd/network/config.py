@@ -136,8 +136,8 @@ class ModelConfig:
     context_frames: int = 3
     denoising_steps: int = 20
     sampler: str = "ancestral"
-    precision: str = "32-true"
     sink_frames: int = field(default=0, repr=False)
+    precision: str = field(default="32-true", repr=False)
 
     def __post_init__(self):
         _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
