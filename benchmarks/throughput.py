@@ -22,7 +22,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,10 +42,11 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 @dataclass(frozen=True)
 class Mode:
-    """How the replicas are relaxed, and by how many workers."""
+    """How the replicas are relaxed, by how many workers, and whether the network is compiled."""
 
     relaxation: Relaxation | None = Relaxation()
     workers: int = 1
+    compiled: bool = False
 
 
 SHORT = Relaxation(dynamicsSteps=50)
@@ -85,10 +86,12 @@ def plain_md(what: Molecule, options) -> np.ndarray:
 def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> np.ndarray:
     """Wall and CPU seconds a nanosecond of all replicas together."""
     bind(mode.workers)
-    warm, timed, stamps = what.model.config.context_frames, max(2, math.ceil(options.frames / replicas)), []
+    model = what.model.compiled() if mode.compiled else what.model
+    warm, timed, stamps = model.config.context_frames, max(2, math.ceil(options.frames / replicas)), []
+    warm += mode.compiled  # the first step behind a full window compiles
     with TemporaryDirectory() as folder:
         rollout(
-            what.model,
+            model,
             what.topology,
             what.positions,
             stride=what.stride,
@@ -105,23 +108,23 @@ def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> n
     return (stamps[-1] - stamps[warm - 1]) / (replicas * timed * what.stride / 1000)
 
 
-def measure(what: Molecule, replicas: int, modes: Iterable[str], options) -> Iterator[tuple[str, dict[str, float]]]:
+def measure(what: Molecule, replicas: int, modes: dict[str, Mode], options) -> Iterator[tuple[str, dict[str, float]]]:
     """For each mode what the columns say, but the ratio to the first row."""
     bind(1)
     md = plain_md(what, options)
-    for mode in modes:
-        seconds = replicas_of_rollout(what, replicas, MODES[mode], options)
+    for name, mode in modes.items():
+        seconds = replicas_of_rollout(what, replicas, mode, options)
         ratio, seconds = (md / seconds).tolist(), seconds.tolist()
         cell = {
             "frames/s": 1000 / (what.stride * seconds[0]),
             "ns/day": SECONDS_A_DAY / seconds[0],
             "MD beside it, ns/day": SECONDS_A_DAY / float(md[0]),
-            "x MD": ratio[0] / MODES[mode].workers,
+            "x MD": ratio[0] / mode.workers,
             "x MD, CPU time": ratio[1],
             "CPU ms a frame": seconds[1] * what.stride,
         }
-        print(f"B = {replicas}, {mode}:", {name: f"{value:.4g}" for name, value in cell.items()}, flush=True)
-        yield mode, cell
+        print(f"B = {replicas}, {name}:", {name: f"{value:.4g}" for name, value in cell.items()}, flush=True)
+        yield name, cell
 
 
 def tables(rows: dict[str, dict]) -> dict[str, str]:
@@ -172,9 +175,9 @@ def main() -> None:
     what = molecule(options.sequence, options)
     for replicas in options.replicas:
         row = rows.setdefault(str(replicas), {})
-        left = [mode for mode in MODES if mode not in row]
-        for mode, cell in measure(what, replicas, left, options) if left else ():
-            row[mode] = cell
+        left = {name: mode for name, mode in MODES.items() if name not in row}
+        for name, cell in measure(what, replicas, left, options) if left else ():
+            row[name] = cell
             write(options.output, "Throughput of many replicas", facts, tables(rows), rows)
     bind(len(CORES))
     draw(rows, options.output.with_suffix(".png"))

@@ -143,7 +143,8 @@ TINY += "--scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")
-def test_speed_prints_every_figure(run, script, tmp_path):
+def test_speed_prints_every_figure(run, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # in place of minutes
     stem = tmp_path / "speed"
     run("speed", *TINY.split(), "--threads", 1, "--output", stem)
     text, written = read(stem)
@@ -160,7 +161,7 @@ def test_speed_prints_every_figure(run, script, tmp_path):
         assert row["outside the network"] == pytest.approx(1 - sum(parts) / row["jump (ms)"])
         assert parts[0] == pytest.approx(row["call of the network (ms)"] * 20 / (1 + (row is phases["2 replica(s)"])))
     beside = written["results"]["against_md"]
-    ways = ("no relaxation", "relaxed", "relaxed, 50 steps")
+    ways = ("no relaxation", "relaxed", "relaxed, 50 steps", "no relaxation, compiled", "relaxed, 50 steps, compiled")
     assert list(beside) == [f"GAG, stride 100 ps, {replicas} replica(s), {way}" for replicas in (1, 2) for way in ways]
     for row in beside.values():
         assert row["x MD"] > 0 and (row["goal"] is None) == (row["x MD / goal"] is None)
