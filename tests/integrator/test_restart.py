@@ -51,11 +51,12 @@ def test_a_window_with_sinks_continues_bit_for_bit(new_simulation, tiny_model, s
     assert [window.times.tolist() for window in seen] == [[0.0, 300.0, 400.0], [0.0, 400.0, 500.0]]
 
 
-def test_settings_without_sinks_have_the_identity_that_they_had_before_there_were_any(tiny_model, peptide):
+@pytest.mark.parametrize("change", [{"sink_frames": 1}, {"precision": "bf16-mixed"}])
+def test_newer_settings_left_alone_keep_the_identity_that_there_was_before_them(tiny_model, peptide, change):
     tokens, config = ResidueTokens.from_topology(peptide[0]), tiny_model.config
-    sinks = StarMDModel(tiny_model.denoiser, replace(config, sink_frames=1), tiny_model.domain)
+    other = StarMDModel(tiny_model.denoiser, replace(config, **change), tiny_model.domain)
     assert repr(config).endswith(f"denoising_steps={config.denoising_steps}, sampler={config.sampler!r})")
-    assert identityOf(tiny_model, tokens) != identityOf(sinks, tokens)
+    assert identityOf(tiny_model, tokens) != identityOf(other, tokens)
 
 
 def test_the_history_matters(new_simulation, snapshot, tmp_path):
