@@ -7,12 +7,15 @@ without relaxation, and is scored as in `quality.py`; means over the peptides. T
 with many steps: beside it stands the 95 % interval that resampling its replicas gives, and a row whose score lies
 within is as good. "outside" counts the scores that do not.
 
-Rows are named by sampler and steps, and by churn or time grid where these are not the sampler's own.
+Rows are named by sampler and steps, and by churn or time grid where these are not the sampler's own. A call that was
+stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,12 +37,14 @@ from openmm_starmd.protein.validity import STRAINED, check_positions
 STRIDE = 100.0  # ps
 REFERENCE = "ancestral 200"
 ROWS = [REFERENCE, "euler-maruyama 200", *(f"ancestral {n}" for n in (1, 2, 3, 4, 5, 8, 10, 12, 15, 20, 25, 50))]
-ROWS += [f"multistep {n}" for n in (3, 4, 5, 8, 10, 12, 15, 20, 25)]
+ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15)]
+ROWS += [f"multistep {n} churn 1.0" for n in (3, 4, 5, 8, 10, 12, 15, 20, 25)]
 ROWS += [f"ancestral 15 churn {c}" for c in (0.0, 0.5, 1.5, 2.0)] + [f"ancestral 15 grid {g}" for g in (0.7, 1.4)]
-ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 1.5", "grid 0.7", "grid 1.4")]
+ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 2.0", "churn 1.0 grid 0.7", "churn 1.0 grid 1.4")]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
 COLOURS = {"ancestral": "tab:blue", "multistep": "tab:orange", "euler-maruyama": "tab:green"}
 N_RESAMPLES = 100
+FEW = 4  # calls
 
 
 def with_sampler(model: StarMDModel, name: str, steps: int) -> StarMDModel:
@@ -88,8 +93,8 @@ def intervals(peptides: list[Sampled], seed: int) -> dict[str, tuple[float, floa
 
 
 def draw(rows: dict[str, dict], path: Path):
-    """Scores against calls of the network, the interval of the reference as a band."""
-    figure, axes = plt.subplots(2, 3, figsize=(10, 5.5), layout="constrained")
+    """Scores against calls of the network, the interval of the reference as a band; what lies far off is cut off."""
+    figure, axes = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
     for ax, name in zip(axes.flat, SCORES, strict=True):
         for kind, colour in COLOURS.items():
             of_kind = {label: (row["calls"], row[name]) for label, row in rows.items() if label.startswith(kind)}
@@ -100,8 +105,11 @@ def draw(rows: dict[str, dict], path: Path):
             if varied:
                 ax.plot(*np.array(varied).T, "x", color=colour, label=f"{kind}, churn or grid varied")
         ax.axhspan(rows["low"][name], rows["high"][name], color="0.85", label=f"95 % of {REFERENCE}")
+        shown = [row[name] for row in rows.values() if row.get("calls", math.inf) >= FEW] + [rows["low"][name]]
+        margin = 0.1 * (max(shown) - min(shown)) or 0.1
         ax.set(xscale="log", xlabel="network calls a frame", title=name)
-    axes[0, 0].legend()
+        ax.set(ylim=(min(shown) - margin, max(shown) + margin))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -131,8 +139,14 @@ def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict
     def sampled(model: StarMDModel) -> list[Sampled]:
         return [Sampled(j, r, model, options) for j, r in zip(judges, references, strict=True)]
 
-    rows = {}
-    for label in options.rows:
+    known, rows = options.output.with_suffix(".json"), {}
+    if known.exists():
+        before = json.loads(known.read_text())
+        if before["settings"]["command"] != facts["command"]:
+            raise SystemExit(f"{known} was made with {before['settings']['command']}; name another --output.")
+        rows = before["results"]
+        limits = {name: (rows["low"][name], rows["high"][name]) for name in SCORES}
+    for label in (label for label in options.rows if label not in rows):
         peptides, more = sample(label, sampled)
         scores = mean_scores(peptides)
         if not rows:

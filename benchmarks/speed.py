@@ -330,7 +330,7 @@ def main() -> None:
     made.set_defaults(threads=2)
     made.add_argument("--residues", type=int, nargs="+", default=[39, 58], help="of the proteins of paper size")
     made.add_argument("--context", type=int, default=8, help="context frames behind them")
-    made.add_argument("--steps", type=int, nargs=2, default=[200, 20], help="of the reference and of the short sampler")
+    made.add_argument("--steps", type=int, nargs=2, default=[200, 10], help="of the reference and of the short sampler")
     made.add_argument("--replicas", type=int, default=32, help="of the tetrapeptide")
     made.add_argument("--scan-residues", type=int, nargs="+", default=[10, 20, 39, 80, 150, 300])
     made.add_argument("--scan-frames", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
@@ -339,7 +339,7 @@ def main() -> None:
     made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement beside plain MD")
     made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
     options = made.parse_args()
-    options.samplers = dict(zip(("euler-maruyama", "ancestral"), options.steps, strict=True))
+    options.samplers = dict(zip(("euler-maruyama", "multistep"), options.steps, strict=True))
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = circumstances(device=device, context=f"{options.context} frames")

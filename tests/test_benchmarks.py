@@ -16,6 +16,7 @@ from scipy.signal import lfilter
 pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.evaluation import ensemble, kinetics  # noqa: E402
+from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402
 from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
@@ -156,10 +157,13 @@ def test_speed_prints_every_figure(run, script, tmp_path, monkeypatch):
     memory = goals["cache, 1000 residues, 800 frames, GB"]
     assert memory["measured"] == pytest.approx(2 * 8 * 1000 * 800 * 256 * 2 / 1e9)
     assert memory["measured / goal"] == pytest.approx(memory["measured"] / memory["goal"])
+    calls = load_model("starmd-peptide", "cpu").config.denoising_steps
     for row in phases.values():
         parts = [row[f"{name} (ms)"] for name in ("denoise", "encode", "conditions")]
         assert row["outside the network"] == pytest.approx(1 - sum(parts) / row["jump (ms)"])
-        assert parts[0] == pytest.approx(row["call of the network (ms)"] * 20 / (1 + (row is phases["2 replica(s)"])))
+        assert parts[0] == pytest.approx(
+            row["call of the network (ms)"] * calls / (1 + (row is phases["2 replica(s)"]))
+        )
     beside = written["results"]["against_md"]
     ways = ("no relaxation", "relaxed", "relaxed, 50 steps", "no relaxation, compiled", "relaxed, 50 steps, compiled")
     assert list(beside) == [f"GAG, stride 100 ps, {replicas} replica(s), {way}" for replicas in (1, 2) for way in ways]
@@ -301,7 +305,7 @@ def test_quality_asks_no_stride_that_the_model_does_not_know(script):
     assert script("quality").consistency(None, model, None, options) == {}
 
 
-def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
+def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path, monkeypatch):
     words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2", "multistep 2 churn 0.5"]
     module = run("samplers", *words, "--output", tmp_path / "out")
     _, written = read(tmp_path / "out")
@@ -316,6 +320,11 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
     inside = [rows["low"][name] <= few[name] <= rows["high"][name] for name in module.SCORES]
     assert few["outside"] == inside.count(False)
     assert (tmp_path / "out.png").stat().st_size > 1000
+    monkeypatch.setattr(module, "Sampled", lambda *whatever: 1 / 0)
+    run("samplers", *words, "--output", tmp_path / "out")
+    assert read(tmp_path / "out")[1]["results"] == rows
+    with pytest.raises(SystemExit, match="was made with"):
+        run("samplers", *words, "multistep 3", "--output", tmp_path / "out")
 
 
 def test_windows_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):

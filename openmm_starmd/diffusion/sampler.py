@@ -135,8 +135,11 @@ class Multistep(Ancestral):
     """Second-order multistep exponential integrator of the reverse SDE.
 
     SDE-DPM-Solver++(2M) (Lu et al., arXiv:2211.01095): the denoised conformation is extrapolated in the logarithm of
-    the noise level from this call and the last one.
+    the noise level from this call and the last one. The churn is the one that makes ten calls as good as 200 for
+    `starmd-peptide` (``benchmarks/samplers.md``).
     """
+
+    churn: float = 1.5
 
     def correction(self, times, template, features):
         alpha, period = self.process.alpha(times).to(template), features.per_frame("torsion_period", template)
