@@ -277,7 +277,7 @@ def translations(monkeypatch):
 def test_compiled_equals_eager(peptide, translations):
     """Behind full windows of the first batch; other batches and growing windows are not translated."""
     tokens, start = peptide
-    model = model_of(CONFIGS["peptide"])
+    model = model_of(ModelConfig(NetworkConfig(**SMALL | {"blocks": 1}), denoising_steps=4))
     compiled, eager = (propagator_of(m, tokens, context_frames=2) for m in (model.compiled().on("cpu"), model))
     translations.clear()
     history = eager.start(batch_of(start, 2))
