@@ -356,6 +356,8 @@ def main() -> None:
     phases = {f"{b} replica(s)": Phases(peptide, "DWGR", b).run(options.least) for b in (1, options.replicas)}
     tell("A jump of a tetrapeptide, one thread, by phase and replica", table(phases, "batch"), phases=phases)
     tell("Operators of a jump of one replica", operators(Phases(peptide, "DWGR", 1).jump))
+    beside = against_md(options)
+    tell("Against plain MD, one thread", table(beside, "setting"), against_md=beside)
     torch.set_num_threads(options.threads)
     one, many = phases.values()
     goals = paper_goals(model, options) | cache_goal(model)
@@ -364,8 +366,6 @@ def main() -> None:
     goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
     rows = {name: goal.row() for name, goal in goals.items()}
     tell("Goals", table(rows, "setting"), goals=rows)
-    beside = against_md(options)
-    tell("Against plain MD, one thread", table(beside, "setting"), against_md=beside)
     found = scans(model, peptide, options)
     draw(found, options.output.with_suffix(".png"))
     costs = []
