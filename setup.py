@@ -12,7 +12,8 @@ EXTRAS = {
     "cluster": ["distributed", "dask-jobqueue"],
 }
 # openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
-EXTRAS["test"] = ["pytest", "ruff", *EXTRAS["train"], *EXTRAS["analysis"], *EXTRAS["cli"], "distributed"]
+EXTRAS["test"] = ["pytest", "pytest-xdist", "ruff", "distributed"]
+EXTRAS["test"] += [name for extra in ("train", "analysis", "cli") for name in EXTRAS[extra]]
 EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})
 
 setup(

@@ -87,6 +87,17 @@ def write(stem, title: str, facts: dict, sections: dict[str, str], results: dict
     Path(f"{stem}.json").write_text(json.dumps(plain({"settings": facts, "results": results}), indent=1) + "\n")
 
 
+def results_so_far(stem: Path, facts: dict) -> dict:
+    """Results that a stopped run of the same command wrote, else none; SystemExit where another command made them."""
+    known = stem.with_suffix(".json")
+    if not known.exists():
+        return {}
+    before = json.loads(known.read_text())
+    if before["settings"]["command"] != facts["command"]:
+        raise SystemExit(f"{known} was made with {before['settings']['command']}; name another --output.")
+    return before["results"]
+
+
 def parser(doc: str, stem: str) -> argparse.ArgumentParser:
     """A parser that shows the module's docstring, with the options that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

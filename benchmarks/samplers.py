@@ -14,7 +14,6 @@ stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from dataclasses import replace
@@ -25,7 +24,7 @@ import matplotlib.pyplot as plt
 import mdtraj
 import numpy as np
 import torch
-from common import circumstances, parser, table, write
+from common import circumstances, parser, results_so_far, table, write
 from quality import Judge, Reference, propagate
 
 from openmm_starmd import StarMDModel, load_model
@@ -139,12 +138,8 @@ def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict
     def sampled(model: StarMDModel) -> list[Sampled]:
         return [Sampled(j, r, model, options) for j, r in zip(judges, references, strict=True)]
 
-    known, rows = options.output.with_suffix(".json"), {}
-    if known.exists():
-        before = json.loads(known.read_text())
-        if before["settings"]["command"] != facts["command"]:
-            raise SystemExit(f"{known} was made with {before['settings']['command']}; name another --output.")
-        rows = before["results"]
+    rows = results_so_far(options.output, facts)
+    if rows:
         limits = {name: (rows["low"][name], rows["high"][name]) for name in SCORES}
     for label in (label for label in options.rows if label not in rows):
         peptides, more = sample(label, sampled)

@@ -18,7 +18,6 @@ A call that was stopped goes on where it was, and measures plain MD anew.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -30,7 +29,7 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import circumstances, parser, table, write
+from common import circumstances, parser, results_so_far, table, write
 from compare_md import TEMPERATURE, TIME_STEP, Molecule, molecule, new_simulation
 from openmm import LangevinMiddleIntegrator
 
@@ -164,14 +163,8 @@ def main() -> None:
     made.set_defaults(platform="CPU")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    known = options.output.with_suffix(".json")
     facts = circumstances(sequence=options.sequence, stride=f"{options.stride:g} ps")
-    rows = {}
-    if known.exists():
-        before = json.loads(known.read_text())
-        if before["settings"]["command"] != facts["command"]:
-            raise SystemExit(f"{known} was made with {before['settings']['command']}; name another --output.")
-        rows = before["results"]
+    rows = results_so_far(options.output, facts)
     what = molecule(options.sequence, options)
     for replicas in options.replicas:
         row = rows.setdefault(str(replicas), {})

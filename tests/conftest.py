@@ -1,6 +1,11 @@
 """Peptides, and a tiny model that knows them, for the tests of every room."""
 
+import os
 from functools import cache
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers would fight for the cores; read by what is imported next
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENMM_CPU_THREADS", "1")
 
 import numpy as np
 import pytest
