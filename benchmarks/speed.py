@@ -32,6 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,7 +47,6 @@ from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import Domain, StarMDModel
 from openmm_starmd.network.config import PRECISIONS, paper
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
-from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 from openmm_starmd.training import build_peptide
 
@@ -114,19 +114,18 @@ def peak_memory() -> float:
 
 
 class Jump:
-    """One step of a propagator behind a window that is full, or holds ``context`` frames."""
+    """One step of a run that has ``context`` frames behind it: the newest is noised and encoded, too."""
 
     def __init__(self, model: StarMDModel, tokens, start: Conformation, context: int, **settings):
         self.generator = torch.Generator(model.device).manual_seed(1)
-        frames = {"context_frames": context + 1} | settings
-        self.propagator = Propagator(model, tokens, STRIDE, TEMPERATURE, **frames)
-        history: History = self.propagator.start(start)
-        for _ in range(context - 1):
-            history = self.propagator.extend(history, history.last, self.generator)
-        self.history = history
+        self.propagator = Propagator(model, tokens, STRIDE, TEMPERATURE, **settings)
+        self.before = self.propagator.start(start)
+        for _ in range(context - 2):
+            self.before = self.propagator.extend(self.before, self.before.last, self.generator)
 
     def __call__(self) -> Conformation:
-        return self.propagator.step(self.history, self.generator)
+        history = self.propagator.extend(self.before, self.before.last, self.generator)
+        return self.propagator.step(history, self.generator)
 
 
 def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) -> Callable:
@@ -158,8 +157,9 @@ def paper_frame(
     config = replace(model.config, sampler=sampler, precision=precision)
     chosen = StarMDModel(model.denoiser, config, model.domain)
     features, start = chain(n, 1, model.device)
-    jump = Jump(chosen, SimpleNamespace(features=features, n_residues=n), start, context, denoising_steps=steps)
-    jump.propagator._context_cache(jump.history)  # that of a run holds all but the last frame already
+    tokens, window = SimpleNamespace(features=features, n_residues=n), {"context_frames": context + 1}
+    jump = Jump(chosen, tokens, start, context, denoising_steps=steps, **window)
+    jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
     frame = seconds(jump, least, warm=steps < 50)
     return frame, frame / len(jump.propagator.sampler.times())
 
@@ -227,7 +227,7 @@ class Phases:
         self.tokens = ResidueTokens.from_topology(topology)
         self.atoms = torch.tensor(np.array(positions._value))[None].expand(replicas, -1, -1)
         start = from_positions(self.atoms, self.tokens)
-        self.jump = Jump(model, self.tokens, start, model.config.context_frames)
+        self.jump = Jump(model, self.tokens, start, model.config.context_frames + 1)  # the window has begun to slide
         self.replicas, self.seconds, self.calls = replicas, defaultdict(float), 0
 
     def timed(self, phase: str, function: Callable) -> Callable:
@@ -242,20 +242,16 @@ class Phases:
 
     def run(self, least: float) -> dict[str, float]:
         """Milliseconds a jump of one replica by phase, of a call of the network, and the share outside of it."""
+        self.jump()
         denoiser, propagator = self.jump.propagator.model.denoiser, self.jump.propagator
-        self.whole()
-        saved = {name: getattr(denoiser, name) for name in PARTS}
-        for name, function in saved.items():
-            object.__setattr__(denoiser, name, self.timed(name, function))
-        self.step, self.back = self.timed("step", self.jump), self.timed("backmapping", to_positions)
-        self.extend = self.timed("context copy", propagator.extend)
+        wrapped = {name: self.timed(name, getattr(denoiser, name)) for name in PARTS}
+        back, copy_ = self.timed("backmapping", to_positions), self.timed("context copy", propagator.extend)
         begin, jumps = time.perf_counter(), 0
-        while jumps < 2 or time.perf_counter() - begin < least:
-            self.whole()
-            jumps += 1
+        with patch.multiple(denoiser, **wrapped), patch.object(propagator, "extend", copy_):
+            while jumps < 2 or time.perf_counter() - begin < least:
+                back(self.jump().to("cpu", torch.float64), self.atoms, self.tokens)
+                jumps += 1
         whole = time.perf_counter() - begin
-        for name in PARTS:
-            object.__delattr__(denoiser, name)
         network = sum(self.seconds[name] for name in PARTS)
         found = {name: self.seconds[name] for name in (*PARTS, "context copy", "backmapping")}
         found["sampler and the rest"] = whole - sum(found.values())
@@ -263,15 +259,6 @@ class Phases:
         result = {f"{name} (ms)": value * scale for name, value in found.items()} | {"jump (ms)": whole * scale}
         result["call of the network (ms)"] = 1000 * self.seconds["denoise"] / self.calls
         return result | {"outside the network": 1 - network / whole}
-
-    step: Callable = None
-    back: Callable = staticmethod(to_positions)
-    extend: Callable = None
-
-    def whole(self):
-        conformation = (self.step or self.jump)()
-        (self.extend or self.jump.propagator.extend)(self.jump.history, conformation, self.jump.generator)
-        self.back(conformation.to("cpu", torch.float64), self.atoms, self.tokens)
 
 
 def operators(jump: Jump, count: int = 12) -> str:

@@ -199,15 +199,16 @@ class Propagator:
         return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
 
     def _known_part(self, history: History, lasting: int) -> KVCache:
-        """The last cache as far as it belongs to the first ``lasting`` frames of this history, else it emptied."""
+        """The last cache as far as it belongs to the first ``lasting`` frames of this history."""
         if self._cached is None:
             batch, _, residues = history.conformations.shape
             capacity = max(self.context_frames, history.n_frames) + 1
             return self.model.denoiser.cache(batch, residues, capacity)
         known, cache = self._cached
         n = min(cache.n_frames, lasting)
-        beginning, same = (x.conformations.frames.rotations[:, :n] for x in (known, history))
-        return replace(cache, n_frames=n if torch.equal(beginning, same) else 0)
+        then, now = (x.conformations.frames.rotations[:, :n] for x in (known, history))
+        alike = (then == now).transpose(0, 1).flatten(1).all(1)
+        return replace(cache, n_frames=int(alike.cumprod(0).sum()))
 
 
 def _shifted(conformation: Conformation, shift: torch.Tensor) -> Conformation:

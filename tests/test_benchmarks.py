@@ -161,6 +161,7 @@ def test_speed_prints_every_figure(run, script, tmp_path, monkeypatch):
     for row in phases.values():
         parts = [row[f"{name} (ms)"] for name in ("denoise", "encode", "conditions")]
         assert row["outside the network"] == pytest.approx(1 - sum(parts) / row["jump (ms)"])
+        assert min(parts) > 0
         assert parts[0] == pytest.approx(
             row["call of the network (ms)"] * calls / (1 + (row is phases["2 replica(s)"]))
         )

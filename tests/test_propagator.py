@@ -231,6 +231,17 @@ def test_sinks_are_encoded_once(peptide, monkeypatch):
     assert seen == [[0], [1], [2], [3], [2, 3], [2, 3]]
 
 
+def test_of_a_replaced_frame_alone_keys_and_values_are_made_anew(peptide, monkeypatch):
+    tokens, start = peptide
+    p, seen = with_sinks(tokens, 0, 8), []
+    _, history = run(p, p.start(batch_of(start, 1)), 4)
+    p.step(history, torch.Generator().manual_seed(0))
+    encode = p.model.denoiser.encode
+    monkeypatch.setattr(p.model.denoiser, "encode", lambda s, c, k: seen.append(c.index.tolist()) or encode(s, c, k))
+    p.step(p.replace(history, batch_of(start, 1), 30.0, torch.Generator().manual_seed(5)), torch.Generator())
+    assert seen == [[4]]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 6])
 def test_what_was_known_of_a_replaced_frame_is_forgotten(setting, steps):
     model, tokens, start = setting
