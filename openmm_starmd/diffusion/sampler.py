@@ -142,18 +142,18 @@ class Multistep(Ancestral):
     churn: float = 1.5
 
     def correction(self, times, template, features):
-        alpha, period = self.process.alpha(times).to(template), features.per_frame("torsion_period", template)
-        fall = self._ratio(times[:-1], times[1:])[1].log()
+        alpha, period = self.process.alpha(times), features.per_frame("torsion_period", template)
+        growth, fall = (alpha[1:] / alpha[:-1]).to(template), self._ratio(times[:-1], times[1:])[1].log()
         shares = (0.5 * fall[1:] / fall[:-1]).to(template)
-        minus, last = template.new_full((4,), -1.0), None
+        more, less, last = 1 + shares, -shares, None
 
         def corrected(way: Displacement, x: Conformation, k: int) -> Displacement:
             nonlocal last
-            before, last = last, _grown(way.apply(x), 1 / alpha[k])
+            before, last = last, way.apply(x)
             if before is None:
                 return way
-            way_to_before = Displacement.between(x, _grown(before, alpha[k]), period)
-            return way + (way + way_to_before.scaled(minus)).scaled(shares[k - 1])
+            way_to_before = Displacement.between(x, _grown(before, growth[k - 1]), period)
+            return way.scaled(more[k - 1]) + way_to_before.scaled(less[k - 1])
 
         return corrected
 
