@@ -176,7 +176,8 @@ class TrajectoryDataset:
     ) -> Batch:
         """Random windows of ``n_frames`` frames of systems of one length.
 
-        The length is drawn in proportion to the frames there are of it, and so are the systems. Strides are
+        Trajectories are drawn in proportion to the square root of their frames, so that a few long ones do not drown
+        many short ones, and all windows of a batch are of one length N, drawn likewise. Strides are
         log-uniform in ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval.
         Starts are uniform. Half of the windows run backwards: equilibrium dynamics is reversible.
 
@@ -184,8 +185,7 @@ class TrajectoryDataset:
         generator, make up the batch of one.
         """
         bucket = self._draw_bucket(generator)
-        weights = torch.tensor([t.n_frames for t in bucket], dtype=torch.float64)
-        chosen = torch.multinomial(weights, batch_size, replacement=True, generator=generator).tolist()
+        chosen = torch.multinomial(_weights(bucket), batch_size, replacement=True, generator=generator).tolist()
         uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator).tolist()
         windows, strides = [], []
         chosen, uniform = chosen[share], uniform[share]
@@ -205,8 +205,12 @@ class TrajectoryDataset:
 
     def _draw_bucket(self, generator: Generator) -> list[EncodedTrajectory]:
         buckets = list(self.lengths.values())
-        weights = torch.tensor([sum(t.n_frames for t in bucket) for bucket in buckets], dtype=torch.float64)
+        weights = torch.stack([_weights(bucket).sum() for bucket in buckets])
         return buckets[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+def _weights(trajectories: Sequence[EncodedTrajectory]) -> Tensor:
+    return torch.tensor([t.n_frames for t in trajectories], dtype=torch.float64).sqrt()
 
 
 def _require_one_temperature(files: list[TrajectoryFile]) -> None:

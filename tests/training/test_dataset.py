@@ -177,9 +177,17 @@ def test_strides_are_log_uniform_within_what_there_is(dataset):
     assert logs.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.06)
 
 
-def test_lengths_come_in_proportion_to_their_frames(dataset):
-    lengths = [dataset.window_batch(1, 2, generator(s)).conformations.shape[-1] for s in range(900)]
-    assert abs(lengths.count(4) / 900 - 1 / 3) < 4 * math.sqrt(2 / 9 / 900)
+def test_trajectories_come_in_proportion_to_the_root_of_their_frames(peptides, tmp_path):
+    frames = {"AKF": N_FRAMES, "CAP": N_FRAMES // 4, "GPSD": N_FRAMES // 4}
+    for name, n in frames.items():
+        topology, positions = peptides[name]
+        write(tmp_path, name, topology, swelling(positions, n), INTERVAL * np.arange(1, n + 1))
+    dataset, n_draws = TrajectoryDataset(tmp_path), 900
+    drawn = [dataset.window_batch(1, 2, generator(s)) for s in range(n_draws)]
+    systems = [(b.conformations.shape[-1], int(b.features.n_end[0, 0])) for b in drawn]
+    for system, share in (((3, 1), 1 / 2), ((3, 2), 1 / 4), ((4, 1), 1 / 4)):
+        spread = math.sqrt(share * (1 - share) / n_draws)
+        assert abs(systems.count(system) / n_draws - share) < 4 * spread
 
 
 def test_the_same_seed_gives_the_same_batch(dataset):
