@@ -3,7 +3,7 @@
     python benchmarks/compare_md.py --minutes 5 --reference reference_folder --output compare_md
 
 Molecules: a tetrapeptide, a peptide of 10 residues and villin (35 residues, of OpenMM's own files, without water). The
-embedded model knows 3 to 8 residues: beyond that only the speed means something. For villin, where its conformations
+embedded model knows 3 to 10 residues: beyond that only the speed means something. For villin, where its conformations
 would not pass the checks, an untrained network of the same size makes small moves, so that every phase runs.
 
 Rows
