@@ -17,7 +17,7 @@ from openmm_starmd.training.simulate import coverage_sequences
 
 # length: blocks of 20 sequences, and one in how many of them has capped ends
 BLOCKS_AND_CAPS = {3: (1, 4), 4: (4, 3), 5: (2, 4), 6: (1, 4), 8: (1, 4), 10: (1, 4), 12: (1, 4)}
-JUDGED = "DWGR SPHV CNIR QFTK HQL ERSAQ SSGMVF FHGTDEEQ AGVD".split()
+JUDGED = "DWGR SPHV CNIR QFTK HQL ERSAQ SSGMVF FHGTDEEQ AGHWELKDTV TNSPEGWKYIDR AGVD".split()
 
 
 def sequences() -> list[str]:
