@@ -102,9 +102,9 @@ def test_tables_and_json_hold_no_nan(script, tmp_path):
 
 def test_compare_md_times_every_way(run, peptides, tmp_path):
     stem = tmp_path / "out"
-    run("compare_md", "SVA", "GAGAGAGAG", "--minutes", 0, "--replicas", 2, "--reference", peptides, "--output", stem)
+    run("compare_md", "SVA", "GAGAGAGAGAG", "--minutes", 0, "--replicas", 2, "--reference", peptides, "--output", stem)
     text, written = read(stem)
-    inside, outside = written["results"]["SVA"], written["results"]["GAGAGAGAG"]
+    inside, outside = written["results"]["SVA"], written["results"]["GAGAGAGAGAG"]
     ways = ("StarMDIntegrator", "StarMDIntegrator, 50 steps", "StarMDIntegrator, no relaxation")
     assert list(inside) == ["MD", *ways, "Propagator, 2 replicas"]
     for row, interval in zip(inside.values(), (10, *4 * [100]), strict=True):
