@@ -207,7 +207,7 @@ class Propagator:
         known, cache = self._cached
         n = min(cache.n_frames, lasting)
         then, now = (x.conformations.frames.rotations[:, :n] for x in (known, history))
-        alike = (then == now).transpose(0, 1).flatten(1).all(1)
+        alike = (then == now).transpose(0, 1).flatten(1).all(1).cpu() & (known.times[:n] == history.times[:n])
         return replace(cache, n_frames=int(alike.cumprod(0).sum()))
 
 

@@ -253,6 +253,17 @@ def test_what_was_known_of_a_replaced_frame_is_forgotten(setting, steps):
     assert equal(found, expected)
 
 
+def test_the_same_frame_at_another_time_is_another_past(setting):
+    model, tokens, start = setting
+    p = propagator_of(model, tokens)
+    _, before = run(p, p.start(batch_of(start, 1)), 1)
+    soon, late = (p.extend(before, batch_of(start, 1), torch.Generator().manual_seed(5), time=t) for t in (20.0, 300.0))
+    assert torch.equal(rotations_of(soon), rotations_of(late))
+    p.step(soon, torch.Generator().manual_seed(0))
+    found, expected = (x.step(late, torch.Generator().manual_seed(0)) for x in (p, propagator_of(model, tokens)))
+    assert equal(found, expected)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 6])
 def test_the_last_frame_is_replaced_and_no_other(setting, steps):
     model, tokens, start = setting
