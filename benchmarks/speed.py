@@ -157,8 +157,8 @@ def paper_frame(
     config = replace(model.config, sampler=sampler, precision=precision)
     chosen = StarMDModel(model.denoiser, config, model.domain)
     features, start = chain(n, 1, model.device)
-    tokens, window = SimpleNamespace(features=features, n_residues=n), {"context_frames": context + 1}
-    jump = Jump(chosen, tokens, start, context, denoising_steps=steps, **window)
+    tokens = SimpleNamespace(features=features, n_residues=n)
+    jump = Jump(chosen, tokens, start, context, context_frames=context + 1, denoising_steps=steps)
     jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
     frame = seconds(jump, least, warm=steps < 50)
     return frame, frame / len(jump.propagator.sampler.times())
@@ -316,7 +316,7 @@ def main() -> None:
     made = parser(__doc__, "speed")
     made.set_defaults(threads=2)
     made.add_argument("--residues", type=int, nargs="+", default=[39, 58], help="of the proteins of paper size")
-    made.add_argument("--context", type=int, default=8, help="context frames behind them")
+    made.add_argument("--context", type=int, default=8, help="context frames behind them, at least 2")
     made.add_argument("--steps", type=int, nargs=2, default=[200, 10], help="of the reference and of the short sampler")
     made.add_argument("--replicas", type=int, default=32, help="of the tetrapeptide")
     made.add_argument("--scan-residues", type=int, nargs="+", default=[10, 20, 39, 80, 150, 300])

@@ -177,9 +177,9 @@ class TrajectoryDataset:
         """Random windows of ``n_frames`` frames of systems of one length.
 
         Trajectories are drawn in proportion to the square root of their frames, so that a few long ones do not drown
-        many short ones, and all windows of a batch are of one length N, drawn likewise. Strides are
-        log-uniform in ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval.
-        Starts are uniform. Half of the windows run backwards: equilibrium dynamics is reversible.
+        many short ones; first the length that all of a batch have, then the systems. Strides are log-uniform in
+        ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval. Starts are uniform.
+        Half of the windows run backwards: equilibrium dynamics is reversible.
 
         Only the windows in the slice ``share`` are read and returned: the shares of several processes, of the same
         generator, make up the batch of one.
