@@ -20,10 +20,15 @@ BLOCKS_AND_CAPS = {3: (1, 4), 4: (4, 3), 5: (2, 4), 6: (1, 4), 8: (1, 4), 10: (1
 JUDGED = "DWGR SPHV CNIR QFTK HQL ERSAQ SSGMVF FHGTDEEQ AGHWELKDTV TNSPEGWKYIDR AGVD".split()
 
 
+def reserved() -> list[str]:
+    """MDGen's test split, from the file that RESERVED names."""
+    path = os.environ.get("RESERVED")
+    return Path(path).read_text().split() if path else []
+
+
 def sequences() -> list[str]:
     """In random order, tetrapeptides rather earlier than others."""
-    reserved = os.environ.get("RESERVED")
-    exclude = JUDGED + (Path(reserved).read_text().split() if reserved else [])
+    exclude = JUDGED + reserved()
     ranked = []
     for length, (blocks, caps) in BLOCKS_AND_CAPS.items():
         rng = random.Random(length)

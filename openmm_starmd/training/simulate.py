@@ -49,6 +49,7 @@ FRICTION = 1.0
 EQUILIBRATION_STEPS, RETURN_STEPS = 25_000, 2_500
 ONE_THREAD = {"Threads": "1"}
 ATTEMPTS = 5
+_UNSOUND = "No structure of {} was sound after minimisation: it fails {}."
 
 
 def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
@@ -119,6 +120,12 @@ def coverage_sequences(length: int, blocks: int, seed: int, exclude: Iterable[st
     return sequences
 
 
+def split_caps(molecule: str) -> tuple[str, bool, bool]:
+    """Sequence of a molecule like ``"ace-AAAA-nme"``, whether ACE stands before it, whether NME stands behind it."""
+    n_cap, c_cap = molecule.lower().startswith("ace-"), molecule.lower().endswith("-nme")
+    return molecule[4 if n_cap else 0 : -4 if c_cap else None], n_cap, c_cap
+
+
 @dataclass(frozen=True)
 class _Run:
     """One trajectory to make or to continue."""
@@ -140,10 +147,8 @@ class _Run:
 
     @property
     def caps(self) -> tuple[str, bool, bool]:
-        """Sequence, whether ACE stands before it, whether NME stands behind it."""
-        sequence = self.molecule
-        n_cap, c_cap = sequence.lower().startswith("ace-"), sequence.lower().endswith("-nme")
-        return sequence[4 if n_cap else 0 : -4 if c_cap else None], n_cap, c_cap
+        """As of `split_caps`."""
+        return split_caps(self.molecule)
 
     @property
     def name(self) -> str:
@@ -195,20 +200,37 @@ def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
     os.replace(part, runs[0].path("chk"))
 
 
-def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
-    """A structure after minimisation; a peptide that it makes unsound (a residue its mirror image) is built anew."""
-    for attempt in range(1 if run.structure else ATTEMPTS):
-        topology, positions = _read(run) if run.structure else build_peptide(*run.caps, run.run_seed + attempt)
-        context = Context(
-            peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD
-        )
-        context.setPositions(positions)
-        LocalEnergyMinimizer.minimize(context, maxIterations=500)
-        minimized = context.getState(positions=True).getPositions(asNumpy=True)._value
-        failures = check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
+def minimized_peptide(molecule: str, seed: int) -> tuple[Topology, np.ndarray]:
+    """A built peptide (as in ``"ace-AAAA-nme"``) after minimisation; positions (A, 3), nm.
+
+    One that minimisation makes unsound (a residue its mirror image) is built anew.
+    """
+    for attempt in range(ATTEMPTS):
+        topology, positions = build_peptide(*split_caps(molecule), seed + attempt)
+        minimized, failures = _minimized(topology, positions)
         if not failures:
             return topology, minimized
-    raise StarMDError(f"No structure of {run.name} was sound after minimisation: it fails {', '.join(failures)}.")
+    raise StarMDError(_UNSOUND.format(molecule, ", ".join(failures)))
+
+
+def _minimized(topology: Topology, positions) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Positions after minimisation, and what is unsound about them."""
+    context = Context(peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD)
+    context.setPositions(positions)
+    LocalEnergyMinimizer.minimize(context, maxIterations=500)
+    minimized = context.getState(positions=True).getPositions(asNumpy=True)._value
+    return minimized, check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
+
+
+def _minimum(run: _Run) -> tuple[Topology, np.ndarray]:
+    """Where the trajectory starts."""
+    if not run.structure:
+        return minimized_peptide(run.molecule, run.run_seed)
+    topology, positions = _read(run)
+    minimized, failures = _minimized(topology, positions)
+    if failures:
+        raise StarMDError(_UNSOUND.format(run.name, ", ".join(failures)))
+    return topology, minimized
 
 
 def _read(run: _Run):
@@ -223,7 +245,7 @@ def _read(run: _Run):
 
 def _start(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
     """Build, minimise and equilibrate; leaves each NAME.pdb, an empty NAME.xtc and the first checkpoint."""
-    molecules = [_minimized(run) for run in runs]
+    molecules = [_minimum(run) for run in runs]
     crowd = Crowd(molecules)
     simulation = _new_simulation(runs[0], crowd)
     simulation.context.setPositions(crowd.positions)

@@ -1,0 +1,172 @@
+"""Sixteen replicas of a small molecule at a time on one CPU core, each in a lane of the vector registers (lanes.cpp).
+
+A single replica of some sixty atoms leaves those registers idle; OpenMM's CPU platform makes a tenth of the nanoseconds
+of it. Any System of bonds, angles, periodic torsions, NonbondedForce without cutoff, GBSAOBCForce and constraints of
+hydrogens will do; the dynamics are those of LangevinMiddleIntegrator. Needs g++ on Linux.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import unit
+
+LANES = 16
+COULOMB = 138.935456  # kJ nm / (mol e^2)
+GAS_CONSTANT = 8.31446e-3  # kJ / (mol K)
+COMPILER = "g++ -std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffast-math -shared -fPIC"
+
+
+def library() -> ctypes.CDLL:
+    """The compiled lanes.cpp, which is compiled once for each version of it."""
+    source = Path(__file__).with_name("lanes.cpp")
+    version = hashlib.sha256(source.read_bytes() + COMPILER.encode()).hexdigest()[:12]
+    compiled = Path(tempfile.gettempdir()) / f"starmd_lanes_{version}.so"
+    if not compiled.exists():
+        with tempfile.TemporaryDirectory(dir=compiled.parent) as folder:
+            made = Path(folder) / "lanes.so"
+            subprocess.run([*COMPILER.split(), "-o", made, source, "-lmvec", "-lm"], check=True)
+            made.replace(compiled)
+    return ctypes.CDLL(str(compiled))
+
+
+_INTS, _FLOATS = ("bond", "angle", "torsion", "constraint"), ("mass", "charge", "radius", "scale")
+
+
+class _Molecule(ctypes.Structure):
+    """As in lanes.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("n", *(f"n_{kind}s" for kind in _INTS))),
+        *((name, ctypes.c_void_p) for name in (*_INTS, *(f"{kind}_p" for kind in _INTS), "pair", *_FLOATS)),
+        ("solvent", ctypes.c_float),
+        ("surface", ctypes.c_float),
+    ]
+
+
+class Lanes:
+    """Sixteen replicas of one molecule.
+
+    Parameters
+    ----------
+    system : System
+    positions : array, shape (A, 3)
+        nm; where all replicas start.
+    seed : int
+        Of velocities and noise; each lane has its own.
+
+    Raises
+    ------
+    ValueError
+        If the System holds a force that is not known here.
+    """
+
+    def __init__(self, system: openmm.System, positions: np.ndarray, seed: int):
+        self._library = library()
+        self._kept = kept = {name: np.ascontiguousarray(value) for name, value in _parameters(system).items()}
+        self._molecule = _Molecule(
+            system.getNumParticles(),
+            *(len(kept[kind]) for kind in _INTS),
+            *(kept[name].ctypes.data for name, type in _Molecule._fields_ if type is ctypes.c_void_p),
+            kept["solvent"].item(),
+            kept["surface"].item(),
+        )
+        self._positions = _aligned((system.getNumParticles(), 3, LANES))
+        self._velocities = _aligned(self._positions.shape)
+        self._random = _aligned((4, LANES)).view(np.uint32)
+        self._random[:] = np.random.default_rng(seed).integers(1, 2**32, self._random.shape, dtype=np.uint64)
+        self._positions[:] = positions[:, :, None]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(16, A, 3), nm."""
+        return np.moveaxis(self._positions, -1, 0).copy()
+
+    @property
+    def velocities(self) -> np.ndarray:
+        """(16, A, 3), nm/ps."""
+        return np.moveaxis(self._velocities, -1, 0).copy()
+
+    def potential(self) -> tuple[np.ndarray, np.ndarray]:
+        """Energies (16,), kJ/mol, and forces (16, A, 3), kJ/mol/nm."""
+        energies, forces = _aligned((LANES,)), _aligned(self._positions.shape)
+        self._call("potential", self._positions, forces, energies)
+        return energies.copy(), np.moveaxis(forces, -1, 0).copy()
+
+    def draw_velocities(self, temperature: float):
+        """Velocities of the temperature (K)."""
+        self._call("velocities", self._positions, self._velocities, self._random, GAS_CONSTANT * temperature)
+
+    def step(self, steps: int, temperature: float, time_step: float = 0.004, friction: float = 1.0):
+        """Advance all replicas (K, ps, 1/ps), and bring their centres back to the origin."""
+        where = self._positions, self._velocities, self._random
+        self._call("run", *where, steps, time_step, friction, GAS_CONSTANT * temperature)
+        self._positions -= self._positions.mean(0)
+
+    def _call(self, name: str, *values):
+        kinds = {np.ndarray: lambda a: ctypes.c_void_p(a.ctypes.data), int: ctypes.c_int, float: ctypes.c_float}
+        arguments = [kinds[type(value)](value) for value in values]
+        getattr(self._library, f"lanes_{name}")(ctypes.byref(self._molecule), *arguments)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that vector registers can load."""
+    size = 4 * int(np.prod(shape))
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
+def _rows(force, kind: str) -> list[tuple[float, ...]]:
+    """Parameters of all terms of a force as numbers."""
+    get, n = getattr(force, f"get{kind}Parameters"), getattr(force, f"getNum{kind}s")()
+    number = lambda q: q.value_in_unit_system(unit.md_unit_system) if unit.is_quantity(q) else q  # noqa: E731
+    return [tuple(number(q) for q in get(k)) for k in range(n)]
+
+
+def _parameters(system: openmm.System) -> dict[str, np.ndarray]:
+    """The arrays of `_Molecule`."""
+    terms = {kind: [] for kind in _INTS} | {"constraint": _rows(system, "Constraint")}
+    found = {"mass": [system.getParticleMass(k)._value for k in range(system.getNumParticles())]}
+    for force in system.getForces():
+        match force:
+            case openmm.HarmonicBondForce():
+                terms["bond"] += _rows(force, "Bond")
+            case openmm.HarmonicAngleForce():
+                terms["angle"] += _rows(force, "Angle")
+            case openmm.PeriodicTorsionForce():
+                terms["torsion"] += sorted(_rows(force, "Torsion"), key=lambda row: row[:4])
+            case openmm.NonbondedForce() if force.getNonbondedMethod() == openmm.NonbondedForce.NoCutoff:
+                found["pair"] = _pairs(force)
+            case openmm.GBSAOBCForce() if force.getNonbondedMethod() == openmm.GBSAOBCForce.NoCutoff:
+                found["charge"], found["radius"], found["scale"] = np.array(_rows(force, "Particle")).T
+                found["solvent"] = COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric())
+                found["surface"] = 4 * np.pi * force.getSurfaceAreaEnergy()._value
+            case openmm.CMMotionRemover():
+                pass
+            case _:
+                raise ValueError(f"{force.getName()} is not known here, or has a cutoff.")
+    arrays = {name: np.asarray(value, np.float32) for name, value in found.items()}
+    for kind, atoms in zip(_INTS, (2, 3, 4, 2), strict=True):
+        arrays[kind] = np.array([row[:atoms] for row in terms[kind]], np.int32)
+        arrays[f"{kind}_p"] = np.array([row[atoms:] for row in terms[kind]], np.float32)
+    return arrays
+
+
+def _pairs(force: openmm.NonbondedForce) -> np.ndarray:
+    """Coulomb (1/r), repulsion (1/r^12) and dispersion (1/r^6) of all pairs of atoms, (A, A, 3)."""
+    charge, width, depth = np.array(_rows(force, "Particle")).T
+
+    def coefficients(charges, width, depth):
+        return np.stack([COULOMB * charges, 4 * depth * width**12, 4 * depth * width**6], -1)
+
+    pairs = coefficients(np.outer(charge, charge), (width[:, None] + width) / 2, np.sqrt(np.outer(depth, depth)))
+    for first, second, *values in _rows(force, "Exception"):
+        pairs[first, second] = pairs[second, first] = coefficients(*values)
+    return pairs

@@ -1,0 +1,90 @@
+"""Training MD for starmd-peptide from many starts: 16 x 0.5 ns each of 277 peptides of 3 to 6 residues; resumable.
+
+    python data/simulate_starts.py OUTPUT [PROCESSES]
+
+Each replica starts from 40 ps at 600 K and 60 ps at 300 K, so that states which half a nanosecond from one built
+conformation does not come to are among the starts. Made by lanes.py; the sequences are the short ones of
+`simulate_peptides.py`, the first ones that the model was trained on, and new ones.
+"""
+
+import os
+import random
+import sys
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from lanes import LANES, Lanes
+from simulate_peptides import JUDGED, reserved, sequences
+
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.training.simulate import coverage_sequences, minimized_peptide, peptide_system, split_caps
+
+FRAMES, FRAME_STEPS = 50, 2500  # of 4 fs: 10 ps
+VALIDATION = "TMFP NQRE VWCW NEGP LDHP GMIR TTDTT MPRYE RMCF KRGYD TIAKVG ALN".split()
+FIRST = (
+    "CTVL EAKS GYNC HAPF KTNF KWRL LAKQ LLCC LRCW LYCT MRVV MVSL NCTQ NLMT RHAT SGMK SHQN THDF TNIF TQHM WANF WQDT WSWY"
+).split()
+BLOCKS_AND_CAPS = {4: (4, 3), 3: (1, 4), 5: (1, 4)}
+
+
+def peptides() -> list[str]:
+    """In random order: tetrapeptides rather earlier than others, new sequences rather later."""
+    known = [name for name in [*FIRST, *sequences()] if len(split_caps(name)[0]) <= 6]
+    known = [name for name in known if split_caps(name)[0] not in VALIDATION]
+    exclude, new = JUDGED + reserved() + VALIDATION, []
+    for length, (blocks, caps) in BLOCKS_AND_CAPS.items():
+        for k, sequence in enumerate(coverage_sequences(length, blocks, seed=5050 + length, exclude=exclude)):
+            new.append(f"ace-{sequence}-nme" if k % caps == caps - 1 else sequence)
+
+    def rank(name):
+        late = 0.3 * (len(split_caps(name)[0]) != 4) + 0.35 * (name in new)
+        return random.Random(f"fast{name}").random() + late
+
+    return sorted({*known, *new}, key=rank)
+
+
+def simulate(molecule: str, output: Path) -> str:
+    """Write NAME_K.pdb, NAME_K.xtc and NAME_K.done of every replica K that is sound; returns a line for the log."""
+    sequence, n_cap, c_cap = split_caps(molecule)
+    name = ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
+    finished = output / f"{name}.finished"
+    if finished.exists():
+        return f"{name}: there"
+    seed = zlib.crc32(f"20261122:{name}".encode()) % (2**31 - 1) + 1
+    topology, positions = minimized_peptide(molecule, seed)
+    tokens, topology_of_files = ResidueTokens.from_topology(topology), mdtraj.Topology.from_openmm(topology)
+    lanes = Lanes(peptide_system(topology), positions - positions.mean(0), seed)
+    lanes.draw_velocities(300)
+    for steps, temperature in ((2_500, 300), (10_000, 600), (15_000, 300)):
+        lanes.step(steps, temperature)
+    start, frames = lanes.positions, []
+    for _ in range(FRAMES):
+        lanes.step(FRAME_STEPS, 300)
+        frames.append(lanes.positions)
+
+    def sound(positions):
+        return not check_positions(torch.from_numpy(positions.astype(np.float64)), tokens).failures(())
+
+    kept = [k for k in range(LANES) if sound(start[k]) and sound(frames[-1][k])]
+    for k in kept:
+        path = output / f"{name}_{k + 101}"
+        mdtraj.Trajectory(start[k], topology_of_files).save_pdb(f"{path}.pdb")
+        times = 10.0 * np.arange(1, FRAMES + 1)
+        mdtraj.Trajectory(np.stack(frames)[:, k], topology_of_files, time=times).save_xtc(f"{path}.xtc")
+        Path(f"{path}.done").touch()
+    finished.touch()
+    return f"{name}: {len(kept)} replicas"
+
+
+if __name__ == "__main__":
+    output, processes = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
+    output.mkdir(parents=True, exist_ok=True)
+    names = peptides()
+    with ProcessPoolExecutor(processes) as pool:
+        for line in pool.map(simulate, names, [output] * len(names)):
+            print(line, flush=True)
