@@ -64,7 +64,7 @@ class Lanes:
     Raises
     ------
     ValueError
-        If the System holds a force that is not known here.
+        If the System holds a force that is not known here, or lacks one of the two of pairs.
     """
 
     def __init__(self, system: openmm.System, positions: np.ndarray, seed: int):
@@ -73,7 +73,7 @@ class Lanes:
         self._molecule = _Molecule(
             system.getNumParticles(),
             *(len(kept[kind]) for kind in _INTS),
-            *(kept[name].ctypes.data for name, type in _Molecule._fields_ if type is ctypes.c_void_p),
+            *(kept[name].ctypes.data for name, kind in _Molecule._fields_ if kind is ctypes.c_void_p),
             kept["solvent"].item(),
             kept["surface"].item(),
         )
@@ -126,8 +126,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 def _rows(force, kind: str) -> list[tuple[float, ...]]:
     """Parameters of all terms of a force as numbers."""
     get, n = getattr(force, f"get{kind}Parameters"), getattr(force, f"getNum{kind}s")()
-    number = lambda q: q.value_in_unit_system(unit.md_unit_system) if unit.is_quantity(q) else q  # noqa: E731
-    return [tuple(number(q) for q in get(k)) for k in range(n)]
+    return [tuple(q._value if unit.is_quantity(q) else q for q in get(k)) for k in range(n)]
 
 
 def _parameters(system: openmm.System) -> dict[str, np.ndarray]:
@@ -152,6 +151,8 @@ def _parameters(system: openmm.System) -> dict[str, np.ndarray]:
                 pass
             case _:
                 raise ValueError(f"{force.getName()} is not known here, or has a cutoff.")
+    if not {"pair", "charge"} <= set(found):
+        raise ValueError("The System needs a NonbondedForce and a GBSAOBCForce.")
     arrays = {name: np.asarray(value, np.float32) for name, value in found.items()}
     for kind, atoms in zip(_INTS, (2, 3, 4, 2), strict=True):
         arrays[kind] = np.array([row[:atoms] for row in terms[kind]], np.int32)

@@ -10,7 +10,6 @@ conformation does not come to are among the starts. Made by lanes.py; the sequen
 import os
 import random
 import sys
-import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,7 +21,14 @@ from simulate_peptides import JUDGED, reserved, sequences
 
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training.simulate import coverage_sequences, minimized_peptide, peptide_system, split_caps
+from openmm_starmd.training.simulate import (
+    coverage_sequences,
+    file_name,
+    minimized_peptide,
+    peptide_system,
+    seed_of,
+    split_caps,
+)
 
 FRAMES, FRAME_STEPS = 50, 2500  # of 4 fs: 10 ps
 VALIDATION = "TMFP NQRE VWCW NEGP LDHP GMIR TTDTT MPRYE RMCF KRGYD TIAKVG ALN".split()
@@ -50,12 +56,11 @@ def peptides() -> list[str]:
 
 def simulate(molecule: str, output: Path) -> str:
     """Write NAME_K.pdb, NAME_K.xtc and NAME_K.done of every replica K that is sound; returns a line for the log."""
-    sequence, n_cap, c_cap = split_caps(molecule)
-    name = ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
+    name = file_name(molecule)
     finished = output / f"{name}.finished"
     if finished.exists():
         return f"{name}: there"
-    seed = zlib.crc32(f"20261122:{name}".encode()) % (2**31 - 1) + 1
+    seed = seed_of(name, 20261122)
     topology, positions = minimized_peptide(molecule, seed)
     tokens, topology_of_files = ResidueTokens.from_topology(topology), mdtraj.Topology.from_openmm(topology)
     lanes = Lanes(peptide_system(topology), positions - positions.mean(0), seed)

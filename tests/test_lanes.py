@@ -8,9 +8,11 @@ import numpy as np
 import openmm
 import pytest
 
-from openmm_starmd.training.simulate import build_peptide, peptide_system
+from openmm_starmd.training import TrajectoryDataset
+from openmm_starmd.training.simulate import build_peptide, peptide_system, split_caps, within_one_residue
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+import simulate_starts  # noqa: E402
 from lanes import GAS_CONSTANT, LANES, Lanes  # noqa: E402
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
@@ -98,6 +100,32 @@ def test_unknown_forces_are_refused(molecule):
     system.addForce(openmm.CustomExternalForce("x"))
     with pytest.raises(ValueError, match="CustomExternalForce"):
         Lanes(system, lanes.positions[0], 1)
+
+
+def test_a_system_without_solvent_is_refused(molecule):
+    system, _, lanes = molecule
+    system = openmm.XmlSerializer.clone(system)
+    names = [type(force) for force in system.getForces()]
+    system.removeForce(names.index(openmm.GBSAOBCForce))
+    with pytest.raises(ValueError, match="GBSAOBCForce"):
+        Lanes(system, lanes.positions[0], 1)
+
+
+def test_starts_are_written_as_training_data_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate_starts, "FRAMES", 3)
+    assert simulate_starts.simulate("GAG", tmp_path) == "GAG: 16 replicas"
+    trajectories = TrajectoryDataset(tmp_path).trajectories
+    assert [(t.sequence, t.n_frames, t.interval) for t in trajectories] == 16 * [("GAG", 3, 10.0)]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert simulate_starts.simulate("GAG", tmp_path) == "GAG: there"
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_no_judged_peptide_is_simulated():
+    judged = simulate_starts.JUDGED
+    names = simulate_starts.peptides()
+    assert len(names) > 250
+    assert not [n for n in names if any(within_one_residue(split_caps(n)[0], other) for other in judged)]
 
 
 def _masses(system):

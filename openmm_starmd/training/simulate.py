@@ -49,7 +49,6 @@ FRICTION = 1.0
 EQUILIBRATION_STEPS, RETURN_STEPS = 25_000, 2_500
 ONE_THREAD = {"Threads": "1"}
 ATTEMPTS = 5
-_UNSOUND = "No structure of {} was sound after minimisation: it fails {}."
 
 
 def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
@@ -126,6 +125,17 @@ def split_caps(molecule: str) -> tuple[str, bool, bool]:
     return molecule[4 if n_cap else 0 : -4 if c_cap else None], n_cap, c_cap
 
 
+def file_name(molecule: str) -> str:
+    """What the files of a molecule like ``"ace-AAAA-nme"`` are called: ``ACE_AAAA_NME``."""
+    sequence, n_cap, c_cap = split_caps(molecule)
+    return ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
+
+
+def seed_of(name: str, seed: int) -> int:
+    """A seed of a trajectory's own, positive and 31 bits wide as OpenMM wants it."""
+    return zlib.crc32(f"{seed}:{name}".encode()) % (2**31 - 1) + 1
+
+
 @dataclass(frozen=True)
 class _Run:
     """One trajectory to make or to continue."""
@@ -146,28 +156,16 @@ class _Run:
         return Path(self.molecule) if self.molecule.lower().endswith(".pdb") else None
 
     @property
-    def caps(self) -> tuple[str, bool, bool]:
-        """As of `split_caps`."""
-        return split_caps(self.molecule)
-
-    @property
     def name(self) -> str:
-        return self._molecule_name + (f"_{self.replica}" if self.replica > 1 else "")
-
-    @property
-    def _molecule_name(self) -> str:
-        if self.structure:
-            return self.structure.stem
-        sequence, n_cap, c_cap = self.caps
-        return ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
+        molecule = self.structure.stem if self.structure else file_name(self.molecule)
+        return molecule + (f"_{self.replica}" if self.replica > 1 else "")
 
     def path(self, suffix: str) -> Path:
         return self.output / f"{self.name}.{suffix}"
 
     @property
     def run_seed(self) -> int:
-        """A seed of this trajectory's own, positive and 31 bits wide as OpenMM wants it."""
-        return zlib.crc32(f"{self.seed}:{self.name}".encode()) % (2**31 - 1) + 1
+        return seed_of(self.name, self.seed)
 
     @property
     def finished(self) -> bool:
@@ -205,32 +203,30 @@ def minimized_peptide(molecule: str, seed: int) -> tuple[Topology, np.ndarray]:
 
     One that minimisation makes unsound (a residue its mirror image) is built anew.
     """
-    for attempt in range(ATTEMPTS):
-        topology, positions = build_peptide(*split_caps(molecule), seed + attempt)
-        minimized, failures = _minimized(topology, positions)
+    built = (build_peptide(*split_caps(molecule), seed + attempt) for attempt in range(ATTEMPTS))
+    return _sound_minimum(molecule, built)
+
+
+def _sound_minimum(name: str, structures: Iterable) -> tuple[Topology, np.ndarray]:
+    """The first of some structures that is sound after minimisation."""
+    for topology, positions in structures:
+        context = Context(
+            peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD
+        )
+        context.setPositions(positions)
+        LocalEnergyMinimizer.minimize(context, maxIterations=500)
+        minimized = context.getState(positions=True).getPositions(asNumpy=True)._value
+        failures = check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
         if not failures:
             return topology, minimized
-    raise StarMDError(_UNSOUND.format(molecule, ", ".join(failures)))
+    raise StarMDError(f"No structure of {name} was sound after minimisation: it fails {', '.join(failures)}.")
 
 
-def _minimized(topology: Topology, positions) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Positions after minimisation, and what is unsound about them."""
-    context = Context(peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD)
-    context.setPositions(positions)
-    LocalEnergyMinimizer.minimize(context, maxIterations=500)
-    minimized = context.getState(positions=True).getPositions(asNumpy=True)._value
-    return minimized, check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
-
-
-def _minimum(run: _Run) -> tuple[Topology, np.ndarray]:
+def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
     """Where the trajectory starts."""
-    if not run.structure:
-        return minimized_peptide(run.molecule, run.run_seed)
-    topology, positions = _read(run)
-    minimized, failures = _minimized(topology, positions)
-    if failures:
-        raise StarMDError(_UNSOUND.format(run.name, ", ".join(failures)))
-    return topology, minimized
+    if run.structure:
+        return _sound_minimum(run.name, [_read(run)])
+    return minimized_peptide(run.molecule, run.run_seed)
 
 
 def _read(run: _Run):
@@ -245,7 +241,7 @@ def _read(run: _Run):
 
 def _start(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
     """Build, minimise and equilibrate; leaves each NAME.pdb, an empty NAME.xtc and the first checkpoint."""
-    molecules = [_minimum(run) for run in runs]
+    molecules = [_minimized(run) for run in runs]
     crowd = Crowd(molecules)
     simulation = _new_simulation(runs[0], crowd)
     simulation.context.setPositions(crowd.positions)
