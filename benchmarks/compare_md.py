@@ -9,8 +9,7 @@ would not pass the checks, an untrained network of the same size makes small mov
 Rows
 ----
 MD                            LangevinMiddle, 4 fs, 4-amu hydrogens, HBonds, ff14SB and native OBC2, no cutoff
-StarMDIntegrator              with its default relaxation (25 steps of minimisation, 400 of dynamics), with 50 steps of
-                              dynamics, or without relaxation, in a plain Simulation
+StarMDIntegrator              with its default relaxation, or without, in a plain Simulation
 Propagator                    so many replicas at a time: network and backmapping, without relaxation and checks
 
 Every row gets the same wall time, from one minimised start; making the Context and minimisation are not counted, all
@@ -239,7 +238,6 @@ def compare(what: Molecule, options) -> dict[str, dict[str, float]]:
     ways: dict[str, Callable[[], Measurement]] = {
         "MD": lambda: run_md(what, options),
         "StarMDIntegrator": lambda: run_integrator(what, Relaxation(), options),
-        "StarMDIntegrator, 50 steps": lambda: run_integrator(what, Relaxation(dynamicsSteps=50), options),
         "StarMDIntegrator, no relaxation": lambda: run_integrator(what, None, options),
         f"Propagator, {options.replicas} replicas": lambda: run_propagator(what, options),
     }

@@ -17,8 +17,9 @@ capped moves whose step follows the energy; L-BFGS n is `LocalEnergyMinimizer` w
 restraint as a force of the System.
 
 Energies: of MD frames that are relaxed where they are, of single jumps from MD frames, each with the steps of
-minimisation + dynamics, and of an ordinary run; against those of MD (two-sample Kolmogorov-Smirnov), shift of the mean
-in standard deviations of MD, and by how much relaxation turns phi and psi.
+minimisation + dynamics, and of ordinary runs; against those of MD (two-sample Kolmogorov-Smirnov), shift of the mean in
+standard deviations of MD, the same of each kind of force in its own standard deviations, and by how much relaxation
+turns phi and psi.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ from openmm_starmd.training.simulate import build_peptide, peptide_system
 
 TEMPERATURE, STRIDE, SEED = 300.0, 100.0, 1
 TOLERANCE = 1e-5
+LONG = 400  # steps of dynamics, the former default
 RESTRAINT_GROUP = 31
+PARTS = {"bonds": "HarmonicBondForce", "angles": "HarmonicAngleForce", "torsions": "PeriodicTorsionForce"}
 
 
 @dataclass
 class Molecule:
-    """A System with frames (T, A, 3), nm, and energies (T), kJ/mol, of its MD."""
+    """A System, a force group for each of `PARTS`, with frames (T, A, 3), nm, and energies (T), kJ/mol, of its MD."""
 
     name: str
     topology: Topology
@@ -67,6 +70,16 @@ class Molecule:
     @property
     def held(self) -> list[int]:
         return self.tokens.backbone.flatten().tolist()
+
+    def parts(self, frames) -> np.ndarray:
+        """Energies (T, P), kJ/mol, of each of `PARTS` and, last, of all else: non-bonded forces and solvent."""
+        context = new_context(self.system, openmm.VerletIntegrator(0.001))
+        rows = []
+        for x in frames:
+            context.setPositions(x)
+            states = [context.getState(energy=True, groups={k}) for k in (*range(1, len(PARTS) + 1), 0)]
+            rows.append([state.getPotentialEnergy()._value for state in states])
+        return np.array(rows)
 
 
 def positions_of(context) -> np.ndarray:
@@ -99,6 +112,9 @@ def villin():
 def simulate(name, topology, positions, n, interval, equilibration, kept: Path | None) -> Molecule:
     """MD frames ``interval`` ps apart; taken from the folder ``kept`` if they are there."""
     system, tokens = peptide_system(topology), ResidueTokens.from_topology(topology)
+    for force in system.getForces():
+        if force.getName() in PARTS.values():
+            force.setForceGroup(1 + list(PARTS.values()).index(force.getName()))
     file = kept / f"{name}.npz" if kept else None
     if file and file.exists():
         known = np.load(file)
@@ -284,51 +300,54 @@ def backbone_turn(molecule: Molecule, starts, ends) -> float:
     return float(np.degrees(np.sqrt((turn**2).mean())))
 
 
-def against_md(energies, molecule: Molecule) -> dict[str, float]:
-    test, md = ks_2samp(energies, molecule.energies), molecule.energies
-    return {
+def against_md(frames, molecule: Molecule) -> dict[str, float]:
+    md, parts = molecule.energies, molecule.parts(molecule.frames)
+    found = molecule.parts(frames)
+    energies, shifts = found.sum(1), (found.mean(0) - parts.mean(0)) / parts.std(0)
+    test = ks_2samp(energies, md)
+    row = {
         "frames": len(energies),
         "KS distance": test.statistic,
         "p": test.pvalue,
-        "shift (sd)": (np.mean(energies) - md.mean()) / md.std(),
-        "sd / MD's": np.std(energies) / md.std(),
+        "shift (sd)": (energies.mean() - md.mean()) / md.std(),
+        "sd / MD's": energies.std() / md.std(),
     }
+    return row | {f"{part} (sd)": shift for part, shift in zip((*PARTS, "all else"), shifts, strict=True)}
 
 
 def compare_dynamics(molecule: Molecule) -> dict[str, dict[str, float]]:
     """A row for each kind of jump and numbers of steps."""
     kinds = {"MD frames": molecule.frames, "jumps": jumps_of_model(molecule, molecule.frames)}
-    usual, rows = Relaxation(), {}
-    trials = [("MD frames", None, n) for n in (0, 50, 100, 200, 300, 400)]
-    trials += [("MD frames", 140, usual.dynamicsSteps), ("jumps", None, 0)]
-    trials += [("jumps", n, usual.dynamicsSteps) for n in (25, 140)]
+    usual, rows = Relaxation().dynamicsSteps, {}
+    trials = [("MD frames", None, n) for n in (0, usual // 2, usual, 2 * usual, LONG)] + [("MD frames", 140, usual)]
+    trials += [("jumps", None, n) for n in (0, usual, LONG)]
     for kind, minimization, dynamics in trials:
         way = Fire(molecule, Relaxation(minimizationSteps=minimization, dynamicsSteps=dynamics))
-        starts, ends, energies, begin = [], [], [], time.process_time()
+        starts, ends, begin = [], [], time.process_time()
         for index, structure in enumerate(kinds[kind]):
             starts.append(place(way.context, structure))
             way(starts[-1], 1000 * (len(rows) + 1) + index)
             ends.append(positions_of(way.context))
-            energies.append(energy_of(way.context))
         ms = 1000 * (time.process_time() - begin) / len(starts)
         turn = {"phi, psi turned (degrees)": backbone_turn(molecule, starts, ends), "ms": ms}
         name = f"{kind}, {way.evaluations} + {dynamics} steps"
-        rows[name] = against_md(energies, molecule) | turn
+        rows[name] = against_md(ends, molecule) | turn
         print(name, {key: f"{value:.4g}" for key, value in rows[name].items()}, flush=True)
     return rows
 
 
-def run_of_integrator(molecule: Molecule, n: int) -> np.ndarray:
-    """Energies of the frames of an ordinary run with `starmd-peptide`."""
-    integrator = StarMDIntegrator(molecule.topology, TEMPERATURE, STRIDE, randomSeed=SEED, device="cpu")
+def run_of_integrator(molecule: Molecule, n: int, relaxation: Relaxation) -> list[np.ndarray]:
+    """Frames of an ordinary run with `starmd-peptide`."""
+    settings = {"relaxation": relaxation, "randomSeed": SEED, "device": "cpu"}
+    integrator = StarMDIntegrator(molecule.topology, TEMPERATURE, STRIDE, **settings)
     cpu = openmm.Platform.getPlatform("CPU")
     simulation = Simulation(molecule.topology, molecule.system, integrator, cpu, {"Threads": "1"})
     simulation.context.setPositions(molecule.frames[0])
-    energies = []
+    frames = []
     for _ in range(n):
         simulation.step(1)
-        energies.append(energy_of(simulation.context))
-    return np.array(energies)
+        frames.append(positions_of(simulation.context))
+    return frames
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
@@ -361,9 +380,11 @@ def main() -> None:
         ),
     }
     results["Energies of DWGR"] = compare_dynamics(peptide) | {
-        "MD, one half": against_md(peptide.energies[: many // 2], peptide),
-        "StarMDIntegrator": against_md(run_of_integrator(peptide, many), peptide),
+        "MD, one half": against_md(peptide.frames[: many // 2], peptide)
     }
+    for n in (Relaxation().dynamicsSteps, LONG):
+        run = run_of_integrator(peptide, many, Relaxation(dynamicsSteps=n))
+        results["Energies of DWGR"][f"StarMDIntegrator, 25 + {n} steps"] = against_md(run, peptide)
     settings = {
         "command": f"python benchmarks/relaxation.py --frames {many} --jumps {options.jumps[0]} {few}",
         "versions": {"python": platform.python_version(), "openmm": openmm.__version__, "torch": torch.__version__},

@@ -58,9 +58,7 @@ GPU_PROTEINS = {
 }  # residues: goals of both samplers and the paper's time, s
 TIMES_MD, TIMES_MD_TOGETHER = (100, 50), (1500, 200)  # not relaxed, relaxed
 ONE_CORE = {name: mode for name, mode in MODES.items() if mode.workers == 1}
-COMPILED = {
-    f"{name}, compiled": replace(ONE_CORE[name], compiled=True) for name in ("no relaxation", "relaxed, 50 steps")
-}
+COMPILED = {f"{name}, compiled": replace(mode, compiled=True) for name, mode in ONE_CORE.items()}
 PARTS = ("denoise", "encode", "conditions")  # of the network
 
 

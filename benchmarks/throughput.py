@@ -3,9 +3,8 @@
     python benchmarks/throughput.py DWGR --output benchmarks/throughput
 
 Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded model, network on one thread: without
-relaxation, with the default one (25 + 400 steps) by one and by two workers of a CPU thread each, and with 50 steps of
-dynamics in place of 400. Times begin when the window of context frames is full; start, minimisation and files of the
-beginning are not counted, all else is.
+relaxation, and with the default one by one and by two workers of a CPU thread each. Times begin when the window of
+context frames is full; start, minimisation and files of the beginning are not counted, all else is.
 
 Just before a row, it measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
@@ -48,13 +47,7 @@ class Mode:
     compiled: bool = False
 
 
-SHORT = Relaxation(dynamicsSteps=50)
-MODES = {
-    "no relaxation": Mode(None),
-    "relaxed": Mode(),
-    f"relaxed, {SHORT.dynamicsSteps} steps": Mode(SHORT),
-    "relaxed, 2 workers": Mode(workers=2),
-}
+MODES = {"no relaxation": Mode(None), "relaxed": Mode(), "relaxed, 2 workers": Mode(workers=2)}
 
 
 def bind(n_cores: int):

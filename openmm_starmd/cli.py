@@ -151,7 +151,7 @@ def rollout(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trajectories.")] = Path("rollout"),
     relax: Annotated[bool, typer.Option(help="Relax every conformation in Amber ff14SB and OBC2.")] = True,
     dynamics_steps: Annotated[
-        int, typer.Option(min=0, help="Of 2 fs each, at the end of a relaxation: nearly all of its cost.")
+        int, typer.Option(min=0, help="Of 2 fs each, at the end of a relaxation: most of its cost.")
     ] = Relaxation.dynamicsSteps,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,

@@ -33,6 +33,7 @@ MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
 LARGEST_MOVE = 0.02  # nm per step and axis; thermal motion stays below it
 LARGEST_TIME_STEP = 0.004  # ps; minimisation of heavy-atom bonds loses its way not far beyond it
+REFILLED = 0.048  # ps at twice the temperature; benchmarks/relaxation.md
 TURN = 0.2  # first share of the force in the velocity of the minimisation
 WAYPOINTS, ARRIVAL = 40, 32  # the restraints stand still at the end of their way for the atoms to catch up
 FREE = 1e6  # nm; what stands in place of a reference position where an atom is not restrained
@@ -55,9 +56,11 @@ class Relaxation:
     ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
     170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
     removes clashes and strained bonds; then short dynamics without restraint gives every degree of freedom its thermal
-    energy back. Before dynamics the minimisation is short: it takes the strain of stiff bonds and angles, but leaves
-    slow motions their thermal energy, which short dynamics would not give back. With ``dynamicsSteps=0`` the frames are
-    minimised ones: their energies lie far below those of MD.
+    energy back. Minimisation has taken the potential half of that energy from the stiff ones, so the first velocities,
+    of 0.048 ps or half of the dynamics if that is less, are drawn at twice the temperature. Before dynamics the
+    minimisation is short: it takes the strain of stiff bonds and angles, but leaves slow motions their thermal energy,
+    which short dynamics would not give back. With ``dynamicsSteps=0`` the frames are minimised ones: their energies lie
+    far below those of MD.
 
     ``"steer"`` is for explicit solvent and ligands: the heavy atoms of the protein are pulled by moving restraints
     along the way from the old conformation to the new one, which is superposed on the old one before, while everything
@@ -65,11 +68,11 @@ class Relaxation:
 
         integrator = StarMDIntegrator(topology, 300*kelvin, 100*picoseconds, relaxation=Relaxation(mode="steer"))
 
-    Dynamics is leapfrog with velocities drawn anew at the rate ``friction`` (Andersen, J. Chem. Phys. 72, 2384, 1980).
-    They are drawn in the middle of a step, so that the time step leaves no error in the positions of a harmonic well
-    (Zhang et al., J. Phys. Chem. A 123, 6056, 2019), and from the integrator's seed alone, so that a restart from a
-    State continues bit for bit. Barostats and the like act while nothing is restrained. Time and step count of the
-    Context are the integrator's business; relaxation does not count as time.
+    Dynamics is leapfrog with velocities drawn anew at random times, at the rate ``friction`` (Andersen, J. Chem. Phys.
+    72, 2384, 1980). They are drawn in the middle of a step, so that the time step leaves no error in the positions of a
+    harmonic well (Zhang et al., J. Phys. Chem. A 123, 6056, 2019), and from the integrator's seed alone, so that a
+    restart from a State continues bit for bit. Barostats and the like act while nothing is restrained. Time and step
+    count of the Context are the integrator's business; relaxation does not count as time.
 
     Parameters
     ----------
@@ -92,7 +95,7 @@ class Relaxation:
     mode: str = "minimize"
     minimizationSteps: int | None = None
     restraintConstant: float | None = None
-    dynamicsSteps: int = 400
+    dynamicsSteps: int = 60
     timeStep: float = 0.002
     friction: float = 80.0
     steeringSteps: int = 2000
@@ -228,7 +231,10 @@ class Relaxation:
                 self._hold(program, held, path(1.0))
                 CompoundIntegrator.step(compound, self.minimizationSteps)
             self._enter(program, RELEASED)
-            self._dynamics(context, program, self.dynamicsSteps, temperature, generator)
+            drained = self.minimizationSteps > 0 and not self.steers
+            hot = min(self.dynamicsSteps // 2, round(REFILLED / self.timeStep)) if drained else 0
+            self._dynamics(context, program, hot, 2 * temperature, generator)
+            self._dynamics(context, program, self.dynamicsSteps - hot, temperature, generator)
         finally:
             program.setGlobalVariableByName(AT_WORK, 0)
             compound.setCurrentIntegrator(current)
@@ -243,13 +249,18 @@ class Relaxation:
         program.setPerDofVariableByName(REFERENCE, reference)
 
     def _dynamics(self, context: Context, program: CustomIntegrator, steps: int, temperature: float, generator):
-        """Dynamics in pieces, in the first step of each of which the velocities are drawn anew."""
-        perDraw = max(1, round(1 / (self.friction * self.timeStep)))
-        for done in range(0, steps, perDraw):
+        """Dynamics in pieces of random length, in the first step of each of which the velocities are drawn anew.
+
+        Pieces of one length would leave out vibrations of twice that period: they only change sign.
+        """
+        mean = max(1, round(1 / (self.friction * self.timeStep)))
+        while steps > 0:
+            piece = min(steps, int(generator.integers(1, 2 * mean)))
             noise = generator.normal(size=(context.getSystem().getNumParticles(), 3))
             program.setPerDofVariableByName(self._noise, noise)
             program.setGlobalVariableByName(THERMAL, KB * temperature)
-            CompoundIntegrator.step(context.getIntegrator(), min(perDraw, steps - done))
+            CompoundIntegrator.step(context.getIntegrator(), piece)
+            steps -= piece
 
 
 class RelaxationPool:
