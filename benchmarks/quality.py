@@ -17,8 +17,10 @@ shuffled       the frames of "MD n" in random order: right distributions, no kin
 
 Rows: Jensen-Shannon divergences in bits; slowest implied timescale of a 20-state MSM (k-means on the reference's first
 two tICs) at a lag of one step, as a ratio to MD with MD's bootstrap interval; share of steps that turn a torsion by
-more than 60 degrees, mean absolute difference from MD; share of jumps that pass the BioEmu filter; slopes per 1,000
-steps of validity and radius of gyration, with standard errors from 20 blocks.
+more than 60 degrees, mean absolute difference from MD; share of frames in which the side chains of two residues touch
+(heavy atoms within 0.45 nm; neighbours left out), mean over pairs and mean absolute difference from MD; share of jumps
+that pass the BioEmu filter; slopes per 1,000 steps of validity and radius of gyration, with standard errors from 20
+blocks.
 
 From MD frames: hops in one jump from 400 frames of the reference, beside those of the reference from the same frames
 (in the column "MD halves"). What is wrong there is wrong in single jumps, not brought about by earlier ones.
@@ -34,6 +36,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import mdtraj
@@ -51,6 +54,7 @@ from openmm_starmd.training.simulate import peptide_system
 
 TEMPERATURE = 300.0
 N_STATES = 20
+TOUCH = 0.45  # nm
 SHORTER, STARTS = 10, 400  # of stride consistency
 DIVERGENCES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "JSD tICA-0,1")
 
@@ -179,6 +183,20 @@ def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[s
     return {name: float(expected.mean())}, {name: float(hops.mean()), f"{name}, difference": difference}
 
 
+def contacts(trajectory: mdtraj.Trajectory) -> np.ndarray:
+    """Shares (P) of frames in which the side chains of two residues touch that are not neighbours."""
+    residues = [r.index for r in trajectory.topology.residues if any(atom.name == "CB" for atom in r.atoms)]
+    pairs = [(i, j) for i, j in combinations(residues, 2) if j - i > 1]
+    if not pairs:
+        return np.full(1, math.nan)
+    return (mdtraj.compute_contacts(trajectory, pairs, "sidechain-heavy")[0] < TOUCH).mean(0)
+
+
+def contact_scores(shares: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    name = "side-chain contacts"
+    return {name: float(shares.mean()), f"{name}, difference": float(np.abs(shares - expected).mean())}
+
+
 def torsions_of_others(reference: Reference, others: list[Reference], n: int, rng) -> np.ndarray:
     """Torsions (n, K) drawn by kind from other peptides; see the module's docstring."""
     columns = []
@@ -254,11 +272,13 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
         f"MD {n}": scorer.divergences(fewer) | scorer.rates([angles], lag),
     }
     positions, extra = (integrate if options.integrator else propagate)(reference, model, options)
-    runs = [
-        metrics.measure_torsions(mdtraj.Trajectory(p.astype(np.float32), reference.trajectory.topology)).angles
-        for p in positions
-    ]
-    columns["model"] = scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
+    runs = [mdtraj.Trajectory(p.astype(np.float32), reference.trajectory.topology) for p in positions]
+    md, touching = reference.trajectory, contacts(reference.trajectory)
+    apart = contact_scores(contacts(md[:half]), contacts(md[half:]))
+    columns["MD halves"] |= apart | {"side-chain contacts": float(touching.mean())}
+    touching = contact_scores(contacts(mdtraj.join(runs, check_topology=False)), touching)
+    runs = [metrics.measure_torsions(run).angles for run in runs]
+    columns["model"] = scorer.divergences(np.concatenate(runs)) | scorer.rates(runs) | touching
     columns["model"] |= drift(positions, extra, reference) | consistency(reference, model, positions, options)
     of_md, of_model = from_md(reference, model, scorer, options)
     columns["MD halves"] |= of_md

@@ -298,6 +298,24 @@ def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeyp
     assert of_model["hop rate from MD frames, difference"] == pytest.approx(0, abs=1e-12)
 
 
+def test_quality_counts_side_chains_that_touch(script, build_peptide):
+    """Of four residues with a glycine only the first and the last have side chains and are no neighbours."""
+    quality, (topology, x), rng = script("quality"), build_peptide("SGGV"), np.random.default_rng(0)
+    frames = x + rng.normal(scale=0.1, size=(50, *x.shape))
+    of = {r.index: [a.index for a in r.atoms() if a.name in ("CB", "OG", "CG1", "CG2")] for r in topology.residues()}
+    middle = 0.5 * (x[of[0]].mean(0) + x[of[3]].mean(0))
+    frames[::2, of[3]] += middle - x[of[3]].mean(0)
+    frames[::2, of[0]] += middle - x[of[0]].mean(0)
+    trajectory = mdtraj.Trajectory(frames.astype(np.float32), mdtraj.Topology.from_openmm(topology))
+    least = np.linalg.norm(frames[:, of[0], None] - frames[:, None, of[3]], axis=-1).min((1, 2))
+    np.testing.assert_allclose(quality.contacts(trajectory), [(least < 0.45).mean()])
+    assert quality.contacts(trajectory)[0] >= 0.5
+    assert quality.contact_scores(np.array([0.5, 0.1]), np.array([0.2, 0.2])) == {
+        "side-chain contacts": pytest.approx(0.3),
+        "side-chain contacts, difference": pytest.approx(0.2),
+    }
+
+
 def test_quality_asks_no_stride_that_the_model_does_not_know(script):
     options = SimpleNamespace(stride=50.0)
     model = SimpleNamespace(domain=SimpleNamespace(min_stride=10.0))
