@@ -184,17 +184,17 @@ def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[s
 
 
 def contacts(trajectory: mdtraj.Trajectory) -> np.ndarray:
-    """Shares (P) of frames in which the side chains of two residues touch that are not neighbours."""
+    """Whether the side chains of two residues touch that are not neighbours, (T, P); NaN where there are none."""
     residues = [r.index for r in trajectory.topology.residues if any(atom.name == "CB" for atom in r.atoms)]
     pairs = [(i, j) for i, j in combinations(residues, 2) if j - i > 1]
     if not pairs:
-        return np.full(1, math.nan)
-    return (mdtraj.compute_contacts(trajectory, pairs, "sidechain-heavy")[0] < TOUCH).mean(0)
+        return np.full((len(trajectory), 1), math.nan)
+    return mdtraj.compute_contacts(trajectory, pairs, "sidechain-heavy")[0] < TOUCH
 
 
-def contact_scores(shares: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    name = "side-chain contacts"
-    return {name: float(shares.mean()), f"{name}, difference": float(np.abs(shares - expected).mean())}
+def contact_scores(touching: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    name, apart = "side-chain contacts", touching.mean(0) - expected.mean(0)
+    return {name: float(touching.mean()), f"{name}, difference": float(np.abs(apart).mean())}
 
 
 def torsions_of_others(reference: Reference, others: list[Reference], n: int, rng) -> np.ndarray:
@@ -273,12 +273,12 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
     }
     positions, extra = (integrate if options.integrator else propagate)(reference, model, options)
     runs = [mdtraj.Trajectory(p.astype(np.float32), reference.trajectory.topology) for p in positions]
-    md, touching = reference.trajectory, contacts(reference.trajectory)
-    apart = contact_scores(contacts(md[:half]), contacts(md[half:]))
-    columns["MD halves"] |= apart | {"side-chain contacts": float(touching.mean())}
-    touching = contact_scores(contacts(mdtraj.join(runs, check_topology=False)), touching)
+    touching = contacts(reference.trajectory)
+    halves = contact_scores(touching[:half], touching[half:])
+    columns["MD halves"] |= halves | {"side-chain contacts": float(touching.mean())}
+    columns["model"] = contact_scores(np.concatenate([contacts(run) for run in runs]), touching)
     runs = [metrics.measure_torsions(run).angles for run in runs]
-    columns["model"] = scorer.divergences(np.concatenate(runs)) | scorer.rates(runs) | touching
+    columns["model"] |= scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
     columns["model"] |= drift(positions, extra, reference) | consistency(reference, model, positions, options)
     of_md, of_model = from_md(reference, model, scorer, options)
     columns["MD halves"] |= of_md

@@ -308,12 +308,29 @@ def test_quality_counts_side_chains_that_touch(script, build_peptide):
     frames[::2, of[0]] += middle - x[of[0]].mean(0)
     trajectory = mdtraj.Trajectory(frames.astype(np.float32), mdtraj.Topology.from_openmm(topology))
     least = np.linalg.norm(frames[:, of[0], None] - frames[:, None, of[3]], axis=-1).min((1, 2))
-    np.testing.assert_allclose(quality.contacts(trajectory), [(least < 0.45).mean()])
-    assert quality.contacts(trajectory)[0] >= 0.5
-    assert quality.contact_scores(np.array([0.5, 0.1]), np.array([0.2, 0.2])) == {
-        "side-chain contacts": pytest.approx(0.3),
-        "side-chain contacts, difference": pytest.approx(0.2),
+    np.testing.assert_array_equal(quality.contacts(trajectory)[:, 0], least < 0.45)
+    assert (least < 0.45).mean() >= 0.5
+    touching, expected = np.array([[True, False], [False, False]]), np.array([[0.2, 0.2]])
+    assert quality.contact_scores(touching, expected) == {
+        "side-chain contacts": pytest.approx(0.25),
+        "side-chain contacts, difference": pytest.approx(0.25),
     }
+
+
+def test_quality_has_no_contacts_where_there_is_one_side_chain(script, build_peptide):
+    topology, x = build_peptide("GAG")
+    trajectory = mdtraj.Trajectory(x[None].astype(np.float32), mdtraj.Topology.from_openmm(topology))
+    assert np.isnan(script("quality").contacts(trajectory)).all()
+
+
+def test_relaxation_splits_energies_by_kind_of_force(script, build_peptide, tmp_path):
+    relaxation, (topology, x) = script("relaxation"), build_peptide("SVA")
+    molecule = relaxation.simulate("SVA", topology, x, 5, 0.1, 0.2, tmp_path)
+    parts = molecule.parts(molecule.frames)
+    assert parts.shape == (5, 4) and (np.abs(parts) > 1e-3).all()
+    np.testing.assert_allclose(parts.sum(1), molecule.energies, rtol=1e-5)
+    row = relaxation.against_md(molecule.frames, molecule)
+    assert [row[f"{kind} (sd)"] for kind in ("bonds", "angles", "torsions", "all else")] == pytest.approx(4 * [0])
 
 
 def test_quality_asks_no_stride_that_the_model_does_not_know(script):
