@@ -122,6 +122,24 @@ def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:
     return Displacement(centred(translation), rotation, torsion * mask, angle[..., 0])
 
 
+@dataclass(frozen=True)
+class Share:
+    """The one generator of a batch of which only some replicas are here: they get the numbers of the whole batch.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+    size : int
+        Replicas of the whole batch.
+    rows : slice
+        Those that are here.
+    """
+
+    generator: torch.Generator
+    size: int
+    rows: slice
+
+
 def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor, generator) -> Tensor:
     """Random numbers of B replicas from one generator, or from one each.
 
@@ -130,11 +148,13 @@ def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor,
     draw : callable
         ``draw(rows, generator)`` gives a tensor with as many rows.
     rows : Tensor, shape (B, ...)
-    generator : torch.Generator or sequence of B of them
+    generator : torch.Generator, Share or sequence of B generators
         With one for each replica its numbers do not depend on the company it is in.
     """
     if isinstance(generator, torch.Generator):
         return draw(rows, generator)
+    if isinstance(generator, Share):
+        return draw(rows.new_empty(generator.size, *rows.shape[1:]), generator.generator)[generator.rows]
     if len(generator) != len(rows):
         raise ValueError(f"{len(rows)} replicas need as many generators, but {len(generator)} were given.")
     return torch.cat([draw(row[None], g) for row, g in zip(rows, generator, strict=True)])

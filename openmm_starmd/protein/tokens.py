@@ -50,6 +50,9 @@ class ResidueFeatures:
         """Features on another device."""
         return self._map(lambda x: x.to(device))
 
+    def __getitem__(self, index) -> ResidueFeatures:
+        return self._map(lambda x: x[index])
+
     def expand(self, *shape: int) -> ResidueFeatures:
         """The same features for leading axes ``shape``; shape (*shape, N) afterwards."""
         return self._map(lambda x: x.expand(*shape, *x.shape))

@@ -20,10 +20,11 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training import precomputed
 from openmm_starmd.training.config import STRIDE_RANGE
 from openmm_starmd.training.sources import Source, TrajectoryFile, as_source
-from openmm_starmd.training.store import unpack
+from openmm_starmd.training.store import NUMBERS, unpack
 from openmm_starmd.training.trajectories import EncodedTrajectory, load_trajectory
 
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
+HELD_BYTES = 2**30  # data up to this size are kept in memory as a whole
 _ALL = slice(None)
 
 
@@ -46,6 +47,12 @@ class Batch:
     conformations: Conformation
     strides: Tensor
     precomputed: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> list[Tensor]:
+        """All that it is made of, in a fixed order."""
+        c = self.conformations
+        parts = [c.frames.rotations, c.frames.translations, c.torsions, c.angles, self.strides]
+        return [*vars(self.features).values(), *parts, *self.precomputed.values()]
 
     def to(self, device) -> Batch:
         """The batch on another device."""
@@ -83,8 +90,8 @@ class TrajectoryDataset:
     held_out : TrajectoryDataset, optional
         Trajectories to leave out; others of the same sequences are read.
     cache : path, optional
-        Folder for encoded trajectories; with it a second start takes no time, and frames are read from disk when a
-        window needs them.
+        Folder for encoded trajectories; with it a second start takes no time, and where they take more than
+        `HELD_BYTES`, frames are read from disk when a window needs them.
     temperature : float, optional
         K: trajectories known to be at another are passed over. Without it all have to be at one.
     n_frames : int, optional
@@ -158,6 +165,9 @@ class TrajectoryDataset:
         for trajectory in new:
             self.trajectories.append(trajectory)
             self.lengths.setdefault(trajectory.n_residues, []).append(trajectory)
+        if new:
+            held = sum(t.n_frames * t.n_residues for t in self.trajectories) * NUMBERS * 4 <= HELD_BYTES
+            self._buckets = [_Bucket(trajectories, held) for trajectories in self.lengths.values()]
         return [trajectory.name for trajectory in new]
 
     def _load(self, file: TrajectoryFile) -> EncodedTrajectory:
@@ -184,33 +194,17 @@ class TrajectoryDataset:
         Only the windows in the slice ``share`` are read and returned: the shares of several processes, of the same
         generator, make up the batch of one.
         """
-        bucket = self._draw_bucket(generator)
-        chosen = torch.multinomial(_weights(bucket), batch_size, replacement=True, generator=generator).tolist()
-        uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator).tolist()
-        windows, strides = [], []
-        chosen, uniform = chosen[share], uniform[share]
-        for which, (for_stride, for_start, for_direction) in zip(chosen, uniform, strict=True):
-            trajectory = bucket[which]
-            step = _draw_step(trajectory, n_frames, stride_range, for_stride)
-            start = int(for_start * (trajectory.n_frames - (n_frames - 1) * step))
-            index = start + step * torch.arange(n_frames)
-            windows.append(trajectory.conformations.numbers(index if for_direction < 0.5 else index.flip(0)))
-            strides.append(step * trajectory.interval)
+        weights = torch.stack([bucket.weights.sum() for bucket in self._buckets])
+        bucket = self._buckets[int(torch.multinomial(weights, 1, generator=generator))]
+        chosen = torch.multinomial(bucket.weights, batch_size, replacement=True, generator=generator)[share]
+        uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator)[share]
+        index, strides = bucket.windows(chosen, uniform, n_frames, stride_range)
         return Batch(
-            ResidueFeatures.stack([bucket[which].features for which in chosen]),
-            aligned(unpack(np.stack(windows))),
-            torch.tensor(strides, dtype=torch.float32)[:, None].repeat(1, n_frames),
-            precomputed.read([bucket[which].precomputed for which in chosen]),
+            bucket.features[chosen],
+            aligned(unpack(bucket.numbers(chosen, index))),
+            strides.float()[:, None].repeat(1, n_frames),
+            precomputed.read([bucket.trajectories[which].precomputed for which in chosen.tolist()]),
         )
-
-    def _draw_bucket(self, generator: Generator) -> list[EncodedTrajectory]:
-        buckets = list(self.lengths.values())
-        weights = torch.stack([_weights(bucket).sum() for bucket in buckets])
-        return buckets[int(torch.multinomial(weights, 1, generator=generator))]
-
-
-def _weights(trajectories: Sequence[EncodedTrajectory]) -> Tensor:
-    return torch.tensor([t.n_frames for t in trajectories], dtype=torch.float64).sqrt()
 
 
 def _require_one_temperature(files: list[TrajectoryFile]) -> None:
@@ -243,12 +237,49 @@ def steps_within(
     return least, longest, min(high, longest * trajectory.interval)
 
 
-def _draw_step(trajectory: EncodedTrajectory, n_frames: int, stride_range: tuple[float, float], uniform: float) -> int:
-    """Stride in trajectory frames."""
-    _, longest, high = steps_within(trajectory, n_frames, stride_range)
-    low = stride_range[0]
-    stride = low * (max(high, low) / low) ** uniform
-    return min(max(round(stride / trajectory.interval), 1), longest)
+class _Bucket:
+    """Trajectories of one length, from which the windows of a batch are drawn at once.
+
+    Parameters
+    ----------
+    trajectories : sequence of K EncodedTrajectory
+    held : bool
+        Keep all of their frames in memory.
+    """
+
+    def __init__(self, trajectories: Sequence[EncodedTrajectory], held: bool):
+        self.trajectories = trajectories
+        self.features = ResidueFeatures.stack([t.features for t in trajectories])
+        self._n_frames = torch.tensor([t.n_frames for t in trajectories])
+        self._interval = torch.tensor([t.interval for t in trajectories], dtype=torch.float64)
+        self.weights = self._n_frames.double().sqrt()
+        self._held, self._limits = None, {}
+        if held:
+            self._held = np.concatenate([t.conformations.numbers(_ALL) for t in trajectories])
+            self._starts = self._n_frames.cumsum(0) - self._n_frames
+
+    def windows(
+        self, chosen: Tensor, uniform: Tensor, n_frames: int, stride_range: tuple[float, float]
+    ) -> tuple[Tensor, Tensor]:
+        """Frames (B, L) and strides (B), ps, of windows of the trajectories ``chosen`` (B); ``uniform`` is (B, 3)."""
+        if (n_frames, stride_range) not in self._limits:
+            limits = [steps_within(t, n_frames, stride_range)[1:] for t in self.trajectories]
+            self._limits[n_frames, stride_range] = torch.tensor(limits, dtype=torch.float64).T
+        longest, high = self._limits[n_frames, stride_range][:, chosen]
+        for_stride, for_start, for_direction = uniform.unbind(-1)
+        low, interval = stride_range[0], self._interval[chosen]
+        stride = low * (high.clamp_min(low) / low) ** for_stride
+        step = torch.minimum((stride / interval).round().clamp_min(1), longest).long()
+        start = (for_start * (self._n_frames[chosen] - (n_frames - 1) * step)).long()
+        index = start[:, None] + step[:, None] * torch.arange(n_frames)
+        return torch.where(for_direction[:, None] < 0.5, index, index.flip(1)), step * interval
+
+    def numbers(self, chosen: Tensor, index: Tensor) -> np.ndarray:
+        """What `unpack` takes (B, L, N, 13), of the frames ``index`` (B, L) of the trajectories ``chosen`` (B)."""
+        if self._held is not None:
+            return self._held[(self._starts[chosen][:, None] + index).numpy()]
+        found = zip(chosen.tolist(), index, strict=True)
+        return np.stack([self.trajectories[which].conformations.numbers(frames) for which, frames in found])
 
 
 def step_scales(dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 20_000) -> Tensor:

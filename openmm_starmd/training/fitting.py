@@ -15,6 +15,7 @@ from openmm_starmd.model import Domain, StarMDModel, load_model
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.protein.bond_graph import CAPPED
+from openmm_starmd.protein.displacement import Share
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.card import model_card
 from openmm_starmd.training.config import TrainingConfig
@@ -57,10 +58,10 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
             dataset.refresh()
         return draw(dataset, generator, share)
 
-    def loss_function(module: Denoiser, batch: Batch, generators: list[Generator]):
+    def loss_function(module: Denoiser, batch: Batch, generator: Generator | Share):
         window = batch.features, batch.conformations, batch.strides
         options = batch.precomputed | {"hidden_types": config.hidden_types if module.training else 0.0}
-        return denoising_loss(module, process, *window, generators, config.loss_weights, **options)
+        return denoising_loss(module, process, *window, generator, config.loss_weights, **options)
 
     denoiser = _start(config, model, base)
     denoiser.checkpointing = config.gradient_checkpointing

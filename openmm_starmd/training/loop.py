@@ -2,24 +2,28 @@
 
 The random numbers of step n come from generators seeded by (seed, n). So a run that was killed and goes on from its
 last checkpoint draws the same batches and the same noise as one that was never interrupted, and nothing but weights,
-optimiser and step number needs saving. Each window of a batch has noise of its own: processes that share a batch
-compute what one process would.
+optimiser and step number needs saving. Processes that share a batch draw the noise of all of it, and compute what one
+process would. What a step gives is read from the device a few steps later, so that the device need not wait.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
+from openmm_starmd.protein.displacement import Share
 from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.training.captured import Ahead, Captured
 from openmm_starmd.training.config import TrainingConfig
 
 try:
@@ -31,25 +35,27 @@ except ImportError as error:
 
 _TRAIN, _VALIDATE, INITIALISE = range(3)
 _MAX_SKIPPED = 20
+_READ = 20  # steps whose results are read from the device at once
 
 
-def _seeds(seed: int, purpose: int, number: int, count: int) -> list[int]:
-    states = np.random.SeedSequence((seed, purpose, number)).generate_state(count, np.uint64)
-    return [int(state >> np.uint64(1)) for state in states]
+def _seed(seed: int, purpose: int, number: int) -> int:
+    return int(np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seeded(seed: int, purpose: int, number: int, device="cpu") -> Generator:
     """Generator whose numbers depend on all three integers and on nothing else."""
-    return torch.Generator(device).manual_seed(_seeds(seed, purpose, number, 1)[0])
+    return torch.Generator(device).manual_seed(_seed(seed, purpose, number))
 
 
-def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Exponential moving average of the weights, in place; buffers are copied."""
-    with torch.no_grad():
-        for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-        for mean, value in zip(average.buffers(), module.buffers(), strict=True):
-            mean.copy_(value)
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, share: Tensor) -> None:
+    """Exponential moving average of the weights, in place, of which ``share`` () is new; buffers are copied."""
+    means, values = list(average.parameters()), list(module.parameters())
+    way = torch._foreach_sub(values, means)
+    torch._foreach_mul_(way, share)
+    torch._foreach_add_(means, way)
+    for mean, value in zip(average.buffers(), module.buffers(), strict=True):
+        mean.copy_(value)
 
 
 def launch(config: TrainingConfig) -> Fabric:
@@ -101,10 +107,11 @@ class Run:
     config : TrainingConfig
     module : nn.Module
     loss_function : callable
-        ``loss_function(module, batch, generators)`` -> (scalar loss, dict of its parts), means over the windows of the
-        batch; there is a generator for each window.
+        ``loss_function(module, batch, generator)`` -> (scalar loss, dict of its parts), means over the windows of the
+        batch; the generator is one that `per_replica` takes.
     draw : callable
-        ``draw(generator, share)`` -> the windows in the slice ``share`` of a batch, with a ``to(device)``.
+        ``draw(generator, share)`` -> the windows in the slice ``share`` of a batch, with a ``to(device)`` and, on CUDA,
+        its ``tensors()``.
     draw_held_out : callable, optional
         The same for validation.
     fabric : Fabric, optional
@@ -132,10 +139,15 @@ class Run:
         self.share = slice(self.fabric.global_rank, None, self.fabric.world_size)
         self.module = self.fabric.to_device(module)
         self.average = deepcopy(self.module).eval().requires_grad_(False)
+        device = self.fabric.device
+        self._rate, self._new = torch.zeros((), device=device), torch.zeros((), device=device)
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+            self.module.parameters(), 0.0, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
         )
         self._objective = self.fabric.setup_module(_Objective(self.module))
+        alone = device.type == "cuda" and self.fabric.world_size == 1
+        self._captured = Captured(self._update, device) if alone else None
+        self._names: tuple[str, ...] = ()
         self.step = self.skipped = 0
         self.seconds, self.best = 0.0, {"step": -1, "loss": float("inf"), "weights": {}}
         self._validated = -1
@@ -168,55 +180,77 @@ class Run:
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
         os.replace(partial, self.checkpoint)
 
-    def _work(self, draw: Callable, purpose: int, number: int) -> Callable:
-        """The loss of this process's share of a batch, as a function of the module."""
-        device, size = self.fabric.device, self.config.batch_size
-        batch = draw(seeded(self.config.seed, purpose, 2 * number), self.share).to(device)
-        seeds = _seeds(self.config.seed, purpose, 2 * number + 1, size)[self.share]
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        return lambda module: self.loss_function(module, batch, generators)
+    def _batch(self, draw: Callable, purpose: int, number: int):
+        """This process's share of a batch."""
+        return draw(seeded(self.config.seed, purpose, 2 * number), self.share)
 
-    def _mean(self, loss: torch.Tensor, parts: dict) -> dict[str, float]:
+    def _noise(self, generator: Generator) -> Generator | Share:
+        """The random numbers of this process's share of a batch."""
+        return generator if self.fabric.world_size == 1 else Share(generator, self.config.batch_size, self.share)
+
+    def _mean(self, loss: Tensor, parts: dict) -> Tensor:
         """Loss and its parts, averaged over the processes."""
-        values = torch.stack([loss.detach(), *(torch.as_tensor(p, device=loss.device) for p in parts.values())]).float()
-        means = self.fabric.all_reduce(values, reduce_op="mean").tolist()
-        return dict(zip(("loss", *parts), means, strict=True))
+        self._names = ("loss", *parts)
+        values = torch.stack([loss.detach(), *(torch.as_tensor(p, device=loss.device) for p in parts.values())])
+        return self.fabric.all_reduce(values.float(), reduce_op="mean")
+
+    def _update(self, batch, generator: Generator) -> Tensor:
+        """One optimiser step, passed over if the gradient is not finite; norm of the gradient, loss and its parts."""
+        self.optimizer.zero_grad()
+        noise = self._noise(generator)
+        loss, parts = self._objective(lambda module: self.loss_function(module, batch, noise))
+        self.fabric.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # what a GradScaler tells it
+        self.optimizer.step()
+        update_average(self.average, self.module, self._new)
+        return torch.cat([norm.detach().float()[None], self._mean(loss, parts)])
+
+    def _launch(self, batch) -> tuple[dict, Tensor]:
+        """Begin a step with a batch; what is known of it, and what the device will tell."""
+        step, rate = self.step, self.config.rate(self.step)
+        self._new.fill_(1 - min(self.config.ema_decay, (1 + step) / (10 + step)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate.fill_(rate)
+        self.module.train()
+        seed = _seed(self.config.seed, _TRAIN, 2 * step + 1)
+        if self._captured:
+            values = self._captured(batch, seed)
+        else:
+            device = self.fabric.device
+            values = self._update(batch.to(device), torch.Generator(device).manual_seed(seed))
+        self.step += 1
+        return {"step": step, "learning_rate": rate}, values
+
+    def _read(self, launched: list[tuple[dict, Tensor]]) -> list[dict[str, float]]:
+        """Rows for the log of steps that have been launched."""
+        rows = []
+        for known, values in zip(launched, torch.stack([values for _, values in launched]).tolist(), strict=True):
+            known, (norm, loss, *parts) = known[0], values
+            row = {"step": known["step"], "loss": loss, "gradient_norm": norm, "learning_rate": known["learning_rate"]}
+            rows.append(row | dict(zip(self._names[1:], parts, strict=True)))
+            self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+            if self.skipped >= _MAX_SKIPPED:
+                raise StarMDError(
+                    f"The gradient was not finite for {_MAX_SKIPPED} steps on end, up to step {known['step']}; "
+                    "lower the learning rate or check the data."
+                )
+        return rows
 
     def advance(self) -> dict[str, float]:
         """One optimiser step, passed over if the gradient is not finite; returns the row for the log."""
-        rate = self.config.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.module.train()
-        self.optimizer.zero_grad()
-        loss, parts = self._objective(self._work(self.draw, _TRAIN, self.step))
-        self.fabric.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            self.skipped = 0
-            update_average(self.average, self.module, min(self.config.ema_decay, (1 + self.step) / (10 + self.step)))
-        else:
-            self.skipped += 1
-            if self.skipped >= _MAX_SKIPPED:
-                raise StarMDError(
-                    f"The gradient was not finite for {_MAX_SKIPPED} steps on end, up to step {self.step}; "
-                    "lower the learning rate or check the data."
-                )
-        row = self._mean(loss, parts)
-        row = {"step": self.step, "loss": row.pop("loss"), "gradient_norm": norm.item(), "learning_rate": rate} | row
-        self.step += 1
-        return row
+        return self._read([self._launch(self._batch(self.draw, _TRAIN, self.step))])[0]
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss of the averaged weights on the held-out batches, which are the same at every call."""
         rows = []
         for number in range(self.config.validation_batches):
-            work = self._work(self.draw_held_out, _VALIDATE, number)
+            batch = self._batch(self.draw_held_out, _VALIDATE, number).to(self.fabric.device)
+            noise = self._noise(seeded(self.config.seed, _VALIDATE, 2 * number + 1, self.fabric.device))
             with self.fabric.autocast():
-                rows.append(self._mean(*work(self.average)))
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+                rows.append(self._mean(*self.loss_function(self.average, batch, noise)))
+        return dict(zip(self._names, torch.stack(rows).mean(0).tolist(), strict=True))
 
     @property
     def stopped(self) -> bool:
@@ -240,22 +274,31 @@ class Run:
     def finish(self, export: Callable | None = None) -> None:
         """Advance to the last step, with checkpoints on the way; ``export(average, step)`` follows each of them."""
         last, start = self.config.total_steps, time.monotonic() - self.seconds
-        saved = time.monotonic()
+        saved, launched = time.monotonic(), []
         first = self.fabric.is_global_zero
+        make = partial(self._batch, self.draw, _TRAIN)
+        ahead = Ahead(make, last) if self._captured and not self.config.rescan_steps else None
         with Logs(self.output, self.step, last, silent=not first) as logs:
             while self.step < last and not self.stopped:
-                row = self.advance()
-                self.seconds = time.monotonic() - start
-                logs.add("train", seconds=self.seconds, **row)
-                if self.draw_held_out and (self.step % self.config.validation_steps == 0 or self.step == last):
+                launched.append(self._launch((ahead or make)(self.step)))
+                validating = self.draw_held_out and (self.step % self.config.validation_steps == 0 or self.step == last)
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds or self.step == last
+                if len(launched) < _READ and not (validating or due):
+                    continue
+                rows = self._read(launched)
+                self.seconds, launched = time.monotonic() - start, []
+                for row in rows:
+                    logs.add("train", seconds=self.seconds, **row)
+                if validating:
                     held_out = self.validate()
-                    self._note_validation(row["step"], held_out["loss"])
-                    logs.add("validation", row["step"], self.seconds, **held_out)
-                due = time.monotonic() - saved >= self.config.checkpoint_seconds
-                if first and (due or self.step == last or self.stopped):
+                    self._note_validation(self.step - 1, held_out["loss"])
+                    logs.add("validation", self.step - 1, self.seconds, **held_out)
+                if first and (due or self.stopped):
                     logs.flush()
                     self.save()
                     if export:
                         export(self.average, self.step)
                     saved = time.monotonic()
+        if ahead:
+            ahead.close()
         self.fabric.barrier()

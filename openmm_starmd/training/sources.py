@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 
 from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.training.store import SUFFIX as ENCODED
 
 SUFFIXES = (".xtc", ".dcd", ".trr", ".nc", ".h5")
 """Formats that are read; an HDF5 file may hold its own topology."""
@@ -82,6 +83,9 @@ def _folder(path, what: str) -> Path:
 class Folder:
     """Folder of NAME.pdb + NAME.xtc, .dcd, .trr, .nc or .h5, and of mdtraj's NAME.h5 with their own topology.
 
+    The folder ``encoded`` of a training run is one, too: its NAME.f32 and NAME.json are what training needs of
+    trajectories, ready to be taken to another machine.
+
     Where the folder holds any NAME.done, simulations are under way in it and only the finished ones are listed.
 
     Parameters
@@ -114,6 +118,8 @@ class Folder:
                     f"{path} is named as mdCATH's files are; name the source: MdCATH({str(folder)!r}), or in TOML "
                     f'{{source = "mdcath", path = "{folder}"}}.'
                 )
+            found.setdefault(path.stem, (path, None))
+        for path in sorted(folder.glob(f"*{ENCODED}")):
             found.setdefault(path.stem, (path, None))
         if any(folder.glob("*.done")):
             found = {name: files for name, files in found.items() if (folder / f"{name}.done").exists()}

@@ -23,6 +23,8 @@ from openmm_starmd.protein.conformation import Conformation
 _WIDTHS = (3, 3, 6, 1)
 NUMBERS = sum(_WIDTHS)
 """Numbers a residue."""
+SUFFIX = ".f32"
+"""Of the files of frames."""
 
 
 def pack(conformations: Conformation) -> np.ndarray:
@@ -60,6 +62,8 @@ class StoredConformations:
         index = index.numpy() if isinstance(index, Tensor) else index
         if not isinstance(self._numbers, Path):
             return self._numbers[index].copy()
+        if isinstance(index, slice):
+            return np.fromfile(self._numbers, np.float32).reshape(*self.shape, NUMBERS)[index]
         frames = np.arange(self.shape[0])[index]
         numbers = np.empty((*frames.shape, self.shape[1], NUMBERS), np.float32)
         with open(self._numbers, "rb", buffering=0) as file:
@@ -114,13 +118,13 @@ def read(path: Path, source, n_residues_of) -> tuple[dict, StoredConformations] 
     path : Path
         As for `Writer`.
     source
-        What ``facts["source"]`` has to equal.
+        What ``facts["source"]`` has to equal; None for any.
     n_residues_of : callable
         From facts to the number of residues.
     """
     try:
         facts = json.loads(_json(path).read_text(encoding="utf-8"))
-        if facts["source"] != source:
+        if source is not None and facts["source"] != source:
             return None
         shape = facts["frames"], n_residues_of(facts)
         if _frames(path).stat().st_size != 4 * NUMBERS * shape[0] * shape[1]:
@@ -135,4 +139,4 @@ def _json(path: Path) -> Path:
 
 
 def _frames(path: Path) -> Path:
-    return path.with_name(f"{path.name}.f32")
+    return path.with_name(f"{path.name}{SUFFIX}")

@@ -15,7 +15,7 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training.checks import Inspection
 from openmm_starmd.training.reading import ProteinTrajectory
 from openmm_starmd.training.sources import TrajectoryFile
-from openmm_starmd.training.store import NUMBERS, StoredConformations, Writer, pack, read
+from openmm_starmd.training.store import NUMBERS, SUFFIX, StoredConformations, Writer, pack, read
 
 _CACHE_VERSION = 2
 
@@ -145,8 +145,13 @@ def _stored(path: Path, file: TrajectoryFile, source) -> EncodedTrajectory | Non
 def load_trajectory(file: TrajectoryFile, cache: Path | None = None) -> EncodedTrajectory:
     """`encode_trajectory`, through files in the folder ``cache`` that are renewed when a source changes.
 
-    Frames of a trajectory in the cache are read when they are asked for, and at no time is all of it in memory.
+    Frames of a trajectory in the cache are read when they are asked for, and at no time is all of it in memory. A
+    trajectory that is encoded already is taken as it is.
     """
+    if file.path.suffix == SUFFIX:
+        if (trajectory := _stored(file.path.with_suffix(""), file, None)) is None:
+            raise StarMDError(f"{file.path} is torn, or its .json is missing; encode the trajectory again.")
+        return trajectory
     if cache is None:
         return encode_trajectory(file)
     files = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in file.sources]

@@ -46,7 +46,7 @@ def generators(count, start=0):
 
 def of_windows(window, rows):
     features, conformations, strides = window
-    return features._map(lambda x: x[rows]), conformations[rows], strides[rows]
+    return features[rows], conformations[rows], strides[rows]
 
 
 def denoiser_of(config=CONFIG):

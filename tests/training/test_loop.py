@@ -34,9 +34,9 @@ class Toy(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
 
 
-def toy_loss(module, batch, generators):
+def toy_loss(module, batch, generator):
     """Noisy linear regression; batch and noise come from generators of their own, as in the real objective."""
-    noise = 0.1 * per_replica(lambda rows, g: torch.randn(rows.shape, generator=g), batch, generators)
+    noise = 0.1 * per_replica(lambda rows, g: torch.randn(rows.shape, generator=g), batch, generator)
     if module.training:
         module.calls += 1
     error = (batch @ (module.weight - TARGET) + noise).square().mean()
@@ -75,10 +75,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         sys.path[:0] = sys.argv[2:]
         import test_loop
 
-        def deadly(module, batch, generators):
+        def deadly(module, batch, generator):
             if module.training and module.calls == 12:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return test_loop.toy_loss(module, batch, generators)
+            return test_loop.toy_loss(module, batch, generator)
 
         test_loop.make_run(sys.argv[1], deadly).finish()
     """
@@ -100,14 +100,14 @@ def test_steps_after_the_last_checkpoint_are_repeated_exactly(tmp_path, monkeypa
     ticks = iter(range(10_000))
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks))
 
-    def interrupted(module, batch, generators):
+    def interrupted(module, batch, generator):
         if module.training and module.calls == 14:
             raise KeyboardInterrupt
-        return toy_loss(module, batch, generators)
+        return toy_loss(module, batch, generator)
 
     with pytest.raises(KeyboardInterrupt):
-        make_run(tmp_path / "cut", interrupted, checkpoint_seconds=8).finish()
-    resumed = make_run(tmp_path / "cut", checkpoint_seconds=8)
+        make_run(tmp_path / "cut", interrupted, checkpoint_seconds=5).finish()
+    resumed = make_run(tmp_path / "cut", checkpoint_seconds=5)
     resumed.load()
     assert 0 < resumed.step < 14
     resumed.finish()
@@ -200,8 +200,8 @@ def test_small_gradients_are_left_alone(tmp_path):
 
 
 def test_steps_without_a_finite_gradient_are_passed_over(tmp_path):
-    def sometimes(module, batch, generators):
-        loss, parts = toy_loss(module, batch, generators)
+    def sometimes(module, batch, generator):
+        loss, parts = toy_loss(module, batch, generator)
         return (loss * math.nan if module.calls == 2 else loss), parts
 
     run = make_run(tmp_path, sometimes)
@@ -244,8 +244,8 @@ def test_training_learns_and_validation_falls(tmp_path):
 def stubborn_run(folder, **settings):
     """Learns nothing after step 7 and validates every second step, best at step 5 or so."""
 
-    def loss(module, batch, generators):
-        value, parts = toy_loss(module, batch, generators)
+    def loss(module, batch, generator):
+        value, parts = toy_loss(module, batch, generator)
         return (-value if module.training and module.calls > 6 else value), parts
 
     defaults = {"total_steps": 100, "validation_steps": 2, "patience": 3, "validation_sequences": ("X",)}

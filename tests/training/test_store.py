@@ -16,8 +16,10 @@ from openmm.app import PDBFile
 
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.training import Folder, build_peptide, reading, store, trajectories
+from openmm_starmd.training import dataset as dataset_module
 from openmm_starmd.training.dataset import TrajectoryDataset, step_scales
 
 
@@ -100,6 +102,7 @@ def test_only_the_frames_that_are_needed_are_read(long_trajectory, monkeypatch):
             read.append(super().readinto(row))
             return read[-1]
 
+    monkeypatch.setattr(dataset_module, "HELD_BYTES", 0)
     dataset = TrajectoryDataset(long_trajectory, cache=long_trajectory / "cache")
     monkeypatch.setattr(store, "open", lambda path, *_, **__: Counting(path), raising=False)
     frame = 4 * 13 * 3
@@ -109,6 +112,29 @@ def test_only_the_frames_that_are_needed_are_read(long_trajectory, monkeypatch):
     read.clear()
     step_scales(dataset, strides=(10.0, 100.0), n_windows=50)
     assert 0 < sum(read) <= 2 * 2 * 50 * frame
+
+
+def test_windows_are_the_same_from_memory_and_from_disk(long_trajectory, monkeypatch):
+    held = TrajectoryDataset(long_trajectory, cache=long_trajectory / "cache")
+    monkeypatch.setattr(dataset_module, "HELD_BYTES", 0)
+    read = TrajectoryDataset(long_trajectory, cache=long_trajectory / "cache")
+    first, second = (dataset.window_batch(8, 4, generator()) for dataset in (held, read))
+    assert torch.equal(first.conformations.frames.translations, second.conformations.frames.translations)
+    assert torch.equal(first.strides, second.strides)
+
+
+def test_an_encoded_folder_is_a_source_of_its_own(long_trajectory, tmp_path):
+    """Encoded once, trained on elsewhere: without the trajectory, and with the same windows."""
+    whole = TrajectoryDataset(long_trajectory, cache=tmp_path / "encoded")
+    (long_trajectory / "AKF.xtc").unlink()
+    moved = TrajectoryDataset((tmp_path / "encoded").rename(tmp_path / "elsewhere"))
+    assert [t.sequence for t in moved.trajectories] == ["AKF"]
+    first, second = (dataset.window_batch(8, 4, generator()) for dataset in (whole, moved))
+    assert torch.equal(first.conformations.torsions, second.conformations.torsions)
+    assert torch.equal(first.features.torsion_mask, second.features.torsion_mask)
+    next((tmp_path / "elsewhere").glob("*.json")).unlink()
+    with pytest.raises(StarMDError, match="json is missing"):
+        TrajectoryDataset(tmp_path / "elsewhere")
 
 
 def test_a_long_trajectory_is_encoded_in_pieces(long_trajectory, monkeypatch):

@@ -1,0 +1,96 @@
+"""Training steps without gaps on a GPU: batches drawn ahead by threads, steps replayed as CUDA graphs.
+
+A step of a small network is thousands of kernels of a few microseconds, which Python launches more slowly than the
+device runs them. Recorded once for each shape of a batch, a replay launches all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Generator, Tensor
+
+WARM_UP = 3  # calls of a shape before it is recorded, so that tables, libraries and the optimiser are ready
+_THREADS, _AHEAD = 4, 12
+
+
+class Ahead:
+    """Batches made by threads before they are asked for.
+
+    Parameters
+    ----------
+    make : callable
+        From the number of a batch to the batch.
+    last : int
+        None is made from this number on.
+    """
+
+    def __init__(self, make: Callable, last: int):
+        self._make, self._last = make, last
+        self._pool = ThreadPoolExecutor(_THREADS, "batches")
+        self._coming: dict[int, Future] = {}
+
+    def __call__(self, number: int):
+        """The batch of a number; those that follow are begun."""
+        for coming in range(number, max(number + 1, min(number + _AHEAD, self._last))):
+            if coming not in self._coming:
+                self._coming[coming] = self._pool.submit(self._make, coming)
+        return self._coming.pop(number).result()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Captured:
+    """A function of a batch and of random numbers as CUDA graphs, one for each shape of the batch.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(batch, generator)`` -> Tensor; it never waits for the device, and what else it changes has a fixed
+        place in memory.
+    device : torch.device
+        Of CUDA.
+    """
+
+    def __init__(self, function: Callable, device: torch.device):
+        self._function = function
+        self._generator = Generator(device)
+        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self._calls: dict[tuple, int] = {}
+        self._graphs: dict[tuple, tuple] = {}
+
+    def __call__(self, batch, seed: int) -> Tensor:
+        """Value of the function for a batch (on the CPU) and the random numbers of a seed."""
+        self._generator.manual_seed(seed)
+        shape = tuple(tensor.shape for tensor in batch.tensors())
+        if shape not in self._graphs:
+            self._calls[shape] = self._calls.get(shape, 0) + 1
+            if self._calls[shape] <= WARM_UP:
+                return self._eagerly(batch)
+            self._graphs[shape] = self._record(batch)
+            self._generator.manual_seed(seed)
+        graph, place, value = self._graphs[shape]
+        for to, tensor in zip(place.tensors(), batch.tensors(), strict=True):
+            to.copy_(tensor.pin_memory(), non_blocking=True)
+        graph.replay()
+        return value.clone()
+
+    def _eagerly(self, batch) -> Tensor:
+        batch = batch.to(self._generator.device)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            value = self._function(batch, self._generator)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return value
+
+    def _record(self, batch) -> tuple:
+        """Graph, the place of its batch and that of its value."""
+        graph, place = torch.cuda.CUDAGraph(), batch.to(self._generator.device)
+        graph.register_generator_state(self._generator)
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            value = self._function(place, self._generator)
+        return graph, place, value
