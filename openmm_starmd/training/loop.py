@@ -141,9 +141,8 @@ class Run:
         self.average = deepcopy(self.module).eval().requires_grad_(False)
         device = self.fabric.device
         self._rate, self._new = torch.zeros((), device=device), torch.zeros((), device=device)
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), 0.0, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-        )
+        settings = {"weight_decay": config.weight_decay, "fused": True, "capturable": device.type == "cuda"}
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), 0.0, betas=(0.9, 0.98), **settings)
         self._objective = self.fabric.setup_module(_Objective(self.module))
         alone = device.type == "cuda" and self.fabric.world_size == 1
         self._captured = Captured(self._update, device) if alone else None
