@@ -62,8 +62,8 @@ class Strideless(Denoiser):
     def step_size(self, stride):
         return super().step_size(torch.full_like(stride, STRIDE))
 
-    def conditions(self, statics, previous, time, alpha, sigma, stride, index):
-        return super().conditions(statics, previous, time, alpha, sigma, torch.full_like(stride, STRIDE), index)
+    def moments(self, time, alpha, sigma, stride):
+        return super().moments(time, alpha, sigma, torch.full_like(stride, STRIDE))
 
 
 class CommonUnits:

@@ -139,7 +139,7 @@ def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) ->
         frame, time_ = start.map(lambda x: x[:, None]), torch.full((1, 1), 0.5, device=model.device)
         levels = time_, process.alpha(time_), process.sigma(time_), torch.full_like(time_, STRIDE)
         index = torch.tensor([context], device=model.device)
-        conditions = denoiser.conditions(statics, frame, *levels, index)
+        conditions = denoiser.conditions(statics, frame, denoiser.moments(*levels), index)
 
     def call():
         with torch.inference_mode():

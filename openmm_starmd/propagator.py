@@ -9,17 +9,19 @@ from dataclasses import replace
 import torch
 
 from openmm_starmd.diffusion.loss import context_inputs
-from openmm_starmd.diffusion.sampler import SAMPLERS
+from openmm_starmd.diffusion.replay import Eager, Recordings, Replayed
+from openmm_starmd.diffusion.sampler import SAMPLERS, State
 from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
-from openmm_starmd.network.embedding import FrameInputs, Statics
+from openmm_starmd.network.embedding import FrameInputs, Moments, Statics
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.history import History
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 
 PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together; see benchmarks/PERFORMANCE.md
+LEAST_ROOM = 64  # frames, where denoising is recorded
 
 
 class Propagator:
@@ -75,15 +77,18 @@ class Propagator:
         steps = denoising_steps or model.config.denoising_steps
         self.sampler = SAMPLERS[model.config.sampler](model.process, steps)
         self._precomputed = tuple(None if x is None else x.to(model.device)[None] for x in (single, pair))
+        self._system = tokens.features.to(model.device)
         self._reference: Conformation | None = None
         self._statics: Statics | None = None
+        self._moments: Moments | None = None
         self._cached: tuple[History, KVCache] | None = None
+        self._grown: tuple[History, History] | None = None
         self._compiled: tuple[int, Callable] | None = None
+        self._recordings = Recordings(model.device) if model.device.type == "cuda" else None
 
     def start(self, conformation: Conformation, time: float = 0.0) -> History:
         """History of one conformation (B, N), at ``time`` ps; it is the reference structure of the run."""
-        conformation = conformation.to(device=self.model.device, dtype=torch.float32)
-        return History.start(conformation, time)
+        return History.start(conformation.map(self._here), time)
 
     @torch.inference_mode()
     def step(self, history: History, generator) -> Conformation:
@@ -94,29 +99,58 @@ class Propagator:
         history : History
         generator : torch.Generator or one for each replica
         """
-        denoiser, process = self.model.denoiser, self.model.process
-        cache, call = self._context_cache(history), self._call(history)
-        statics, last = self._statics, _centred(history.last)
-        times = self.sampler.times().to(last.angles)[None]
-        index = torch.tensor([history.n_frames], device=times.device)
-        levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
+        cache, last = self._context_cache(history), _centred(history.last)
+        features, residues = self._statics.features, last.shape[-1]
+        room = self._room(cache, residues)
         with self._precision():
-            conditions = denoiser.conditions(statics, last.map(lambda x: x[:, None]), *levels, index)
-
-        def denoise(noisy: Conformation, k: int) -> Displacement:
-            with self._precision():
-                way = call(conditions.at(k), noisy.map(lambda x: x[:, None]), cache)
-            return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
-
+            index = torch.full((1,), history.n_frames, device=last.device)
+            given = last.map(lambda x: x[:, None]), self._moments_of_times(), index
+            conditions = self.model.denoiser.conditions(self._statics, *given)
+            mask = self.model.denoiser.mask_behind(cache, room, residues)
         noise = self._prior(last, generator)
-        conformation = self.sampler.sample(noise, denoise, statics.features, generator)
-        return _shifted(conformation, history.last.frames.translations.mean(-2, keepdim=True))
+        moves, state = self.sampler.moves(noise, features, generator), State.start(noise)
+        # the statics, constant and large, are no input
+        given = replace(conditions, statics=None), moves, mask
+        call = self._call(history, room)
+        denoise = self._denoising(call, replace(cache, n_frames=room - 1))
+        state = self._repeated("denoise", (room, mask is None, call), denoise).run(given, state, len(moves.numbers))
+        return _shifted(state.x, history.last.frames.translations.mean(-2, keepdim=True))
+
+    def _denoising(self, call: Callable, cache: KVCache) -> Callable:
+        """One denoising step, as a function of tensors."""
+        statics = self._statics
+
+        def step(given, state: State) -> State:
+            conditions, moves, mask = given
+            now = replace(conditions, statics=statics).at(state.k)
+            with self._precision():
+                way = call(now, state.x.map(lambda x: x[:, None]), cache, mask)
+            way = Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
+            return self.sampler.move(moves, state, way)
+
+        return step
+
+    def _repeated(self, use, variant, function: Callable) -> Replayed | Eager:
+        """What runs a function of tensors: its recording on a GPU."""
+        return self._recordings.of(use, variant, function) if self._recordings else Eager(function)
+
+    def _room(self, cache: KVCache, residues: int) -> int:
+        """Frames of the cache that a new one is computed with, the last for itself.
+
+        Recorded, it serves all contexts that fit: at least `LEAST_ROOM` or a power of two, as far as there is room.
+        """
+        needed = cache.n_frames + 1
+        if not self._recordings:
+            return needed
+        return min(cache.keys.shape[3] // residues, max(LEAST_ROOM, 1 << cache.n_frames.bit_length()))
 
     def extend(self, history: History, conformation: Conformation, generator, time: float | None = None) -> History:
         """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
         copy = self._context_copy(conformation, generator)
         time = self.stride if time is None else time
-        return history.append(copy, float(history.times[-1]) + time, self.context_frames, self._sinks)
+        grown = history.append(copy, float(history.times[-1]) + time, self.context_frames, self._sinks)
+        self._grown = history, grown
+        return grown
 
     def replace(self, history: History, conformation: Conformation, time: float, generator) -> History:
         """History whose last conformation has moved on to ``conformation`` (B, N) in ``time`` (ps)."""
@@ -125,17 +159,22 @@ class Propagator:
 
     @torch.inference_mode()
     def _context_copy(self, conformation: Conformation, generator) -> Conformation:
-        conformation = conformation.to(device=self.model.device, dtype=torch.float32)
+        conformation = conformation.map(self._here)
         copy = self.model.process.context_copy(
             _centred(conformation), self._features(len(conformation.angles)), generator
         )
         return _shifted(copy, conformation.frames.translations.mean(-2, keepdim=True))
 
-    def _call(self, history: History) -> Callable:
-        """The denoiser's call; compiled, if the model is, for full windows of the first batch that has one."""
+    def _here(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor as float32 on the model's device; the host does not wait."""
+        x, device = x.to(torch.float32), self.model.device
+        return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
+
+    def _call(self, history: History, room: int) -> Callable:
+        """The denoiser's call; compiled, if the model is, for the first batch whose context has a lasting shape."""
         batch, frames, _ = history.conformations.shape
         eager = self.model.denoiser.denoise
-        if not self.model.is_compiled or frames < self.context_frames:
+        if not self.model.is_compiled or (frames < self.context_frames and room == frames + 1):
             return eager
         if self._compiled is None:
             self._compiled = batch, torch.compile(eager, dynamic=False)
@@ -147,8 +186,16 @@ class Propagator:
             return nullcontext()
         return torch.autocast(self.model.device.type, torch.bfloat16)
 
-    def _features(self, batch: int):
-        return self.tokens.features.to(self.model.device).expand(batch)
+    def _features(self, batch: int) -> ResidueFeatures:
+        return self._system.expand(batch)
+
+    def _moments_of_times(self) -> Moments:
+        """Of all denoising steps; the same in every jump."""
+        if self._moments is None:
+            process, times = self.model.process, self._here(self.sampler.times())[None]
+            levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
+            self._moments = self.model.denoiser.moments(*levels)
+        return self._moments
 
     def _prior(self, last: Conformation, generator) -> Conformation:
         """Noise that the reverse process starts from: about the last conformation, or the process's own prior."""
@@ -173,6 +220,8 @@ class Propagator:
                 statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
             self._statics = statics
             self._reference, self._cached = history.reference, None
+            if self._recordings:
+                self._recordings.clear()
         inputs, lasting = self._context_inputs(history), self._sinks if history.dropped else frames
         cache = self._known_part(history, lasting)
         for k in range(cache.n_frames, lasting):
@@ -184,8 +233,20 @@ class Propagator:
         return cache
 
     def _encoded(self, inputs: FrameInputs, cache: KVCache) -> KVCache:
-        with self._precision():
-            return self.model.denoiser.encode(self._statics, inputs, cache)
+        """Cache extended by frames; a single one is computed at the end of the room, as the noisy one will be."""
+        frames, residues = len(inputs.index), inputs.conformation.shape[-1]
+        room = self._room(cache, residues) if frames == 1 else cache.n_frames + frames
+        mask = self.model.denoiser.mask_behind(cache, room, residues) if frames == 1 else None
+        begin = replace(cache, n_frames=room - frames)
+
+        def encode(given, state):
+            with self._precision():
+                self.model.denoiser.encode(self._statics, given[0], begin, given[1])
+            return state
+
+        use = "encode" if frames == 1 else (begin.n_frames, frames)
+        self._repeated(use, (room, mask is None), encode).run((inputs, mask), ())
+        return cache.moved(begin.n_frames, frames, residues)
 
     def _context_inputs(self, history: History) -> FrameInputs:
         """The window as the network gets it; behind the sinks it begins anew if frames have left from there."""
@@ -193,7 +254,7 @@ class Propagator:
 
         def piece(start: int, stop: int | None) -> FrameInputs:
             times, copies = history.times[start:stop], window[:, start:stop]
-            strides = torch.diff(times, prepend=times[:1] - self.stride).to(copies.angles)
+            strides = self._here(torch.diff(times, prepend=times[:1] - self.stride))
             return context_inputs(copies, strides.expand(copies.shape[:2]), self.model.process, start)
 
         return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
@@ -203,9 +264,11 @@ class Propagator:
         if self._cached is None:
             batch, _, residues = history.conformations.shape
             capacity = max(self.context_frames, history.n_frames) + 1
-            return self.model.denoiser.cache(batch, residues, capacity)
+            return self.model.denoiser.cache(batch, residues, capacity, self.model.config.precision != "32-true")
         known, cache = self._cached
         n = min(cache.n_frames, lasting)
+        if self._grown and self._grown[0] is known and self._grown[1] is history:
+            return replace(cache, n_frames=n)
         then, now = (x.conformations.frames.rotations[:, :n] for x in (known, history))
         alike = (then == now).transpose(0, 1).flatten(1).all(1).cpu() & (known.times[:n] == history.times[:n])
         return replace(cache, n_frames=int(alike.cumprod(0).sum()))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from openmm import LangevinMiddleIntegrator, Platform, unit
 from openmm.app import ForceField, HBonds, Modeller, Simulation
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmm_starmd import StarMDModel
 from openmm_starmd.model import Domain
@@ -72,3 +73,39 @@ def peptide(build_peptide):
     simulation.context.setPositions(positions)
     simulation.minimizeEnergy(maxIterations=50)
     return topology, simulation.context.getState(positions=True).getPositions(asNumpy=True), system
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Every kind of device that is here."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return request.param
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a GPU would have to be waited for: numbers that the host looks at, or makes."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense",
+        "item",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "is_nonzero",
+        "lift_fresh",
+        "unique",
+    )
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, f"{name} makes the host wait for a GPU"
+        if name == "index":
+            assert not any(x is not None and x.dtype == torch.bool for x in args[1]), "a mask as an index"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="session")
+def no_waiting():
+    """Context manager that fails where a GPU would have to be waited for."""
+    return NoWaiting

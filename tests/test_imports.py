@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
 FLOORS = [
     "protein.errors protein.residues",
-    "geometry.rigid geometry.igso3 geometry.torsions",
+    "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "network.config network.invariants network.wells network.embedding network.attention network.ipa "
     "network.parameterization network.denoiser",
-    "diffusion.process diffusion.loss diffusion.sampler",
+    "diffusion.process diffusion.loss diffusion.sampler diffusion.replay",
     "model propagator",
     "binding relaxation integrator reporters rollout training evaluation",
     "cli",

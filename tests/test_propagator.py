@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from openmm_starmd import propagator as module
+from openmm_starmd.diffusion.replay import Recordings, Replayed
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network import attention
@@ -222,11 +223,15 @@ def test_behind_the_sinks_a_window_begins_anew(peptide):
     assert own == [True, False, True, False]
 
 
+def noting(encode, seen):
+    """`Denoiser.encode` that notes which frames it gets."""
+    return lambda statics, context, *more: seen.append(context.index.tolist()) or encode(statics, context, *more)
+
+
 def test_sinks_are_encoded_once(peptide, monkeypatch):
     tokens, start = peptide
     p, seen = with_sinks(tokens, 2, 4), []
-    encode = p.model.denoiser.encode
-    monkeypatch.setattr(p.model.denoiser, "encode", lambda s, c, k: seen.append(c.index.tolist()) or encode(s, c, k))
+    monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
     run(p, p.start(batch_of(start, 1)), 6)
     assert seen == [[0], [1], [2], [3], [2, 3], [2, 3]]
 
@@ -236,8 +241,7 @@ def test_of_a_replaced_frame_alone_keys_and_values_are_made_anew(peptide, monkey
     p, seen = with_sinks(tokens, 0, 8), []
     _, history = run(p, p.start(batch_of(start, 1)), 4)
     p.step(history, torch.Generator().manual_seed(0))
-    encode = p.model.denoiser.encode
-    monkeypatch.setattr(p.model.denoiser, "encode", lambda s, c, k: seen.append(c.index.tolist()) or encode(s, c, k))
+    monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
     p.step(p.replace(history, batch_of(start, 1), 30.0, torch.Generator().manual_seed(5)), torch.Generator())
     assert seen == [[4]]
 
@@ -365,3 +369,94 @@ def test_a_packed_history_is_small_and_loses_nothing(setting):
     for a, b in ((history.conformations, restored.conformations), (history.reference, restored.reference)):
         assert equal(a, b)
     assert torch.equal(restored.pack(mask), vector)
+
+
+FURTHER = {
+    "separable": ModelConfig(NetworkConfig(**SMALL, joint_attention=False), denoising_steps=4),
+    "ancestral": ModelConfig(NetworkConfig(**SMALL), denoising_steps=2, sampler="ancestral"),
+    "regression": ModelConfig(
+        NetworkConfig(**SMALL, parameterization="plain", torsions="regression"),
+        CONFIGS["paper"].process,
+        denoising_steps=3,
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS | FURTHER)
+def config(request):
+    return (CONFIGS | FURTHER)[request.param]
+
+
+def recording(model, tokens, **settings):
+    """A propagator that computes as on a GPU, on whatever device."""
+    p = propagator_of(model, tokens, **settings)
+    p._recordings = p._recordings or Recordings(model.device)
+    return p
+
+
+def generators(k, batch=2):
+    """On the CPU, so that all devices get the same noise."""
+    return [torch.Generator().manual_seed(10 * k + b) for b in range(batch)]
+
+
+def assert_alike(found, expected, tolerance):
+    torch.testing.assert_close(found.frames.rotations, expected.frames.rotations, atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.frames.translations, expected.frames.translations, atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.torsions.sin(), expected.torsions.sin(), atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.torsions.cos(), expected.torsions.cos(), atol=tolerance, rtol=0)
+    torch.testing.assert_close(found.angles, expected.angles, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("room", [1, 4, 64])
+def test_recorded_jumps_are_the_eager_ones(config, peptide, device, room, monkeypatch):
+    """Behind growing windows, masked up to their room, and behind full and sliding ones; noise is the same."""
+    monkeypatch.setattr(module, "LEAST_ROOM", room)
+    tokens, start = peptide
+    model = model_of(config)
+    eager, recorded = (
+        make(m, tokens, context_frames=6) for make, m in ((propagator_of, model), (recording, model.on(device)))
+    )
+    history, theirs = (p.start(batch_of(start, 2)) for p in (eager, recorded))
+    tolerance = 0.02 if config.precision == "bf16-mixed" else 2e-4
+    for k in range(9):
+        expected, found = eager.step(history, generators(k)), recorded.step(theirs, generators(k))
+        assert_alike(found.to("cpu"), expected, tolerance)
+        history, theirs = (p.extend(h, expected, generators(k)) for p, h in ((eager, history), (recorded, theirs)))
+
+
+def test_another_past_is_not_mixed_up_with_the_recorded_one(peptide):
+    """A new start, other batches, and a replaced frame."""
+    tokens, start = peptide
+    model = model_of(CONFIGS["peptide"])
+    eager, recorded = propagator_of(model, tokens), recording(model, tokens)
+    first = eager.start(batch_of(start, 2))
+    later = eager.extend(first, eager.step(first, generators(0)), generators(0))
+    other, replaced = eager.start(batch_of(start, 2), time=100.0), eager.replace(later, first.last, 30.0, generators(3))
+    pasts = [first, later, other, later, later.replicas([1]), replaced, first]
+    for history in pasts:
+        given = generators(5, len(history.last.angles))
+        found, expected = (p.step(history, [g.clone_state() for g in given]) for p in (recorded, eager))
+        assert_alike(found, expected, 2e-4)
+
+
+def test_nothing_that_is_recorded_makes_the_host_wait(config, peptide, no_waiting, monkeypatch):
+    tokens, start = peptide
+    recorded = recording(model_of(config), tokens)
+    history = recorded.start(batch_of(start, 2))
+
+    def jump(history, k):
+        return recorded.extend(history, recorded.step(history, generators(k)), generators(k))
+
+    for k in range(4):  # all tables are there
+        history = jump(history, k)
+    advance, calls = Replayed._advance, []
+
+    def watched(self):
+        calls.append(self)
+        with no_waiting():
+            advance(self)
+
+    monkeypatch.setattr(Replayed, "_advance", watched)
+    history = jump(history, 4)
+    jump(history, 5)
+    assert len(calls) >= 2 * len(recorded.sampler.times())

@@ -123,7 +123,7 @@ def denoising_loss(
 
 
 def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device=rows.device)
+    return torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device=generator.device)
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:

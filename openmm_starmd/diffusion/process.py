@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.geometry import igso3
+from openmm_starmd.geometry.constants import constant
 from openmm_starmd.geometry.rigid import Rigid, full_precision, logarithm
 from openmm_starmd.geometry.torsions import wrapped_normal_score
 from openmm_starmd.network.config import ProcessConfig
@@ -110,15 +111,13 @@ class Process:
         """
         c = self.config
         levels = per_replica(
-            lambda rows, g: torch.rand(2, *rows.shape, generator=g, dtype=rows.dtype, device=rows.device).movedim(
-                0, -1
-            ),
+            lambda rows, g: torch.rand(2, *rows.shape, generator=g, dtype=rows.dtype, device=g.device).movedim(0, -1),
             clean.angles[..., 0],
             generator,
         )
         level = levels[..., 0] * (levels[..., 1] < c.context_probability)
         if c.schedule == "geometric":
-            sigma = level[..., None] * level.new_tensor(c.context_noise)
+            sigma = level[..., None] * constant(c.context_noise, level.dtype, level.device)
             alpha = torch.ones_like(level)
         else:
             t = level * c.context_time
@@ -130,8 +129,8 @@ class Process:
         """Noise levels (4,) by which the network scales what it is told of context copies."""
         c = self.config
         if c.schedule == "geometric":
-            return like.new_tensor(c.context_noise)
-        return self.sigma(like.new_tensor(c.context_time))
+            return constant(c.context_noise, like.dtype, like.device)
+        return self.sigma(like.new_full((), c.context_time))
 
     def prior(self, template: Conformation, features: ResidueFeatures, generator) -> Conformation:
         """Noise at t = 1: standard normal translations, IGSO(3) rotations, wrapped normal torsions; shape (B, *, N)."""

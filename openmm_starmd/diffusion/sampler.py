@@ -3,16 +3,19 @@
 Each takes ``denoise(noisy, k) -> Displacement``, which returns ``sigma**2`` times the score (see `process`) at the k-th
 of its times, so that an exact score can stand in for the network. One move is ``x' = growth * (x + fraction * way) +
 noise``; the algorithms differ in these three numbers. The run ends with the denoised conformation, without noise.
-Numbers and noise of all moves are made before the first, so that only the moves themselves are left to the loop.
+Numbers and noise of all moves are made before the first, so that only the moves themselves are left to the loop; all
+moves are alike, so that one of them can be recorded and replayed (see `replay`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential
@@ -22,6 +25,48 @@ from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 Denoise = Callable[[Conformation, int], Displacement]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Numbers and noise of all S moves; the last one goes to the denoised conformation, without noise.
+
+    Parameters
+    ----------
+    numbers : Tensor, shape (S, 14)
+        Growth of translations in the move and in the one before it (1 each), fraction of the way (4), weights of the
+        way and of the way to the last denoised conformation (4 each).
+    kicks : Conformation, shape (B, S, N)
+        Noise, as the conformations that residues at rest get to.
+    period : Tensor, shape (B, N, 6)
+        Of the torsions, rad.
+    """
+
+    numbers: Tensor
+    kicks: Conformation
+    period: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """Between two moves.
+
+    Parameters
+    ----------
+    k : Tensor of int64, shape (1,)
+        Number of moves that were made. A tensor, so that a recorded move can count for itself.
+    x, denoised : Conformation, shape (B, N)
+        Noisy conformation, and the last denoised one.
+    """
+
+    k: Tensor
+    x: Conformation
+    denoised: Conformation
+
+    @classmethod
+    def start(cls, noise: Conformation) -> State:
+        """Before the first move."""
+        return cls(torch.zeros(1, dtype=torch.int64, device=noise.device), noise, noise)
 
 
 class Sampler(ABC):
@@ -36,6 +81,7 @@ class Sampler(ABC):
 
     def __init__(self, process: Process, steps: int):
         self.process, self.steps = process, steps
+        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def times(self) -> Tensor:
@@ -56,27 +102,57 @@ class Sampler(ABC):
             ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
         """
-        times = self.times()
-        growth, fraction, level = (x.to(noise.angles) for x in self.coefficients(times[:-1], times[1:]))
-        kicks = self._kicks(noise, level, features, generator)
-        corrected = self.correction(times, noise.angles, features)
-        x = noise
-        for k in range(len(times) - 1):
-            way = corrected(denoise(x, k), x, k).scaled(fraction[k])
-            x = _moved(x, way, growth[k], kicks[:, k])
-        way = denoise(x, len(times) - 1)
-        return _grown(way.apply(x), 1 / self.process.alpha(times[-1]).to(noise.angles))
+        moves, state = self.moves(noise, features, generator), State.start(noise)
+        for k in range(len(moves.numbers)):
+            state = self.move(moves, state, denoise(state.x, k))
+        return state.x
 
-    def correction(self, times: Tensor, template: Tensor, features: ResidueFeatures):
-        """Function (way, x, k) that corrects the way from x to the denoised conformation by what came before."""
-        return lambda way, x, k: way
+    def moves(self, like: Conformation, features: ResidueFeatures, generator) -> Moves:
+        """All moves of a conformation (B, N)."""
+        key = like.angles.dtype, like.device
+        if key not in self._tables:
+            self._tables[key] = tuple(x.to(like.device) for x in self._made_tables(like.angles.dtype))
+        numbers, level = self._tables[key]
+        kicks = self._kicks(like, level, features, generator)
+        return Moves(numbers, kicks, features.per_frame("torsion_period", like.angles))
+
+    def move(self, moves: Moves, state: State, way: Displacement) -> State:
+        """One move, given the way (B, N) to the denoised conformation."""
+        numbers = moves.numbers.index_select(0, state.k)
+        growth, grown, fraction, *weights = numbers.split([1, 1, 4, 4, 4], -1)
+        kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
+        way, denoised = self.corrected(way, state, grown, weights, moves.period)
+        return State(state.k + 1, _moved(state.x, way.scaled(fraction), growth, kick), denoised)
+
+    def corrected(
+        self, way: Displacement, state: State, grown: Tensor, weights: Sequence[Tensor], period: Tensor
+    ) -> tuple[Displacement, Conformation]:
+        """The way corrected by what came before, and what the next move has to know of this one."""
+        return way, state.denoised
+
+    def weights(self, times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weights (S, 4) of the way and of the way to the last denoised conformation."""
+        one = torch.ones(len(times), 4, dtype=dtype)
+        return one, 0 * one
+
+    def _made_tables(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Numbers (S, 14) of all moves, and noise levels (S - 1, 4)."""
+        times = self.times()
+        growth, fraction, level = (x.to(dtype) for x in self.coefficients(times[:-1], times[1:]))
+        growth = torch.cat([growth, 1 / self.process.alpha(times[-1:]).to(dtype)])[:, None]
+        grown, whole = torch.cat([torch.ones_like(growth[:1]), growth[:-1]]), torch.ones(1, 4, dtype=dtype)
+        return torch.cat([growth, grown, torch.cat([fraction, whole]), *self.weights(times, dtype)], -1), level
 
     def _kicks(self, like: Conformation, level: Tensor, features: ResidueFeatures, generator) -> Conformation:
-        """Noise of every move, as the conformations (B, S - 1, N) that residues at rest get to."""
+        """Noise (B, S, N) of every move, none of the last."""
         template = like.angles[:, None].expand(-1, len(level), -1)
-        frames = Rigid.identity(template.shape, template.dtype, template.device)
-        rest = Conformation(frames, torch.zeros_like(template)[..., None].expand(*template.shape, 6), 0 * template)
-        return self.process.noise(template, level, features, generator).apply(rest)
+        noise = self.process.noise(template, level, features, generator)
+        translation, rotation, torsion = (
+            functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (noise.translation, noise.rotation, noise.torsion)
+        )
+        return Conformation(
+            Rigid(exponential(rotation), translation), wrap(torsion), functional.pad(noise.angle, (0, 0, 0, 1))
+        )
 
 
 class EulerMaruyama(Sampler):
@@ -141,21 +217,16 @@ class Multistep(Ancestral):
 
     churn: float = 1.5
 
-    def correction(self, times, template, features):
-        alpha, period = self.process.alpha(times), features.per_frame("torsion_period", template)
-        growth, fall = (alpha[1:] / alpha[:-1]).to(template), self._ratio(times[:-1], times[1:])[1].log()
-        shares = (0.5 * fall[1:] / fall[:-1]).to(template)
-        more, less, last = 1 + shares, -shares, None
+    def weights(self, times, dtype):
+        fall = self._ratio(times[:-1], times[1:])[1].log()
+        shares, (now, before) = (0.5 * fall[1:] / fall[:-1]).to(dtype), super().weights(times, dtype)
+        now[1:-1], before[1:-1] = 1 + shares, -shares
+        return now, before
 
-        def corrected(way: Displacement, x: Conformation, k: int) -> Displacement:
-            nonlocal last
-            before, last = last, way.apply(x)
-            if before is None:
-                return way
-            way_to_before = Displacement.between(x, _grown(before, growth[k - 1]), period)
-            return way.scaled(more[k - 1]) + way_to_before.scaled(less[k - 1])
-
-        return corrected
+    def corrected(self, way, state, grown, weights, period):
+        now, before = weights
+        way_to_before = Displacement.between(state.x, _grown(state.denoised, grown), period)
+        return way.scaled(now) + way_to_before.scaled(before), way.apply(state.x)
 
 
 def _grown(x: Conformation, growth: Tensor) -> Conformation:

@@ -23,6 +23,8 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
+from openmm_starmd.geometry.constants import constant
+
 _IMAGES = 3
 # The limits at angle 0 exist, but 0 / 0 stands in their way. Functions that are even in the angle are flat there: their
 # values at these angles instead are exact to about 1e-8 (score over angle) and 1e-12 (density).
@@ -170,7 +172,8 @@ def from_normal(sigma: Tensor, normal: Tensor) -> Tensor:
     column = (radius * ((n_radius - 1) / _MAX_RADIUS)).clamp_max(n_radius - 1.001)
     i, j = row.long(), column.long()
     u, v = row - i, column - j
-    cell = table.flatten()[(i * n_radius + j)[..., None] + torch.tensor([0, 1, n_radius, n_radius + 1]).to(i.device)]
+    corners = constant((0, 1, n_radius, n_radius + 1), torch.int64, i.device)
+    cell = table.flatten()[(i * n_radius + j)[..., None] + corners]
     per_sigma = (1 - u) * torch.lerp(cell[..., 0], cell[..., 1], v) + u * torch.lerp(cell[..., 2], cell[..., 3], v)
     angle = (sigma.double() * per_sigma).clamp_max(math.pi)
     return normal * (angle / radius).to(sigma.dtype)[..., None]

@@ -134,24 +134,30 @@ def exponential(rotvec: Tensor) -> Tensor:
     return (products @ _products(q.dtype, q.device)[0]).unflatten(-1, (3, 3))
 
 
-@full_precision
-def logarithm(rotation: Tensor) -> Tensor:
-    """Rotation vector (*, 3), of norm at most pi, of a rotation matrix (*, 3, 3)."""
+def _quaternion(rotation: Tensor) -> Tensor:
+    """Unit quaternion (*, 4), (x, y, z, w) of either sign, of a rotation matrix (*, 3, 3); the host chooses nothing."""
     identity = torch.eye(4, dtype=rotation.dtype, device=rotation.device)
     products = (rotation.flatten(-2) @ _products(rotation.dtype, rotation.device)[1]).unflatten(-1, (4, 4)) + identity
     largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
-    q = torch.nn.functional.normalize(products.gather(-2, largest.expand(*largest.shape[:-1], 4))[..., 0, :], dim=-1)
-    vector, w = q.split([3, 1], -1)
+    row = products.gather(-2, largest.expand(*largest.shape[:-1], 4))[..., 0, :]
+    return torch.nn.functional.normalize(row, dim=-1)
+
+
+@full_precision
+def logarithm(rotation: Tensor) -> Tensor:
+    """Rotation vector (*, 3), of norm at most pi, of a rotation matrix (*, 3, 3)."""
+    vector, w = _quaternion(rotation).split([3, 1], -1)
     sine = torch.linalg.vector_norm(vector, dim=-1, keepdim=True).clamp_min(_TINY)
     return vector * (2 * torch.atan2(sine.copysign(w), w.abs()) / sine)
 
 
+@full_precision
 def to_rodrigues(rotation: Tensor) -> Tensor:
     """Modified Rodrigues parameters (*, 3), tan(angle / 4) along the axis and so of norm at most 1, of rotations.
 
     Unlike a rotation vector they need no trigonometry, and unlike a quaternion no fourth number.
     """
-    q = roma.rotmat_to_unitquat(rotation)
+    q = _quaternion(rotation)
     q = torch.where(q[..., 3:] < 0, -q, q)
     return q[..., :3] / (1 + q[..., 3:])
 

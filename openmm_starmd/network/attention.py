@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -38,15 +38,15 @@ class KVCache:
     n_frames: int = 0
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor) -> KVCache:
-        """Room for keys and values of a shape, of the dtype of ``like`` or, if they are many, in bfloat16.
+    def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor, half: bool = False) -> KVCache:
+        """Room for keys and values of a shape, of the dtype of ``like`` or, if they are many or on demand, in bfloat16.
 
         Half the memory, for a few percent of the time on a CPU. What counts are those of one replica, so that it is
         the same alone and within a batch.
         """
         layers, batch, *rest = shape
-        dtype = torch.bfloat16 if 2 * layers * math.prod(rest) > HALF_ABOVE else like.dtype
-        return cls(like.new_empty(shape, dtype=dtype), like.new_empty(shape, dtype=dtype))
+        dtype = torch.bfloat16 if half or 2 * layers * math.prod(rest) > HALF_ABOVE else like.dtype
+        return cls(*(like.new_zeros(shape, dtype=dtype) for _ in range(2)))  # what is masked must be finite, too
 
     def layer(self, k: int, n_frames: int, residues: int) -> LayerCache:
         """What layer ``k`` sees, with room for ``n_frames`` new frames."""
@@ -57,6 +57,14 @@ class KVCache:
                 "make it with a greater capacity."
             )
         return LayerCache(self.keys[k, :, :, :end], self.values[k, :, :, :end], known)
+
+    def moved(self, start: int, frames: int, residues: int) -> KVCache:
+        """Cache extended by ``frames`` frames that were written from ``start`` on, out of line."""
+        if start != self.n_frames:
+            old, new = (slice(k * residues, (k + frames) * residues) for k in (start, self.n_frames))
+            for part in (self.keys, self.values):
+                part[:, :, :, new] = part[:, :, :, old]
+        return replace(self, n_frames=self.n_frames + frames)
 
     @property
     def nbytes(self) -> int:

@@ -24,6 +24,7 @@ from openmm_starmd.network.embedding import (
     ConditionEmbedding,
     Conditions,
     FrameInputs,
+    Moments,
     PairEmbedding,
     ResidueEmbedding,
     Statics,
@@ -101,6 +102,7 @@ class Denoiser(nn.Module):
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
         self.register_buffer("offsets", offsets, persistent=False)  # gains and gates are learned less 1
+        self.register_buffer("parts", torch.tensor([0, 1, 2, 2, 2, 2, 2, 2, 3]), persistent=False)  # of nine numbers
         self._initialise()
 
     def _initialise(self) -> None:
@@ -143,31 +145,29 @@ class Denoiser(nn.Module):
 
     def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
-        return self.parameterization.levels(sigma[..., [0, 1, 2, 2, 2, 2, 2, 2, 3]], self.step_size(stride))
+        return self.parameterization.levels(sigma.index_select(-1, self.parts), self.step_size(stride))
 
-    def cache(self, batch: int, residues: int, capacity: int) -> KVCache:
-        """Empty cache with room for ``capacity`` frames; `denoise` needs one more than it has context frames."""
+    def cache(self, batch: int, residues: int, capacity: int, half: bool = False) -> KVCache:
+        """Empty cache with room for ``capacity`` frames; `denoise` needs one more than it has context frames.
+
+        ``half`` asks for bfloat16, which long contexts are kept in anyway.
+        """
         config = self.config
         layers, width = config.blocks * config.attention_layers, config.width // config.heads
         shape = (layers, batch, config.heads, capacity * residues, width)
-        return KVCache.empty(shape, self.step_scales)
+        return KVCache.empty(shape, self.step_scales, half)
 
-    def conditions(
-        self,
-        statics: Statics,
-        previous: Conformation,
-        time: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        stride: Tensor,
-        index: Tensor,
-    ) -> Conditions:
-        """What is computed before frames are looked at; shapes as in `FrameInputs`."""
-        condition, atoms = self.condition(time, stride), previous.backbone()
+    def moments(self, time: Tensor, alpha: Tensor, sigma: Tensor, stride: Tensor) -> Moments:
+        """The part of `conditions` that is the same for all conformations; shapes as in `FrameInputs`."""
+        condition = self.condition(time, stride)
         layers = [layer.condition for block in self.blocks for layer in block.attention]
         modulation = torch.cat([layer(condition) for layer in (*layers, self.modulation)], -1)
         modulation = modulation.unflatten(-1, (-1, self.config.width)) + self.offsets
-        head_width = self.config.width // self.config.heads
+        return Moments(alpha, sigma[..., None, :], self.levels(sigma, stride)[..., None, :, :], modulation)
+
+    def conditions(self, statics: Statics, previous: Conformation, moments: Moments, index: Tensor) -> Conditions:
+        """What is computed before frames are looked at; shapes as in `FrameInputs`."""
+        atoms, head_width = previous.backbone(), self.config.width // self.config.heads
         return Conditions(
             statics,
             previous,
@@ -175,34 +175,49 @@ class Denoiser(nn.Module):
             self.residues.given(statics.residues, statics.torsion_mask, previous),
             self.pairs.given(statics.pairs, previous, atoms),
             rotary_table(statics.features.residue_index, index, head_width),
-            alpha,
-            sigma[..., None, :],
-            self.levels(sigma, stride)[..., None, :, :],
-            modulation,
+            *moments,
         )
 
+    def mask_behind(self, cache: KVCache, room: int, residues: int):
+        """Masks, for `encode` and `denoise`, of a frame that is the last of ``room`` frames in the cache.
+
+        It sees the ``cache.n_frames`` first ones and itself. None where that is all.
+        """
+        if room == cache.n_frames + 1:
+            return None
+        device = cache.keys.device
+        frame = torch.arange(room, device=device)
+        sees = (frame < cache.n_frames) | (frame == room - 1)
+        if not self.config.joint_attention:
+            return self._token_mask(sees[None], residues)
+        bias = torch.zeros(room, dtype=cache.keys.dtype, device=device).masked_fill(~sees, -torch.inf)
+        return 2 * (bias[:, None].expand(room, residues).reshape(1, -1),)  # as attention kernels want it
+
     @torch.no_grad()
-    def encode(self, statics: Statics, context: FrameInputs, cache: KVCache) -> KVCache:
-        """Cache extended by context copies (B, T, N); each sees the cached frames and the copies up to itself."""
-        n, frames = statics.features.residue_type.shape[-1], len(context.index)
-        mask = None
-        if frames > 1 or not self.config.joint_attention:
-            sees = torch.cat([torch.ones(frames, cache.n_frames), torch.ones(frames, frames).tril()], 1).bool()
-            mask = self._token_mask(sees.to(context.time.device), n)
-        self._trunk(self._conditions_of(statics, context), context.conformation, mask, cache)
+    def encode(self, statics: Statics, context: FrameInputs, cache: KVCache, mask=None) -> KVCache:
+        """Cache extended by context copies (B, T, N); each sees the cached frames and the copies up to itself.
+
+        ``mask`` may say which of the cached frames a single one sees, see `mask_behind`.
+        """
+        n, frames, device = statics.features.residue_type.shape[-1], len(context.index), context.time.device
+        if mask is None and (frames > 1 or not self.config.joint_attention):
+            known, own = (torch.ones(frames, m, dtype=torch.bool, device=device) for m in (cache.n_frames, frames))
+            mask = self._token_mask(torch.cat([known, own.tril()], 1), n)
+        moments = self.moments(context.time, context.alpha, context.sigma, context.stride)
+        conditions = self.conditions(statics, context.previous, moments, context.index)
+        self._trunk(conditions, context.conformation, mask, cache)
         return replace(cache, n_frames=cache.n_frames + frames)
 
     @torch.no_grad()
-    def denoise(self, conditions: Conditions, noisy: Conformation, cache: KVCache) -> Displacement:
-        """Displacement (B, 1, N) of one noisy frame at one time, given the cache of its context frames."""
-        n, mask = noisy.shape[-1], None
-        if not self.config.joint_attention:
-            mask = self._token_mask(torch.ones(1, cache.n_frames + 1, device=noisy.device).bool(), n)
-        return self._trunk(conditions, noisy, mask, cache)[0]
+    def denoise(self, conditions: Conditions, noisy: Conformation, cache: KVCache, mask=None) -> Displacement:
+        """Displacement (B, 1, N) of one noisy frame at one time, given the cache of its context frames.
 
-    def _conditions_of(self, statics: Statics, frames: FrameInputs) -> Conditions:
-        levels = frames.time, frames.alpha, frames.sigma
-        return self.conditions(statics, frames.previous, *levels, frames.stride, frames.index)
+        ``mask`` may say which of them it sees, see `mask_behind`.
+        """
+        if mask is None and not self.config.joint_attention:
+            sees = torch.ones(1, cache.n_frames + 1, dtype=torch.bool, device=noisy.device)
+            mask = self._token_mask(sees, noisy.shape[-1])
+        return self._trunk(conditions, noisy, mask, cache)[0]
 
     def forward(
         self, statics: Statics, context: FrameInputs, noisy: FrameInputs
@@ -231,7 +246,9 @@ class Denoiser(nn.Module):
         same = torch.eye(len(is_noisy), dtype=torch.bool, device=is_noisy.device)
         sees = (earlier & ~is_noisy[None]) | same
         mask = self._token_mask(sees, statics.features.residue_type.shape[-1])
-        displacement, scale, odds = self._trunk(self._conditions_of(statics, frames), frames.conformation, mask)
+        moments = self.moments(frames.time, frames.alpha, frames.sigma, frames.stride)
+        conditions = self.conditions(statics, frames.previous, moments, frames.index)
+        displacement, scale, odds = self._trunk(conditions, frames.conformation, mask)
         unit = self.parameterization.unit_of_loss(scale, frames.sigma)
 
         def of_noisy(d: Displacement) -> Displacement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +106,15 @@ class FrameInputs:
         )
 
 
+class Moments(NamedTuple):
+    """What diffusion times and strides give, whatever the conformations; see `Conditions`."""
+
+    alpha: Tensor
+    sigma: Tensor
+    levels: Tensor
+    modulation: Tensor
+
+
 @dataclass(frozen=True)
 class Conditions:
     """All that is known of frames (B, T, N) before they are looked at.
@@ -141,10 +151,9 @@ class Conditions:
     levels: Tensor
     modulation: Tensor
 
-    def at(self, k: int) -> Conditions:
-        """At the time of position k alone."""
-        chosen = {name: getattr(self, name)[:, k : k + 1] for name in ("alpha", "sigma", "levels", "modulation")}
-        return replace(self, **chosen)
+    def at(self, k: Tensor) -> Conditions:
+        """At the time of position k (1,) alone."""
+        return replace(self, **{name: getattr(self, name).index_select(1, k) for name in Moments._fields})
 
 
 class ConditionEmbedding(nn.Module):

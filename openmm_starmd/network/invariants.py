@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from openmm_starmd.geometry.constants import constant
 from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.residues import RESIDUE_TYPES
@@ -29,7 +30,7 @@ HARMONICS = 3
 def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
     """C-beta (C-alpha of glycine) positions (*, N, 3), nm; ``residue_type`` broadcastable to (*, N)."""
     frames = conformation.frames
-    offset = frames.rotations @ frames.translations.new_tensor(BETA_CARBON)
+    offset = frames.rotations @ constant(BETA_CARBON, frames.translations.dtype, frames.translations.device)
     glycine = residue_type == RESIDUE_TYPES.index("GLY")
     return frames.translations + offset * ~glycine[..., None]
 
@@ -101,7 +102,12 @@ def contacts(points: Tensor, mask: Tensor) -> Tensor:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """All distances (*, N, N) between points (*, N, 3)."""
+    """All distances (*, N, N) between points (*, N, 3).
+
+    On a GPU `cdist` takes a block of threads for each of them.
+    """
+    if a.is_cuda:
+        return torch.linalg.vector_norm(a[..., :, None, :] - b[..., None, :, :], dim=-1)
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -109,7 +115,7 @@ def distance_bins(d: Tensor) -> Tensor:
     """One-hot bins (*, 39) of distances in nm; nothing below the first edge."""
     low, high, n = BIN_EDGES
     edges = torch.linspace(low, high, n, dtype=d.dtype, device=d.device)
-    upper = torch.cat([edges[1:], edges.new_tensor([math.inf])])
+    upper = torch.cat([edges[1:], edges.new_full((1,), math.inf)])
     return ((d[..., None] > edges) & (d[..., None] <= upper)).to(d.dtype)
 
 

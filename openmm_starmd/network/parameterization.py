@@ -56,9 +56,8 @@ class Plain:
 
     def levels(self, noise: Tensor, step: Tensor) -> Tensor:
         """Spread, share and unit (*, 9, 3), see `Conditions`, of noise levels and step sizes (*, 9)."""
-        unit = noise.clone()
-        unit[..., :2] = 1
-        unit[..., 2:8] /= (1 + noise[..., 2:8] ** 2).sqrt()
+        of_frames, of_torsions, of_angle = noise.split([2, 6, 1], -1)
+        unit = torch.cat([torch.ones_like(of_frames), of_torsions / (1 + of_torsions**2).sqrt(), of_angle], -1)
         return torch.stack([noise, torch.zeros_like(noise), unit], -1)
 
     def baseline(self, conditions: Conditions, now: Conformation) -> tuple[Displacement, Displacement]:

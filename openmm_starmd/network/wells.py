@@ -10,25 +10,19 @@ estimate is the mean of that of torsions that stay and that of torsions that hop
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from openmm_starmd.geometry.constants import constant
 from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement
 
 HOP_SHARES = (0.3, 0.03, 0.003)
+PRIOR_ODDS = tuple(math.log((1 - share) / share) for share in HOP_SHARES)  # of staying, logarithms
 TORSION_WELL, ROTATION_WELL = 0.3, 0.4  # rad: how far (per axis) they turn in a step without leaving their well
 HOP = math.pi / 3
 CHI = slice(2, 6)  # phi and psi must agree with the frames of their residues, which hop by themselves
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # made within a jump, it must do for training, too
-def _prior(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Logarithms of the odds of staying, (3,)."""
-    return torch.tensor([math.log((1 - share) / share) for share in HOP_SHARES], dtype=dtype, device=device)
 
 
 @full_precision
@@ -53,7 +47,7 @@ def log_odds(way: Displacement, sigma: Tensor, period: Tensor) -> Tensor:
     torsion = likelihood(way.torsion.square(), sigma[..., TORSION, None], TORSION_WELL, period.log(), 1)
     square, room = way.rotation.square().sum(-1, keepdim=True), math.log(8 * math.pi**2)
     rotation = likelihood(square, sigma[..., ROTATION, None], ROTATION_WELL, room, 3)
-    return torch.cat([torsion, rotation], -1)[..., None] + _prior(sigma.dtype, sigma.device)
+    return torch.cat([torsion, rotation], -1)[..., None] + constant(PRIOR_ODDS, sigma.dtype, sigma.device)
 
 
 @full_precision

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openmm_starmd.geometry.constants import constant
 from openmm_starmd.geometry.rigid import Rigid, full_precision
 from openmm_starmd.geometry.torsions import measure_angle, measure_dihedral, rotate_about, wrap
 from openmm_starmd.protein.tokens import ResidueTokens, RotatableGroup
@@ -50,8 +51,8 @@ class Conformation:
     def local_backbone(self) -> Tensor:
         """Positions of N, CA, C in the residue frames, with the mean bond lengths of ff14SB, shape (*, N, 3, 3), nm."""
         n_xy = N_CA * torch.stack([self.angles.cos(), self.angles.sin()], -1)
-        ca_and_c = self.angles.new_tensor([0.0, 0.0, 0.0, 0.0, CA_C, 0.0, 0.0]).expand(*self.shape, 7)
-        return torch.cat([n_xy, ca_and_c], -1).unflatten(-1, (3, 3))
+        ca_and_c = constant((0.0, 0.0, 0.0, 0.0, CA_C, 0.0, 0.0), self.angles.dtype, self.device)
+        return torch.cat([n_xy, ca_and_c.expand(*self.shape, 7)], -1).unflatten(-1, (3, 3))
 
     @full_precision
     def backbone(self) -> Tensor:

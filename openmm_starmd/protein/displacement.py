@@ -116,7 +116,7 @@ def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:
     """
 
     def draw(rows: Tensor, g: torch.Generator) -> Tensor:
-        return torch.randn(*rows.shape, 13, generator=g, dtype=rows.dtype, device=rows.device)
+        return torch.randn(*rows.shape, 13, generator=g, dtype=rows.dtype, device=g.device)
 
     translation, rotation, torsion, angle = per_replica(draw, template, generator).split([3, 3, 6, 1], -1)
     return Displacement(centred(translation), rotation, torsion * mask, angle[..., 0])
@@ -149,12 +149,14 @@ def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor,
         ``draw(rows, generator)`` gives a tensor with as many rows.
     rows : Tensor, shape (B, ...)
     generator : torch.Generator, Share or sequence of B generators
-        With one for each replica its numbers do not depend on the company it is in.
+        With one for each replica its numbers do not depend on the company it is in. They are drawn on the generators'
+        device, which ``draw`` must do, and brought to that of the rows.
     """
     if isinstance(generator, torch.Generator):
-        return draw(rows, generator)
+        return draw(rows, generator).to(rows.device)
     if isinstance(generator, Share):
-        return draw(rows.new_empty(generator.size, *rows.shape[1:]), generator.generator)[generator.rows]
+        whole = rows.new_empty(generator.size, *rows.shape[1:])
+        return draw(whole, generator.generator)[generator.rows].to(rows.device)
     if len(generator) != len(rows):
         raise ValueError(f"{len(rows)} replicas need as many generators, but {len(generator)} were given.")
-    return torch.cat([draw(row[None], g) for row, g in zip(rows, generator, strict=True)])
+    return torch.cat([draw(row[None], g) for row, g in zip(rows, generator, strict=True)]).to(rows.device)

@@ -91,8 +91,9 @@ def difference(a, b):
 
 def denoised(denoiser, statics, noisy, cache):
     """One noisy frame (B, 1, N) behind its context."""
-    given = noisy.previous, noisy.time, noisy.alpha, noisy.sigma, noisy.stride, noisy.index
-    return denoiser.denoise(denoiser.conditions(statics, *given), noisy.conformation, cache)
+    moments = denoiser.moments(noisy.time, noisy.alpha, noisy.sigma, noisy.stride)
+    conditions = denoiser.conditions(statics, noisy.previous, moments, noisy.index)
+    return denoiser.denoise(conditions, noisy.conformation, cache)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -197,12 +198,12 @@ def test_conditions_of_all_times_are_those_of_each(name):
     cache = denoiser.encode(statics, context_inputs(copies, strides, process).frame(0), denoiser.cache(2, 5, 2))
     times = torch.tensor([[0.9, 0.5, 0.1]])
     levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, 50.0)
-    together = denoiser.conditions(statics, frame.previous, *levels, frame.index)
+    together = denoiser.conditions(statics, frame.previous, denoiser.moments(*levels), frame.index)
     for k in range(3):
         of_time = dict(zip(("time", "alpha", "sigma", "stride"), (x[:, k : k + 1] for x in levels), strict=True))
         single = replace(frame, **of_time)
         expected = denoised(denoiser, statics, single, cache)
-        assert difference(expected, denoiser.denoise(together.at(k), frame.conformation, cache)) < 1e-5
+        assert difference(expected, denoiser.denoise(together.at(torch.tensor([k])), frame.conformation, cache)) < 1e-5
 
 
 def test_cache_memory():
@@ -304,7 +305,7 @@ with torch.inference_mode():
     cache = denoiser.encode(statics, context_inputs(one, stride, process, first_index=length - 2), cache)
     time = torch.full((1, 1), 0.5)
     levels = time, process.alpha(time), process.sigma(time), stride
-    conditions = denoiser.conditions(statics, one, *levels, torch.tensor([length - 1]))
+    conditions = denoiser.conditions(statics, one, denoiser.moments(*levels), torch.tensor([length - 1]))
     way = denoiser.denoise(conditions, one, cache)
 layers = config.network.blocks * config.network.attention_layers
 assert cache.nbytes == 2 * layers * n * length * config.network.width * 2

@@ -1,0 +1,131 @@
+"""Functions of tensors that are recorded as CUDA graphs: the host starts all their kernels at once.
+
+A denoising step is a thousand small operations; on a GPU their start takes longer than they do. A graph reads and
+writes the same memory in every replay, so inputs are copied into buffers first, and whatever is different from call to
+call must be a tensor. Nothing that is recorded may wait for the GPU or draw random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch import Tensor
+
+
+def map_tensors(function: Callable[..., Tensor], *values):
+    """``function`` of the tensors in one value, or in several of one structure: dataclasses and tuples; None stays."""
+    first = values[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return function(*values)
+    if is_dataclass(first):
+        parts = {f.name: map_tensors(function, *(getattr(v, f.name) for v in values)) for f in fields(first)}
+        return type(first)(**parts)
+    parts = (map_tensors(function, *both) for both in zip(*values, strict=True))
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def _copied(buffer: Tensor, new: Tensor) -> Tensor:
+    return buffer if new is buffer else buffer.copy_(new)
+
+
+class Replayed:
+    """Repeats ``state = function(given, state)`` in buffers; on a GPU it is recorded at the second call.
+
+    Parameters
+    ----------
+    function : callable
+        Beside its arguments it may read, and write to, tensors that are always the same.
+    device : torch.device
+    pool
+        Memory pool of another one that is never replayed at the same time, optional.
+    """
+
+    def __init__(self, function: Callable, device: torch.device, pool=None):
+        self._function, self._device, self._wanted_pool = function, device, pool
+        self._given = self._state = self._graph = None
+        self._warm = False
+
+    @property
+    def pool(self):
+        """Memory pool of the recording; None without one."""
+        return self._graph.pool() if self._graph else None
+
+    def run(self, given, state, times: int = 1):
+        """The state after ``times`` repetitions."""
+        if self._state is None:
+            self._given, self._state = map_tensors(torch.clone, (given, state))
+        else:
+            map_tensors(_copied, (self._given, self._state), (given, state))
+        for _ in range(times):
+            self._repeat()
+        return map_tensors(torch.clone, self._state)
+
+    def _advance(self) -> None:
+        map_tensors(_copied, self._state, self._function(self._given, self._state))
+
+    def _repeat(self) -> None:
+        if self._graph:
+            self._graph.replay()
+        elif self._device.type != "cuda":
+            self._advance()
+        else:
+            with torch.cuda.device(self._device):
+                self._record() if self._warm else self._warm_up()
+
+    def _warm_up(self) -> None:
+        """The first repetition, on a stream of its own: libraries and tables are made ready before the recording."""
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._advance()
+        current.wait_stream(side)
+        self._warm = True
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._wanted_pool, capture_error_mode="thread_local"):
+            self._advance()
+        self._graph = graph
+        graph.replay()
+
+
+class Eager:
+    """What `Replayed` does, without buffers."""
+
+    def __init__(self, function: Callable):
+        self._function = function
+
+    def run(self, given, state, times: int = 1):
+        """The state after ``times`` repetitions."""
+        for _ in range(times):
+            state = self._function(given, state)
+        return state
+
+
+class Recordings:
+    """The functions of one system that are recorded, one for each use; they share their memory.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device):
+        self._device, self._known = device, {}
+
+    def clear(self) -> None:
+        """Forget all, since tensors that they read have been replaced."""
+        self._known.clear()
+
+    def of(self, use: Hashable, variant: Hashable, function: Callable) -> Replayed:
+        """The recording for a use, made anew from ``function`` if it was of another variant."""
+        known = self._known.get(use)
+        if known is None or known[0] != variant:
+            self._known.pop(use, None)
+            pool = next((recording.pool for _, recording in self._known.values() if recording.pool), None)
+            known = self._known[use] = variant, Replayed(function, self._device, pool)
+        return known[1]

@@ -1,0 +1,15 @@
+"""Constant tensors, made once for every device: on a GPU each new one makes the host wait."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # made within a jump, it must do for training, too
+def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers, or nested tuples of them, as a tensor that nobody may write to."""
+    return torch.tensor(values, dtype=dtype, device=device)

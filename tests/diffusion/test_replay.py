@@ -1,0 +1,63 @@
+"""Recorded functions of tensors: the same as without, whatever they are given; and what makes a GPU wait."""
+
+import pytest
+import torch
+
+from openmm_starmd.diffusion.replay import Eager, Recordings, Replayed, map_tensors
+from openmm_starmd.geometry.rigid import Rigid
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        lambda x: x.sum().item(),
+        lambda x: float(x[0]),
+        lambda x: x[x > 0],
+        lambda x: x + torch.tensor([1.0, 2.0, 3.0]),
+        lambda x: x.new_tensor([1.0]),
+        lambda x: bool((x > 0).any()),
+    ],
+)
+def test_waiting_is_noticed(waiting, no_waiting):
+    with no_waiting(), pytest.raises(AssertionError):
+        waiting(torch.ones(3))
+
+
+def decayed(given, state):
+    """Of the given rates and targets; counts, too."""
+    (rate, target), (k, x) = given, state
+    return k + 1, x + rate.index_select(0, k)[0] * (target - x)
+
+
+def test_repeated_equals_eager(device):
+    """Other inputs, other numbers of repetitions; what was returned before stays."""
+    replayed, eager = Replayed(decayed, torch.device(device)), Eager(decayed)
+    generator, results = torch.Generator().manual_seed(0), []
+    with torch.inference_mode():
+        for times in (1, 4, 2, 4):
+            given = torch.rand(4, generator=generator).to(device), torch.randn(3, generator=generator).to(device)
+            start = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(3, device=device)
+            results.append((replayed.run(given, start, times), eager.run(given, start, times)))
+    for (count, found), (expected_count, expected) in results:
+        assert torch.equal(count, expected_count)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert (replayed.pool is not None) == (device == "cuda")
+
+
+def test_another_variant_is_recorded_anew():
+    recordings = Recordings(torch.device("cpu"))
+    first = recordings.of("use", 1, decayed)
+    assert recordings.of("use", 1, decayed) is first
+    assert recordings.of("other use", 1, decayed) is not first
+    assert recordings.of("use", 2, decayed) is not first
+    assert recordings.of("use", 1, decayed) is not first
+    last = recordings.of("use", 1, decayed)
+    recordings.clear()
+    assert recordings.of("use", 1, decayed) is not last
+
+
+def test_structures_keep_their_kind():
+    one = Rigid.identity((2,)), (None, torch.ones(2)), ()
+    rigid, (nothing, two), empty = map_tensors(torch.add, one, one)
+    assert isinstance(rigid, Rigid) and rigid.rotations.diagonal(dim1=1, dim2=2).unique().tolist() == [2.0]
+    assert nothing is None and two.tolist() == [2.0, 2.0] and empty == ()
