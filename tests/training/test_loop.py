@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import mdtraj
@@ -17,11 +19,12 @@ from torch import nn
 
 pytest.importorskip("lightning_fabric")
 
+from openmm_starmd.diffusion.loss import LossWeights  # noqa: E402
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
 from openmm_starmd.protein.displacement import per_replica  # noqa: E402
 from openmm_starmd.protein.errors import StarMDError  # noqa: E402
-from openmm_starmd.training import build_peptide, fitting, logs, loop  # noqa: E402
+from openmm_starmd.training import build_peptide, captured, fitting, logs, loop  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 
 TARGET = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
@@ -396,3 +399,42 @@ def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
     assert not written.domain.caps and written.domain.max_chains == 1
     untrained = fitting.train(TrainingConfig(folder, tmp_path / "one", **(settings | {"total_steps": 1})))
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), untrained.parameters(), strict=True))
+
+
+def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_waiting):
+    """Nor would a recorded one, which may not; the first makes tables."""
+    update, calls = loop.Run._update, []
+
+    def watched(run, batch, generator):
+        calls.append(batch)
+        with no_waiting() if len(calls) > 1 else nullcontext():
+            return update(run, batch, generator)
+
+    monkeypatch.setattr(loop.Run, "_update", watched)
+    network = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
+    settings = {"model": ModelConfig(network), "batch_size": 2, "total_steps": 3, "accelerator": "cpu"}
+    settings |= {"hidden_types": 0.5, "loss_weights": LossWeights(contacts=1.0, fape=1.0)}
+    fitting.train(TrainingConfig(folder, tmp_path, **settings))
+    assert len(calls) == 3
+
+
+def test_batches_made_ahead_are_those_that_are_asked_for():
+    made, threads = [], set()
+
+    def make(number):
+        made.append(number)
+        threads.add(threading.current_thread())
+        return -number
+
+    ahead = captured.Ahead(make, 30)
+    assert [ahead(number) for number in range(3, 30)] == [-number for number in range(3, 30)]
+    ahead.close()
+    assert sorted(made) == list(range(3, 30))
+    assert threading.main_thread() not in threads
+
+
+def test_an_error_in_a_batch_made_ahead_reaches_the_run():
+    ahead = captured.Ahead(lambda number: 1 // (5 - number), 10)
+    with pytest.raises(ZeroDivisionError):
+        [ahead(number) for number in range(10)]
+    ahead.close()
