@@ -4,6 +4,7 @@
 //
 // Also C++, in which a block is a loop over its threads (EACH_THREAD): between two SYNC() a thread may read what others
 // wrote before the first, and all that outlives a SYNC() lies in `Shared`.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -149,9 +150,9 @@ DEVICE Vec normal(uint32_t seed, uint32_t replica, long long step, uint32_t atom
     return {r * cosine(t), r * sine(t), q * cosine(p)};
 }
 
-// What a neighbour at distance r takes from the solvent around an atom (`term`), and the derivative, over r.
-template <bool derivative>
-DEVICE float descreen(float r, float inverse, float atom, float neighbour, float inverse_atom = 0) {
+// What a neighbour at distance r takes from the solvent around an atom, or the derivative, over r. No two atoms come so
+// close (0.06 nm) that one lies in the other.
+template <bool derivative> DEVICE float descreen(float r, float inverse, float atom, float neighbour) {
     float low = fmaxf(atom, fabsf(r - neighbour)), high = r + neighbour, both = reciprocal(low * high);
     float lower = high * both, upper = low * both, ratio = logarithm(low * upper);
     float l2 = lower * lower, u2 = upper * upper, inverse2 = inverse * inverse, value;
@@ -161,7 +162,6 @@ DEVICE float descreen(float r, float inverse, float atom, float neighbour, float
     } else {
         value = lower - upper + 0.25f * r * (u2 - l2) + 0.5f * inverse * ratio +
                 0.25f * neighbour * neighbour * inverse * (l2 - u2);
-        if (atom < neighbour - r) value += 2.0f * (inverse_atom - lower);
     }
     return atom < high ? value : 0.0f;
 }
@@ -226,7 +226,7 @@ DEVICE float bonded(const Data &d, const Molecule &m, const Shared &s, int threa
 // Coulomb and Lennard-Jones of one atom, and its Born radius; returns its share of the energy.
 DEVICE float pairs_and_radius(const Data &d, const Molecule &m, const Shared &s, int i) {
     float4 a = s.place[i], kind = s.kind[i], body = d.body[m.atom + i];
-    float energy = 0, sum = 0, charge = COULOMB * a.w, inverse_atom = 1.0f / kind.z;
+    float energy = 0, sum = 0, charge = COULOMB * a.w;
     Vec force = {0, 0, 0};
     for (int base = 0; base < m.n; base += 32) {
         uint32_t off = d.exception[m.word + base / 32 * m.n + i];
@@ -240,12 +240,12 @@ DEVICE float pairs_and_radius(const Data &d, const Molecule &m, const Shared &s,
             bool on = !(off & 1);
             energy += on ? coulomb + repulsion - dispersion : 0.0f;
             force += (on ? (6.0f * dispersion - 12.0f * repulsion - coulomb) * inverse2 : 0.0f) * to;
-            sum += descreen<false>(square * inverse, inverse, kind.z, other.w, inverse_atom);
+            sum += descreen<false>(square * inverse, inverse, kind.z, other.w);
         }
     }
     float r = kind.z, full = body.z, psi = 0.5f * r * sum, psi2 = psi * psi;
     float tanh = 1.0f - 2.0f / (expf(2.0f * psi * (ALPHA - BETA * psi + GAMMA * psi2)) + 1.0f);
-    float inverse = inverse_atom - tanh / full, ratio = full * inverse, ratio3 = ratio * ratio * ratio;
+    float inverse = 1.0f / r - tanh / full, ratio = full * inverse, ratio3 = ratio * ratio * ratio;
     float surface = m.surface * (full + PROBE) * (full + PROBE) * ratio3 * ratio3;
     s.force[i] = force;
     s.born[i] = {1.0f / inverse, inverse};
@@ -460,19 +460,21 @@ static bool good(cudaError_t status) {
     return status == cudaSuccess;
 }
 typedef cudaStream_t Stream;
-static Stream new_stream() {
-    Stream stream = nullptr;
-    good(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    return stream;
+static bool new_stream(Stream &stream, int number) {  // the earlier, the more urgent
+    int least, most;
+    return good(cudaDeviceGetStreamPriorityRange(&least, &most)) &&
+           good(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, std::min(least, most + number)));
 }
-static void delete_stream(Stream stream) { cudaStreamDestroy(stream); }
+static void delete_stream(Stream stream) {
+    if (stream) cudaStreamDestroy(stream);
+}
 static void *allocate(size_t bytes) {
     void *memory = nullptr;
     return good(cudaMalloc(&memory, bytes ? bytes : 1)) ? memory : nullptr;
 }
 static void release(void *memory) { cudaFree(memory); }
 static bool copy(void *to, const void *from, size_t bytes) {
-    return good(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
+    return good(cudaMemcpy(to, from, bytes, cudaMemcpyDefault)) && good(cudaDeviceSynchronize());
 }
 template <Mode mode> static bool launch(const Data &d, const Task &t, const Group &g, Stream stream) {
     kernel<mode><<<g.count, g.threads, Shared::BYTES * g.threads, stream>>>(d, t, g.first);
@@ -481,7 +483,7 @@ template <Mode mode> static bool launch(const Data &d, const Task &t, const Grou
 static bool finish() { return good(cudaDeviceSynchronize()); }
 #else
 typedef int Stream;
-static Stream new_stream() { return 0; }
+static bool new_stream(Stream &, int) { return true; }
 static void delete_stream(Stream) {}
 static void *allocate(size_t bytes) { return std::calloc(bytes ? bytes : 1, 1); }
 static void release(void *memory) { std::free(memory); }
@@ -531,7 +533,9 @@ Blocks *blocks_new(const void *const *arrays, const long long *bytes, const Grou
         b->state = bytes[k];
     }
     b->groups.assign(groups, groups + n_groups);
-    for (int k = 0; k < n_groups; k++) b->streams.push_back(new_stream());
+    b->streams.resize(n_groups);
+    for (int k = 0; k < n_groups; k++)
+        if (!new_stream(b->streams[k], k)) return blocks_free(b), nullptr;
     return b;
 }
 

@@ -26,15 +26,12 @@ PREPARATION = ((2_500, 300), (10_000, 600), (15_000, 300))  # steps, K
 TOGETHER = 20  # frames between two looks at the clock
 
 
-def sound(positions: np.ndarray, molecule: dict[str, np.ndarray]) -> np.ndarray:
-    """Which of the replicas (R, A, 3) of a molecule are, (R,)."""
-    return check_positions(torch.from_numpy(positions), peptide_set.tokens_of(molecule)).valid.numpy()
-
-
-def digest(frames: list[np.ndarray], molecules: list[dict[str, np.ndarray]]) -> tuple[list, list]:
-    """Numbers of all frames (R, T, A, 3) of each molecule; which replicas are sound at their end."""
-    checked = [sound(x[:, -1], molecule) for x, molecule in zip(frames, molecules, strict=True)]
-    return compact.encode(frames, molecules), checked
+def sound(positions: list[np.ndarray], molecules: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+    """Which of the replicas (R, A, 3) of each molecule are, (R,)."""
+    return [
+        check_positions(torch.from_numpy(x), peptide_set.tokens_of(molecule)).valid.numpy()
+        for x, molecule in zip(positions, molecules, strict=True)
+    ]
 
 
 def simulate(
@@ -48,36 +45,39 @@ def simulate(
 ):
     """Simulate until one of the two limits is reached, and write what there is by then, also after a failure."""
     begun, interval = time.monotonic(), FRAME_STEPS * TIME_STEP
+
+    def say(what):
+        print(f"{time.monotonic() - begun:.0f} s: {what}", flush=True)
+
     seeds = [zlib.crc32(f"{seed}:{molecule['name']}".encode()) for molecule in molecules]
     blocks = Blocks(molecules, [molecule["positions"] for molecule in molecules], replicas, seeds, device)
     blocks.draw_velocities(300)
     for steps, temperature in PREPARATION:
-        blocks.step(steps, temperature)
-    kept = [sound(x, molecule) for x, molecule in zip(blocks.positions, molecules, strict=True)]
-    print(f"{time.monotonic() - begun:.0f} s: prepared, {sum(k.sum() for k in kept)} sound replicas", flush=True)
-    done, digests, lasted = 0, [], 0.0
-    with ThreadPoolExecutor(1) as pool:
+        blocks.step(steps, temperature, TIME_STEP)
+    say("prepared")
+    done, parts, lasted = 0, [], 0.0
+    with ThreadPoolExecutor(1) as pool:  # works on what is there while the GPU goes on
+        start = pool.submit(sound, blocks.positions, molecules)
         try:
             while done * interval < picoseconds:
                 started = time.monotonic()
                 if started - begun + lasted > 60 * minutes:
                     break
                 count = int(min(TOGETHER, np.ceil(picoseconds / interval - done)))
-                frames = blocks.frames(count, FRAME_STEPS, 300)
-                digests.append(pool.submit(digest, frames, molecules))
+                frames = blocks.frames(count, FRAME_STEPS, 300, TIME_STEP)
+                parts.append(pool.submit(compact.encode, frames, molecules))
                 done += count
                 lasted = time.monotonic() - started
                 rate = count * interval * replicas * len(molecules) / 1000 / lasted
-                print(f"{time.monotonic() - begun:.0f} s: {done * interval:.0f} ps, {rate:.1f} ns/s", flush=True)
+                say(f"{done * interval:.0f} ps, {rate:.1f} ns/s")
         finally:
-            finished = [part.result() for part in digests]
-            if finished:
-                encoded = [np.concatenate(parts, 1) for parts in zip(*(e for e, _ in finished), strict=True)]
-                for _, checked in finished:
-                    kept = [before & now for before, now in zip(kept, checked, strict=True)]
-                compact.write(output, molecules, encoded, [np.flatnonzero(k) for k in kept], interval)
-                whole = sum(k.sum() for k in kept) * done * interval / 1000
-                print(f"{time.monotonic() - begun:.0f} s: {whole:.0f} ns written", flush=True)
+            if parts:
+                encoded = [np.concatenate(own, 1) for own in zip(*(part.result() for part in parts), strict=True)]
+                end = sound([x[:, -1] for x in frames], molecules)
+                kept = [np.flatnonzero(a & b) for a, b in zip(start.result(), end, strict=True)]
+                compact.write(output, molecules, encoded, kept, interval)
+                whole = sum(map(len, kept))
+                say(f"{whole} sound replicas, {whole * done * interval / 1000:.1f} ns written")
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
     monkeypatch.setattr(simulate_blocks, "TOGETHER", 2)
     sound = simulate_blocks.sound
-    monkeypatch.setattr(simulate_blocks, "sound", lambda x, row: sound(x, row) & [row["name"] != "DAK", True])
+    monkeypatch.setattr(simulate_blocks, "sound", lambda *given: [*sound(*given)[:2], np.array([False, True])])
     simulate_blocks.simulate(prepared, tmp_path, 2, picoseconds=0.12, device=False)
     found = list(compact.read(tmp_path))
     assert [(x.name, x.replica) for x in found] == [
@@ -216,7 +216,7 @@ def test_unsound_replicas_are_seen(prepared):
     positions[1, :, 0] *= -1
     positions[2, 5] = np.nan
     positions[3, prepared[0]["backbone"][1, 1]] += 0.3
-    assert simulate_blocks.sound(positions, prepared[0]).tolist() == [True, False, False, False]
+    assert simulate_blocks.sound([positions], prepared[:1])[0].tolist() == [True, False, False, False]
 
 
 def test_no_judged_peptide_is_prepared():
