@@ -15,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import openmm
-from openmm import unit
+from terms import GAS_CONSTANT, pair_coefficients, terms
 
 LANES = 16
-COULOMB = 138.935456  # kJ nm / (mol e^2)
-GAS_CONSTANT = 8.31446e-3  # kJ / (mol K)
 COMPILER = "g++ -std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffast-math -shared -fPIC"
 
 
@@ -69,7 +67,9 @@ class Lanes:
 
     def __init__(self, system: openmm.System, positions: np.ndarray, seed: int):
         self._library = library()
-        self._kept = kept = {name: np.ascontiguousarray(value) for name, value in _parameters(system).items()}
+        found = terms(system)
+        found["pair"] = pair_coefficients(found)
+        self._kept = kept = {name: np.ascontiguousarray(value) for name, value in found.items()}
         self._molecule = _Molecule(
             system.getNumParticles(),
             *(len(kept[kind]) for kind in _INTS),
@@ -121,53 +121,3 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(np.float32).reshape(shape)
-
-
-def _rows(force, kind: str) -> list[tuple[float, ...]]:
-    """Parameters of all terms of a force as numbers."""
-    get, n = getattr(force, f"get{kind}Parameters"), getattr(force, f"getNum{kind}s")()
-    return [tuple(q._value if unit.is_quantity(q) else q for q in get(k)) for k in range(n)]
-
-
-def _parameters(system: openmm.System) -> dict[str, np.ndarray]:
-    """The arrays of `_Molecule`."""
-    terms = {kind: [] for kind in _INTS} | {"constraint": _rows(system, "Constraint")}
-    found = {"mass": [system.getParticleMass(k)._value for k in range(system.getNumParticles())]}
-    for force in system.getForces():
-        match force:
-            case openmm.HarmonicBondForce():
-                terms["bond"] += _rows(force, "Bond")
-            case openmm.HarmonicAngleForce():
-                terms["angle"] += _rows(force, "Angle")
-            case openmm.PeriodicTorsionForce():
-                terms["torsion"] += sorted(_rows(force, "Torsion"), key=lambda row: row[:4])
-            case openmm.NonbondedForce() if force.getNonbondedMethod() == openmm.NonbondedForce.NoCutoff:
-                found["pair"] = _pairs(force)
-            case openmm.GBSAOBCForce() if force.getNonbondedMethod() == openmm.GBSAOBCForce.NoCutoff:
-                found["charge"], found["radius"], found["scale"] = np.array(_rows(force, "Particle")).T
-                found["solvent"] = COULOMB * (1 / force.getSoluteDielectric() - 1 / force.getSolventDielectric())
-                found["surface"] = 4 * np.pi * force.getSurfaceAreaEnergy()._value
-            case openmm.CMMotionRemover():
-                pass
-            case _:
-                raise ValueError(f"{force.getName()} is not known here, or has a cutoff.")
-    if not {"pair", "charge"} <= set(found):
-        raise ValueError("The System needs a NonbondedForce and a GBSAOBCForce.")
-    arrays = {name: np.asarray(value, np.float32) for name, value in found.items()}
-    for kind, atoms in zip(_INTS, (2, 3, 4, 2), strict=True):
-        arrays[kind] = np.array([row[:atoms] for row in terms[kind]], np.int32)
-        arrays[f"{kind}_p"] = np.array([row[atoms:] for row in terms[kind]], np.float32)
-    return arrays
-
-
-def _pairs(force: openmm.NonbondedForce) -> np.ndarray:
-    """Coulomb (1/r), repulsion (1/r^12) and dispersion (1/r^6) of all pairs of atoms, (A, A, 3)."""
-    charge, width, depth = np.array(_rows(force, "Particle")).T
-
-    def coefficients(charges, width, depth):
-        return np.stack([COULOMB * charges, 4 * depth * width**12, 4 * depth * width**6], -1)
-
-    pairs = coefficients(np.outer(charge, charge), (width[:, None] + width) / 2, np.sqrt(np.outer(depth, depth)))
-    for first, second, *values in _rows(force, "Exception"):
-        pairs[first, second] = pairs[second, first] = coefficients(*values)
-    return pairs
