@@ -36,7 +36,6 @@ import json
 import math
 import time
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import mdtraj
@@ -46,7 +45,7 @@ from openmm import Platform
 from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation import kinetics, markov, metrics
+from openmm_starmd.evaluation import contacts, kinetics, markov, metrics
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
@@ -54,7 +53,6 @@ from openmm_starmd.training.simulate import peptide_system
 
 TEMPERATURE = 300.0
 N_STATES = 20
-TOUCH = 0.45  # nm
 SHORTER, STARTS = 10, 400  # of stride consistency
 DIVERGENCES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "JSD tICA-0,1")
 
@@ -183,18 +181,14 @@ def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[s
     return {name: float(expected.mean())}, {name: float(hops.mean()), f"{name}, difference": difference}
 
 
-def contacts(trajectory: mdtraj.Trajectory) -> np.ndarray:
-    """Whether the side chains of two residues touch that are not neighbours, (T, P); NaN where there are none."""
-    residues = [r.index for r in trajectory.topology.residues if any(atom.name == "CB" for atom in r.atoms)]
-    pairs = [(i, j) for i, j in combinations(residues, 2) if j - i > 1]
-    if not pairs:
-        return np.full((len(trajectory), 1), math.nan)
-    return mdtraj.compute_contacts(trajectory, pairs, "sidechain-heavy")[0] < TOUCH
-
-
 def contact_scores(touching: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    name, apart = "side-chain contacts", touching.mean(0) - expected.mean(0)
-    return {name: float(touching.mean()), f"{name}, difference": float(np.abs(apart).mean())}
+    name = "side-chain contacts"
+    if not touching.size:
+        return {name: math.nan, f"{name}, difference": math.nan}
+    return {
+        name: float(touching.mean()),
+        f"{name}, difference": float(np.abs(touching.mean(0) - expected.mean(0)).mean()),
+    }
 
 
 def torsions_of_others(reference: Reference, others: list[Reference], n: int, rng) -> np.ndarray:
@@ -273,10 +267,13 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
     }
     positions, extra = (integrate if options.integrator else propagate)(reference, model, options)
     runs = [mdtraj.Trajectory(p.astype(np.float32), reference.trajectory.topology) for p in positions]
-    touching = contacts(reference.trajectory)
-    halves = contact_scores(touching[:half], touching[half:])
-    columns["MD halves"] |= halves | {"side-chain contacts": float(touching.mean())}
-    columns["model"] = contact_scores(np.concatenate([contacts(run) for run in runs]), touching)
+    pairs = contacts.side_chain_pairs(reference.trajectory)
+    touching = contacts.side_chain_contacts(reference.trajectory, pairs)
+    halves = {k: v for k, v in contact_scores(touching[:half], touching[half:]).items() if "difference" in k}
+    columns["MD halves"] |= contact_scores(touching, touching) | halves
+    columns["model"] = contact_scores(
+        np.concatenate([contacts.side_chain_contacts(run, pairs) for run in runs]), touching
+    )
     runs = [metrics.measure_torsions(run).angles for run in runs]
     columns["model"] |= scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
     columns["model"] |= drift(positions, extra, reference) | consistency(reference, model, positions, options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 import mdtraj
 import numpy as np
 
-from openmm_starmd.evaluation import ensemble, markov, metrics, structure
+from openmm_starmd.evaluation import contacts, ensemble, markov, metrics, structure
 from openmm_starmd.evaluation.reading import Side
 from openmm_starmd.protein.errors import TrajectoryError
 
@@ -42,6 +42,8 @@ class Frames:
         Radius of gyration of the heavy atoms, nm.
     checks : ndarray of float, shape (T, V)
         What each of `Projection.checks` finds.
+    contacts : ndarray of bool, shape (T, P)
+        Which of the side chains of `Projection.pairs` touch.
     lag : int
         Frames of the common lag time.
     core : int
@@ -55,6 +57,7 @@ class Frames:
     shape: np.ndarray
     gyration: np.ndarray
     checks: np.ndarray
+    contacts: np.ndarray
     lag: int
     core: int
 
@@ -166,6 +169,8 @@ class Projection:
         Names of the checks of single frames. The first three are 1 where a frame passes BioEmu's filter, ConfDiff's,
         and all of `structure`; the others are the rates of `structure`, whose limits are those of the reference's
         first half (as of `halves`), so that its second half has not been seen.
+    pairs : ndarray of int, shape (P, 2)
+        Residues whose side chains may touch.
     """
 
     def __init__(self, reference: Side, lag_time: float):
@@ -179,6 +184,7 @@ class Projection:
         self.plane = ensemble.fit_pca(shapes)
         self.limits = structure.calibrate(_joined(halves(list(reference.trajectories))[0]))
         self.checks = (*FILTERS, *self.limits.thresholds)
+        self.pairs = contacts.side_chain_pairs(_joined(list(reference.trajectories)))
         features = [self._features(*pair) for pair in measured]
         few = sum(map(len, features)) < FRAMES_A_FEATURE * features[0].shape[1]
         try:
@@ -221,6 +227,7 @@ class Projection:
             shape=ensemble.superpose(shape, self.plane.mean),
             gyration=metrics.radius_of_gyration(trajectory.xyz),
             checks=self._checks(trajectory),
+            contacts=contacts.side_chain_contacts(trajectory, self.pairs),
             lag=max(1, round(self.lag_time / interval)),
             core=len(angles),
         )

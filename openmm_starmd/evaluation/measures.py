@@ -112,6 +112,15 @@ def _spread_difference(reference: np.ndarray, generated: np.ndarray) -> float:
     return ensemble.mean_absolute_difference(*curves)
 
 
+def _contact_counts(frames: Frames) -> np.ndarray:
+    touching = frames.own("contacts")
+    return np.append(touching.sum(0), len(touching)).astype(np.float64)
+
+
+def _contact_difference(reference: np.ndarray, generated: np.ndarray) -> float:
+    return ensemble.mean_absolute_difference(*(counts[:-1] / counts[-1] for counts in (reference, generated)))
+
+
 def _vamp_difference(reference: np.ndarray, generated: np.ndarray) -> float:
     return abs(_vamp2(generated) - _vamp2(reference))
 
@@ -154,6 +163,9 @@ def distributions(projection: Projection, limits: Sequence[tuple[float, float]],
         Measure("shape (PC1-PC2)", DISTRIBUTIONS, "bits", "lower", plane, jensen_shannon),
         Measure("recall of shapes", DISTRIBUTIONS, "share", "higher", plane, visited),
     ]
+    if len(projection.pairs):
+        contacts = "side chains in contact, difference"
+        found.append(Measure(contacts, DISTRIBUTIONS, "share", "lower", _contact_counts, _contact_difference))
     if projection.by_alpha and len(projection.atoms) >= MIN_RESIDUES_RMSF:
 
         def profiles(reference, generated):
