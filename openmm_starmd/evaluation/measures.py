@@ -201,8 +201,8 @@ def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
                 x, y = (metrics.torsion_features(a, periods.astype(np.float32)) for a in (before, after))
             else:
                 x, y = frames.pairs("tics", multiple * frames.lag)
-            parts = [x.sum(0), y.sum(0), (x * y).sum(0), (x * x).sum(0), (y * y).sum(0), np.full(x.shape[1], len(x))]
-            sums.append(np.stack(parts).astype(np.float64))
+            parts = [part.sum(0, dtype=np.float64) for part in (x, y, x * y, x * x, y * y)]
+            sums.append(np.stack([*parts, np.full(x.shape[1], len(x))]))
         return np.stack(sums)
 
     def spread(frames):
