@@ -26,6 +26,14 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def version(library: str) -> str:
+    """Of an installed library, else a dash."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
 def command() -> str:
     """The command line that was given, of paths only the last part."""
 
@@ -38,7 +46,7 @@ def command() -> str:
 
 def circumstances(**more) -> dict[str, str]:
     """Date, command, versions, threads and hardware of this run."""
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
     hardware = f"{processor()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         hardware += f"; {torch.cuda.get_device_name()}"

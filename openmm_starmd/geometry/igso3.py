@@ -18,12 +18,11 @@ better description.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
 
-from openmm_starmd.geometry.constants import constant
+from openmm_starmd.geometry.constants import constant, table
 
 _IMAGES = 3
 # The limits at angle 0 exist, but 0 / 0 stands in their way. Functions that are even in the angle are flat there: their
@@ -32,8 +31,7 @@ _SMALL_ANGLE = 3e-4
 _TINY_ANGLE = 1e-6
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # made within a jump, it must do for training, too
+@table
 def _images(device: torch.device) -> tuple[Tensor, Tensor]:
     """2 pi k and (-1)^k of the images, float64."""
     k = torch.arange(-_IMAGES, _IMAGES + 1, dtype=torch.float64)
@@ -117,8 +115,7 @@ _SIGMA_RANGE = (0.01, 3.0)  # below, angle / sigma no longer depends on sigma (t
 _MAX_RADIUS = 6.0  # standard deviations; 7.5e-8 of a 3-dimensional Gaussian lie beyond
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # made within a jump, it must do for training, too
+@table
 def _radial_table(device: torch.device, n_sigma: int = 256, n_radius: int = 512, n_angle: int = 2048) -> Tensor:
     """angle / sigma at equal quantiles of the norm of a 3-dimensional normal; (n_sigma, n_radius) float64.
 

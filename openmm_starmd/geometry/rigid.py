@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import wraps
 
 import roma
 import torch
 from torch import Tensor
+
+from openmm_starmd.geometry.constants import table
 
 _TINY = 1e-12  # rad, in place of no angle at all: keeps gradients at the identity finite
 
@@ -110,8 +112,7 @@ _OF_PRODUCTS = {
 }
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # made within a jump, it must do for training, too
+@table
 def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Maps from products (16) to rotation matrices (9), and back to four times products less the identity."""
     to_matrix = torch.zeros(4, 4, 3, 3, dtype=torch.float64)

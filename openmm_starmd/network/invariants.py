@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openmm_starmd.geometry.constants import constant
+from openmm_starmd.geometry.constants import constant, table
 from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.residues import RESIDUE_TYPES
@@ -35,8 +34,7 @@ def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
     return frames.translations + offset * ~glycine[..., None]
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # made within a jump, it must do for training, too
+@table
 def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Linear maps of `contact_points`, each (inputs, outputs), with all axes as matrix columns.
 
@@ -119,8 +117,7 @@ def distance_bins(d: Tensor) -> Tensor:
     return ((d[..., None] > edges) & (d[..., None] <= upper)).to(d.dtype)
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)  # made within a jump, it must do for training, too
+@table
 def _pair_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """Centres of radial functions; atoms of both ends and length of each distance across a peptide bond; its scales."""
     low, high, n = DISTANCE_CENTRES
