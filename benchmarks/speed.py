@@ -15,7 +15,9 @@ plain MD         how many times as fast as plain MD of the same System (4 fs, na
                  `throughput.py`: a tetrapeptide alone and many at a time; villin with jumps of 1 ns by an untrained
                  network of the embedded model's size that makes small moves. Compiled: by `StarMDModel.compiled`, which
                  takes some minutes that are not counted
-GPU              where there is one: a frame of the paper's proteins, half the context of a run behind it
+GPU              where there is one: a frame of the paper's proteins, half the context of a run and all of it behind it,
+                 as on a GPU (denoising recorded as a CUDA graph), operator by operator and, on demand, compiled; of the
+                 process, the greatest GPU memory while it does
 
 Goals and peers are those of the project; peers were timed by others or on other days and are context only. Cost against
 residues, context frames and replicas: exponents are those of a power law through the larger half of the sizes.
@@ -56,6 +58,8 @@ GPU_PROTEINS = {
     51: (0.2, 0.02, 9.6),
     724: (1.5, 0.15, 17.3),
 }  # residues: goals of both samplers and the paper's time, s
+GPU_CONTEXTS = 40, 80
+SECTIONS = "phases", "operators", "md", "goals", "scans"
 TIMES_MD, TIMES_MD_TOGETHER = (100, 50), (1500, 200)  # not relaxed, relaxed
 ONE_CORE = {name: mode for name, mode in MODES.items() if mode.workers == 1}
 COMPILED = {f"{name}, compiled": replace(mode, compiled=True) for name, mode in ONE_CORE.items()}
@@ -149,16 +153,27 @@ def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) ->
 
 
 def paper_frame(
-    model: StarMDModel, n: int, context: int, sampler: str, steps: int, least: float, precision: str = "32-true"
+    model: StarMDModel,
+    n: int,
+    context: int,
+    sampler: str,
+    steps: int,
+    least: float,
+    precision: str = "32-true",
+    way: str = "",
 ) -> tuple[float, float]:
-    """Seconds a frame, and a denoising step."""
+    """Seconds a frame, and a denoising step; the way may be eager, where a GPU would record, or compiled."""
     config = replace(model.config, sampler=sampler, precision=precision)
     chosen = StarMDModel(model.denoiser, config, model.domain)
+    chosen = chosen.compiled() if way == "compiled" else chosen
     features, start = chain(n, 1, model.device)
     tokens = SimpleNamespace(features=features, n_residues=n)
     jump = Jump(chosen, tokens, start, context, context_frames=context + 1, denoising_steps=steps)
-    jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
-    frame = seconds(jump, least, warm=steps < 50)
+    if way == "eager":
+        jump.propagator._recordings = None
+    with torch.inference_mode():
+        jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
+    frame = seconds(jump, least, warm=2 if model.device.type == "cuda" else steps < 50)
     return frame, frame / len(jump.propagator.sampler.times())
 
 
@@ -166,14 +181,7 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
     """Frames of paper size on this device."""
     rows = {}
     if model.device.type == "cuda":
-        for n, (reference, short, peer) in GPU_PROTEINS.items():
-            goals = (reference, peer), (short, math.nan)
-            for ((name, steps), goal), precision in product(
-                zip(options.samplers.items(), goals, strict=True), PRECISIONS
-            ):
-                frame, _ = paper_frame(model, n, 40, name, steps, options.least, precision)
-                rows[f"{n} residues, {name} {steps}, {precision}, s a frame"] = Goal(frame, *goal)
-        return rows
+        return gpu_goals(model, options)
     known = {39: (0.045, 0.8, 0.042, 8.5), 58: (0.045 * 58 / 39, 1.5, math.nan, 14.0)}
     for n in options.residues:
         step_goal, short_goal, peer_step, peer_frame = known.get(n, 4 * (math.nan,))
@@ -190,6 +198,23 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
     return rows
 
 
+def gpu_goals(model: StarMDModel, options) -> dict[str, Goal]:
+    """Frames of the paper's proteins on a GPU; other ways than the recorded one by the short sampler only."""
+    rows = {}
+    short, ways = list(options.samplers)[1], ("eager", "compiled") if options.compiled else ("eager",)
+    for (n, goals), precision in product(GPU_PROTEINS.items(), PRECISIONS):
+        torch.cuda.reset_peak_memory_stats()
+        cases = [(*case, "recorded") for case in product(options.samplers.items(), GPU_CONTEXTS)]
+        cases += [((short, options.samplers[short]), GPU_CONTEXTS[0], way) for way in ways]
+        for (name, steps), context, way in cases:
+            frame, _ = paper_frame(model, n, context, name, steps, options.least, precision, way)
+            goal = Goal(frame, goals[1]) if name == short else Goal(frame, goals[0], goals[2])
+            rows[f"{n} residues, {context} frames, {name} {steps}, {precision}, {way}, s a frame"] = goal
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        rows[f"{n} residues, {precision}, GPU memory, GiB"] = Goal(memory)
+    return rows
+
+
 def against_md(options) -> dict[str, dict[str, float]]:
     """Ratios to plain MD of one replica and of many, relaxed and not, beside what they should be at least."""
     rows, platform = {}, "CUDA" if torch.cuda.is_available() else "CPU"
@@ -197,7 +222,8 @@ def against_md(options) -> dict[str, dict[str, float]]:
     chosen |= {"seconds": 2 * options.least, "frames": options.frames}
     for name in options.molecules:
         large = name == "villin"
-        modes = {k: mode for k, mode in ONE_CORE.items() if mode.relaxation} if large else ONE_CORE | COMPILED
+        alone = ONE_CORE if platform == "CUDA" and not options.compiled else ONE_CORE | COMPILED
+        modes = {k: mode for k, mode in ONE_CORE.items() if mode.relaxation} if large else alone
         stride = 1000.0 if large else STRIDE
         what = molecule(name, SimpleNamespace(stride=stride, **chosen))
         for replicas in (1,) if large else (1, options.replicas):
@@ -323,6 +349,8 @@ def main() -> None:
     made.add_argument("--molecules", nargs="+", default=["DWGR", "villin"], help="that stand beside plain MD")
     made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement beside plain MD")
     made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
+    made.add_argument("--compiled", action="store_true", help="on a GPU, time compiled networks, too")
+    made.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to measure")
     options = made.parse_args()
     options.samplers = dict(zip(("euler-maruyama", "multistep"), options.steps, strict=True))
     torch.set_num_threads(options.threads)
@@ -338,26 +366,36 @@ def main() -> None:
         print(f"{name}\n\n{text}\n", flush=True)
 
     torch.set_num_threads(1)
-    phases = {f"{b} replica(s)": Phases(peptide, "DWGR", b).run(options.least) for b in (1, options.replicas)}
-    tell("A jump of a tetrapeptide, one thread, by phase and replica", table(phases, "batch"), phases=phases)
-    tell("Operators of a jump of one replica", operators(Phases(peptide, "DWGR", 1).jump))
-    beside = against_md(options)
-    tell("Against plain MD, one thread", table(beside, "setting"), against_md=beside)
+    goals = {}
+    if "phases" in options.sections:
+        phases = {f"{b} replica(s)": Phases(peptide, "DWGR", b).run(options.least) for b in (1, options.replicas)}
+        tell("A jump of a tetrapeptide, one thread, by phase and replica", table(phases, "batch"), phases=phases)
+        one, many = phases.values()
+        goals["tetrapeptide, one replica, ms a call of the network"] = Goal(one["call of the network (ms)"], 3.0)
+        goals[f"tetrapeptide, {options.replicas} replicas, ms a call"] = Goal(many["call of the network (ms)"])
+        goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
+    if "operators" in options.sections:
+        tell("Operators of a jump of one replica", operators(Phases(peptide, "DWGR", 1).jump))
+    if "md" in options.sections:
+        beside = against_md(options)
+        tell("Against plain MD, one thread", table(beside, "setting"), against_md=beside)
     torch.set_num_threads(options.threads)
-    one, many = phases.values()
-    goals = paper_goals(model, options) | cache_goal(model)
-    goals["tetrapeptide, one replica, ms a call of the network"] = Goal(one["call of the network (ms)"], 3.0)
-    goals[f"tetrapeptide, {options.replicas} replicas, ms a call"] = Goal(many["call of the network (ms)"])
-    goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
-    rows = {name: goal.row() for name, goal in goals.items()}
-    tell("Goals", table(rows, "setting"), goals=rows)
-    found = scans(model, peptide, options)
-    draw(found, options.output.with_suffix(".png"))
-    costs = []
+    if "goals" in options.sections:
+        rows = {name: goal.row() for name, goal in (paper_goals(model, options) | cache_goal(model) | goals).items()}
+        tell("Goals", table(rows, "setting"), goals=rows)
+    if "scans" in options.sections:
+        found = scans(model, peptide, options)
+        draw(found, options.output.with_suffix(".png"))
+        tell("Milliseconds a call of the network", costs(found), scans=found)
+
+
+def costs(found: dict[str, dict[int, float]]) -> str:
+    """A table of each scan, and its exponent."""
+    texts = []
     for name, times in found.items():
         slope = exponent(list(times), list(times.values()))
-        costs.append(f"{name}: exponent {slope:.2f}\n\n{table({'ms': {str(k): ms for k, ms in times.items()}})}")
-    tell("Milliseconds a call of the network", "\n\n".join(costs), scans=found)
+        texts.append(f"{name}: exponent {slope:.2f}\n\n{table({'ms': {str(k): ms for k, ms in times.items()}})}")
+    return "\n\n".join(texts)
 
 
 if __name__ == "__main__":
