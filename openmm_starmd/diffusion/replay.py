@@ -7,6 +7,7 @@ call must be a tensor. Nothing that is recorded may wait for the GPU or draw ran
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import fields, is_dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def map_tensors(function: Callable[..., Tensor], *values):
-    """``function`` of the tensors in one value, or in several of one structure: dataclasses and tuples; None stays."""
+    """``function`` of the tensors in values of one structure: dataclasses, tuples, dicts; None stays."""
     first = values[0]
     if first is None:
         return None
@@ -24,12 +25,20 @@ def map_tensors(function: Callable[..., Tensor], *values):
     if is_dataclass(first):
         parts = {f.name: map_tensors(function, *(getattr(v, f.name) for v in values)) for f in fields(first)}
         return type(first)(**parts)
+    if isinstance(first, dict):
+        return {key: map_tensors(function, *(v[key] for v in values)) for key in first}
     parts = (map_tensors(function, *both) for both in zip(*values, strict=True))
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 
 def _copied(buffer: Tensor, new: Tensor) -> Tensor:
     return buffer if new is buffer else buffer.copy_(new)
+
+
+def warn_of_recording(error: RuntimeError) -> None:
+    """Tell that something cannot be recorded and runs as it stands."""
+    reason = str(error).strip().splitlines()[0]
+    warnings.warn(f"No CUDA graph could be recorded ({reason}): the same goes on without, slower.", stacklevel=3)
 
 
 class Replayed:
@@ -87,8 +96,13 @@ class Replayed:
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._wanted_pool, capture_error_mode="thread_local"):
-            self._advance()
+        try:
+            with torch.cuda.graph(graph, pool=self._wanted_pool, capture_error_mode="thread_local"):
+                self._advance()
+        except RuntimeError as error:
+            warn_of_recording(error)
+            self._repeat = self._advance
+            return self._advance()
         self._graph = graph
         graph.replay()
 

@@ -29,7 +29,7 @@ from openmm_starmd.network.embedding import (
     ResidueEmbedding,
     Statics,
 )
-from openmm_starmd.network.invariants import contact_mask, local_points
+from openmm_starmd.network.invariants import contact_mask
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.protein.conformation import Conformation
@@ -275,9 +275,8 @@ class Denoiser(nn.Module):
         way, estimate = self.parameterization.baseline(conditions, conformation)
         statics, previous = conditions.statics, conditions.previous
         odds = wells.log_odds(way, conditions.sigma, statics.torsion_period) if self.wells else None
-        local = local_points(conformation) if self.config.parameterization == "previous" else None
-        s = self.residues(conditions.residues, conformation, previous, way, spread, odds, statics.torsion_mask, local)
-        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics, local)
+        s = self.residues(conditions.residues, conformation, previous, way, spread, odds, statics.torsion_mask)
+        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
         *modulation, shift, gain = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():

@@ -14,7 +14,6 @@ from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.invariants import (
     BIN_EDGES,
     CONTACT_POINTS,
-    CONTACTS,
     LOCAL_PAIR_WIDTH,
     beta_carbon,
     contact_points,
@@ -23,7 +22,6 @@ from openmm_starmd.network.invariants import (
     distances,
     harmonics,
     local_pairs,
-    local_points,
 )
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
@@ -31,7 +29,6 @@ from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 FREQUENCIES = 8
-SIDE_CHAIN = 0.3  # nm: about as far as side chains reach
 
 
 @dataclass(frozen=True)
@@ -175,9 +172,9 @@ class ConditionEmbedding(nn.Module):
 class ResidueEmbedding(nn.Module):
     """Residue features (B, T, N, C): type, chain ends, torsions, and the way from the previous frame.
 
-    The columns of ``geometry`` are, as far as the configuration has them: which torsions there are; torsions, angle and
-    points of the side chain of the frame; way from the previous frame; torsions, angle and points of that; how these
-    have turned; whether they have stayed in their wells.
+    The columns of ``geometry`` are, as far as the configuration has them: which torsions there are; torsions and angle
+    of the frame; way from the previous frame; torsions and angle of that; how these have turned; whether they have
+    stayed in their wells.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -191,9 +188,9 @@ class ResidueEmbedding(nn.Module):
         both = self.around_previous and self.diffused
         self.columns = [
             6,
-            (37 + 12 * both) * self.diffused,
+            37 * self.diffused,
             9 * self.around_previous,
-            49 * both,
+            37 * both,
             7 * both,
             7 * len(wells.HOP_SHARES) * both,
         ]
@@ -220,14 +217,11 @@ class ResidueEmbedding(nn.Module):
         if not (self.around_previous and self.diffused):
             return static[:, None]
         weight = self.geometry.weight.split(self.columns, 1)[3]
-        return static[:, None] + functional.linear(self._torsions(previous, mask, local_points(previous)), weight)
+        return static[:, None] + functional.linear(self._torsions(previous, mask), weight)
 
     @staticmethod
-    def _torsions(conformation: Conformation, mask: Tensor, local: Tensor | None) -> Tensor:
-        parts = [harmonics(conformation.torsions, mask), conformation.angles[..., None] - 2.0]
-        if local is not None:
-            parts.append((local[..., 4:, :] * (mask[..., 2:, None] / SIDE_CHAIN)).flatten(-2))
-        return torch.cat(parts, -1)
+    def _torsions(conformation: Conformation, mask: Tensor) -> Tensor:
+        return torch.cat([harmonics(conformation.torsions, mask), conformation.angles[..., None] - 2.0], -1)
 
     def forward(
         self,
@@ -238,7 +232,6 @@ class ResidueEmbedding(nn.Module):
         spread: Tensor,
         odds: Tensor | None,
         mask: Tensor,
-        local: Tensor | None,
     ) -> Tensor:
         """
         Parameters
@@ -247,13 +240,11 @@ class ResidueEmbedding(nn.Module):
             Expected size of the ``way`` from the previous frame, noise included.
         odds : Tensor, shape (B, T, N, 7, 3)
             See `wells.log_odds`; None where the configuration has no wells.
-        local : Tensor, shape (B, T, N, 8, 3)
-            The `local_points`; None without a parameterisation around the previous frame.
         """
         _, of_now, moved, _, turned, stayed = self.geometry.weight.split(self.columns, 1)
         parts, weights = [], []
         if self.diffused:
-            parts, weights = [self._torsions(now, mask, local)], [of_now]
+            parts, weights = [self._torsions(now, mask)], [of_now]
         if self.around_previous:
             translation = (way.translation / spread[..., :1])[..., None, :]
             parts += [(translation @ frames.rotations)[..., 0, :] for frames in (previous.frames, now.frames)]
@@ -281,9 +272,7 @@ class PairEmbedding(nn.Module):
         self.config = config
         self.relative = nn.Embedding(2 * config.max_relative_position + 2, config.pair_width)
         self.around_previous = config.parameterization == "previous"
-        self.columns = (
-            [*3 * [LOCAL_PAIR_WIDTH], len(CONTACTS) * CONTACT_POINTS**2] if self.around_previous else [BIN_EDGES[2]]
-        )
+        self.columns = [*3 * [LOCAL_PAIR_WIDTH], CONTACT_POINTS**2] if self.around_previous else [BIN_EDGES[2]]
         self.geometry = nn.Linear(sum(self.columns), config.pair_width)
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(config.pair_width, config.pair_width))
         if config.reference_structure:
@@ -316,20 +305,14 @@ class PairEmbedding(nn.Module):
         return static[:, None] + functional.linear(local_pairs(*seen), weight)
 
     def forward(
-        self,
-        given: Tensor,
-        now: Conformation,
-        previous: Conformation,
-        previous_atoms: Tensor,
-        statics: Statics,
-        local: Tensor | None,
+        self, given: Tensor, now: Conformation, previous: Conformation, previous_atoms: Tensor, statics: Statics
     ) -> Tensor:
-        """``previous_atoms`` (B, T, N, 3, 3): backbone of the previous frames; ``local``: `local_points` of these."""
+        """``previous_atoms`` (B, T, N, 3, 3): backbone of the previous frames."""
         if not self.around_previous:
             cb = beta_carbon(now, statics.features.residue_type[:, None])
             return self.mix(given + functional.linear(distance_bins(distances(cb, cb)), self.geometry.weight))
         of_now, _, between, near = self.geometry.weight.split(self.columns, 1)
-        points, rotations = contact_points(now, local), now.frames.rotations
+        points, rotations = contact_points(now), now.frames.rotations
         others = torch.stack([rotations, previous.frames.rotations])
         atoms = torch.stack([points[..., :3, :], previous_atoms])
         pairs = local_pairs(rotations, points, others, atoms)

@@ -19,7 +19,7 @@ BIN_EDGES = (0.325, 5.075, 39)  # nm; C-beta distances of the paper, the last bi
 DISTANCE_CENTRES = (0.1, 1.6, 16)  # nm
 PEPTIDE_GEOMETRY = (0.1335, 0.38, 0.243, 0.243)  # nm: C-N, CA-CA, C-CA, CA-N across a peptide bond
 SIDE_CHAIN_BOND, SIDE_CHAIN_ANGLE = 0.151, 1.98  # nm, rad: a mean heavy-atom bond of side chains and its angle
-CONTACTS = 0.35, 0.8  # nm: ranges at which contacts are seen
+CONTACT = 0.35  # nm
 CONTACT_POINTS = 8
 LOCAL_PAIR_WIDTH = 3 + 9 + DISTANCE_CENTRES[2] + 2 * 5
 RADIAL_SHARPNESS = DISTANCE_CENTRES[2] / (DISTANCE_CENTRES[1] - DISTANCE_CENTRES[0])
@@ -53,8 +53,11 @@ def _side_chain_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor
 
 
 @full_precision
-def local_points(conformation: Conformation) -> Tensor:
-    """`contact_points` in the residue frames, (*, N, 8, 3) in nm."""
+def contact_points(conformation: Conformation) -> Tensor:
+    """N, CA, C, CB, then one point behind each chi bond with mean bond lengths and angles, (*, N, 8, 3) in nm.
+
+    Points that a residue does not have get a place, too; see `contact_mask`.
+    """
     tables = _side_chain_tables(conformation.angles.dtype, conformation.device)
     normal_table, axes_table, along, turn_table, beta_carbon = tables
     direction = torch.stack([conformation.angles.cos(), conformation.angles.sin()], -1)
@@ -67,18 +70,8 @@ def local_points(conformation: Conformation) -> Tensor:
         axes = axes @ turn
         bonds.append(axes[..., 0])
     chain = torch.stack(bonds, -2).cumsum(-2) * SIDE_CHAIN_BOND + beta_carbon
-    side = beta_carbon.expand(*conformation.shape, 1, 3)
-    return torch.cat([conformation.local_backbone(), side, chain], -2)
-
-
-@full_precision
-def contact_points(conformation: Conformation, local: Tensor | None = None) -> Tensor:
-    """N, CA, C, CB, then one point behind each chi bond with mean bond lengths and angles, (*, N, 8, 3) in nm.
-
-    Points that a residue does not have get a place, too; see `contact_mask`. ``local`` are the `local_points`, if they
-    are known.
-    """
-    frames, local = conformation.frames, local_points(conformation) if local is None else local
+    frames, side = conformation.frames, beta_carbon.expand(*conformation.shape, 1, 3)
+    local = torch.cat([conformation.local_backbone(), side, chain], -2)
     return local @ frames.rotations.transpose(-1, -2) + frames.translations[..., None, :]
 
 
@@ -90,13 +83,12 @@ def contact_mask(features: ResidueFeatures) -> Tensor:
 
 
 def contacts(points: Tensor, mask: Tensor) -> Tensor:
-    """Closeness (*, N, N, 64 * ranges) of the `contact_points` (*, N, 8, 3) of two residues."""
+    """Closeness (*, N, N, 64) of the `contact_points` (*, N, 8, 3) of two residues."""
     n = points.shape[-3]
     x, mask = points.flatten(-3, -2).transpose(-1, -2).contiguous(), mask.to(points.dtype).flatten(-2)
     square = (x[..., :, None] - x[..., None, :]).square().sum(-3)
-    both = mask[..., None, :] * mask[..., :, None]
-    near = torch.stack([torch.exp(square * -(reach**-2)) * both for reach in CONTACTS], -1)
-    return near.unflatten(-2, (n, -1)).unflatten(-4, (n, -1)).transpose(-4, -3).flatten(-3)
+    near = torch.exp(square * -(CONTACT**-2)) * (mask[..., None, :] * mask[..., :, None])
+    return near.unflatten(-1, (n, -1)).unflatten(-3, (n, -1)).transpose(-3, -2).flatten(-2)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Generator, Tensor
 
+from openmm_starmd.diffusion.replay import map_tensors, warn_of_recording
+
 WARM_UP = 3  # calls of a shape before it is recorded, so that tables, libraries and the optimiser are ready
 _THREADS, _AHEAD = 4, 12
 
@@ -62,20 +64,28 @@ class Captured:
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
         self._calls: dict[tuple, int] = {}
         self._graphs: dict[tuple, tuple] = {}
+        self._fails = False
 
     def __call__(self, batch, seed: int) -> Tensor:
         """Value of the function for a batch (on the CPU) and the random numbers of a seed."""
         self._generator.manual_seed(seed)
-        shape = tuple(tensor.shape for tensor in batch.tensors())
+        shapes: list[torch.Size] = []
+        map_tensors(lambda x: shapes.append(x.shape) or x, batch)
+        shape = tuple(shapes)
         if shape not in self._graphs:
             self._calls[shape] = self._calls.get(shape, 0) + 1
-            if self._calls[shape] <= WARM_UP:
+            if self._calls[shape] <= WARM_UP or self._fails:
                 return self._eagerly(batch)
-            self._graphs[shape] = self._record(batch)
-            self._generator.manual_seed(seed)
+            try:
+                self._graphs[shape] = self._record(batch)
+            except RuntimeError as error:
+                warn_of_recording(error)
+                self._fails = True
+                return self._eagerly(batch)
+            finally:
+                self._generator.manual_seed(seed)
         graph, place, value = self._graphs[shape]
-        for to, tensor in zip(place.tensors(), batch.tensors(), strict=True):
-            to.copy_(tensor.pin_memory(), non_blocking=True)
+        map_tensors(lambda to, new: to.copy_(new.pin_memory(), non_blocking=True), place, batch)
         graph.replay()
         return value.clone()
 

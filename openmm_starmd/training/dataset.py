@@ -48,12 +48,6 @@ class Batch:
     strides: Tensor
     precomputed: dict[str, Tensor] = field(default_factory=dict)
 
-    def tensors(self) -> list[Tensor]:
-        """All that it is made of, in a fixed order."""
-        c = self.conformations
-        parts = [c.frames.rotations, c.frames.translations, c.torsions, c.angles, self.strides]
-        return [*vars(self.features).values(), *parts, *self.precomputed.values()]
-
     def to(self, device) -> Batch:
         """The batch on another device."""
         precomputed = {kind: tensor.to(device) for kind, tensor in self.precomputed.items()}

@@ -110,8 +110,7 @@ class Run:
         ``loss_function(module, batch, generator)`` -> (scalar loss, dict of its parts), means over the windows of the
         batch; the generator is one that `per_replica` takes.
     draw : callable
-        ``draw(generator, share)`` -> the windows in the slice ``share`` of a batch, with a ``to(device)`` and, on CUDA,
-        its ``tensors()``.
+        ``draw(generator, share)`` -> the windows in the slice ``share`` of a batch, with a ``to(device)``.
     draw_held_out : callable, optional
         The same for validation.
     fabric : Fabric, optional

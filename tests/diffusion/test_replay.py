@@ -61,3 +61,16 @@ def test_structures_keep_their_kind():
     rigid, (nothing, two), empty = map_tensors(torch.add, one, one)
     assert isinstance(rigid, Rigid) and rigid.rotations.diagonal(dim1=1, dim2=2).unique().tolist() == [2.0]
     assert nothing is None and two.tolist() == [2.0, 2.0] and empty == ()
+
+
+def test_what_cannot_be_recorded_goes_on_as_it_stands(monkeypatch):
+    def refused(*arguments, **settings):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    recording = Replayed(lambda given, state: state + given, torch.device("cpu"))
+    recording.run(torch.ones(2), torch.zeros(2))
+    with pytest.warns(UserWarning, match="No CUDA graph.*not permitted when stream is capturing\\)"):
+        recording._record()
+    assert recording.run(torch.ones(2), torch.zeros(2), 3).tolist() == [3.0, 3.0]
