@@ -1,4 +1,7 @@
-"""Conformations in 16 bits a number: what simulate_blocks.py writes and training reads.
+"""Conformations in 16 bits a number: what simulate_blocks.py writes, and how trajectories are kept in the repository.
+
+    python data/compact.py pack FOLDER OUTPUT      # of trajectories that training can read
+    python data/compact.py unpack FOLDER OUTPUT    # to a folder of encoded trajectories, which training can read
 
 A folder holds ``length_N.npy``, int16 (frames, N, 13), the conformations of all peptides of N residues, one trajectory
 behind the other, and ``index.npz``, which says where each begins. The 13 numbers of a residue are those of
@@ -8,6 +11,7 @@ pi / 32767.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +24,8 @@ from peptide_set import FEATURES
 
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueFeatures
-from openmm_starmd.training.store import NUMBERS, pack
+from openmm_starmd.training.dataset import TrajectoryDataset
+from openmm_starmd.training.store import NUMBERS, Writer, pack
 
 UNITS = np.full(NUMBERS, np.pi / 32767)
 UNITS[:3] = 1e-4  # nm
@@ -66,13 +71,16 @@ def encode(frames: list[np.ndarray], molecules: list[dict[str, np.ndarray]]) -> 
             torsion_atoms=torch.arange(3 * length, 27 * length).reshape(-1, 6, 4),
             features=SimpleNamespace(**features),
         )
-        numbers = pack(from_positions(atoms, tokens))
-        numbers[..., :3] -= numbers[..., :3].mean(-2, keepdims=True)
-        broken = ~np.isfinite(numbers)
-        numbers = np.where(broken, 0, np.clip(np.rint(numbers / UNITS), -32767, 32767)).astype(np.int16)
-        for k, own in zip(group, numbers, strict=True):
+        for k, own in zip(group, integers(pack(from_positions(atoms, tokens))), strict=True):
             encoded[k] = own
     return encoded
+
+
+def integers(numbers: np.ndarray) -> np.ndarray:
+    """Numbers of `pack` (*, N, 13) in 16 bits; what is no number becomes 0."""
+    numbers = numbers.copy()
+    numbers[..., :3] -= numbers[..., :3].mean(-2, keepdims=True)
+    return np.where(np.isfinite(numbers), np.clip(np.rint(numbers / UNITS), -32767, 32767), 0).astype(np.int16)
 
 
 def _atoms(molecule: dict[str, np.ndarray]) -> np.ndarray:
@@ -126,3 +134,29 @@ def read(folder: Path) -> Iterator[Trajectory]:
             first = int(row["first"]) + place * frames
             numbers = (files[length][first : first + frames] * UNITS).astype(np.float32)
             yield Trajectory(str(row["name"]), replica, str(row["sequence"]), features, float(row["interval"]), numbers)
+
+
+def pack_folder(source: Path, output: Path):
+    """All trajectories of a folder, each by its own name; their intervals must agree."""
+    trajectories = TrajectoryDataset(source).trajectories
+    molecules, encoded = [], []
+    for trajectory in trajectories:
+        features = {name: getattr(trajectory.features, name).numpy() for name in FEATURES}
+        molecules.append({"name": trajectory.name, "sequence": trajectory.sequence} | features)
+        encoded.append(integers(trajectory.conformations.numbers(slice(None)))[None])
+    (interval,) = {trajectory.interval for trajectory in trajectories}
+    write(output, molecules, encoded, len(molecules) * [np.array([0])], interval)
+
+
+def unpack_folder(folder: Path, output: Path):
+    """A folder of encoded trajectories NAME_REPLICA.f32 and .json, which `TrajectoryDataset` reads as they are."""
+    for trajectory in read(folder):
+        features = {name: getattr(trajectory.features, name).tolist() for name in FEATURES}
+        facts = {"source": None, "sequence": trajectory.sequence, "interval": trajectory.interval}
+        with Writer(output / f"{trajectory.name}_{trajectory.replica}") as writer:
+            writer.append(trajectory.numbers)
+            writer.finish(facts | {"features": features})
+
+
+if __name__ == "__main__":
+    {"pack": pack_folder, "unpack": unpack_folder}[sys.argv[1]](*map(Path, sys.argv[2:]))

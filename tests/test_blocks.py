@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import openmm
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.simulate import build_peptide, peptide_system, split_caps, within_one_residue
 from openmm_starmd.training.store import pack
 
@@ -193,6 +195,32 @@ def test_compact_conformations_are_those_of_the_package(prepared, tmp_path):
         np.testing.assert_allclose(trajectory.numbers, expected, atol=6e-5)
         assert trajectory.sequence == prepared[molecule]["sequence"]
         assert trajectory.features.torsion_mask.shape == (len(trajectory.sequence), 6)
+
+
+def test_trajectories_are_packed_and_unpacked_for_training(tmp_path):
+    """Made of three files, one of them with caps; back they are the conformations that training would have read."""
+    folder = tmp_path / "md"
+    folder.mkdir()
+    for k, (sequence, caps) in enumerate((("AGK", False), ("SDE", False), ("WE", True))):
+        topology, positions = build_peptide(sequence, caps, caps, seed=k)
+        frames = np.array(positions._value) + np.random.default_rng(k).normal(0, 0.01, (9, len(positions), 3))
+        trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(topology), 10.0 * np.arange(9))
+        trajectory[0].save_pdb(folder / f"{sequence}.pdb")
+        trajectory.save_xtc(folder / f"{sequence}.xtc")
+    compact.pack_folder(folder, tmp_path / "packed")
+    compact.unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
+    before, after = (TrajectoryDataset(tmp_path / name).trajectories for name in ("md", "unpacked"))
+    assert [t.sequence for t in after] == [t.sequence for t in before] == ["AGK", "SDE", "WE"]
+    for one, two in zip(before, after, strict=True):
+        assert one.interval == two.interval == 10
+        for name, value in vars(one.features).items():
+            assert torch.equal(getattr(two.features, name), value)
+        a, b = one.conformations[:], two.conformations[:]
+        moved = a.frames.translations - a.frames.translations.mean(-2, keepdim=True)
+        torch.testing.assert_close(b.frames.translations, moved, atol=6e-5, rtol=0)
+        torch.testing.assert_close(b.torsions, a.torsions, atol=6e-5, rtol=0)
+    numbers = sum(path.stat().st_size for path in (tmp_path / "packed").glob("length*.npy"))
+    assert numbers < 3 * 9 * 3 * 13 * 2 + 500
 
 
 def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
