@@ -33,6 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -285,16 +286,16 @@ class Phases:
         return result | {"outside the network": 1 - network / whole}
 
 
-def operators(jump: Jump, count: int = 12) -> str:
-    """The operators of a jump that take most time by themselves."""
-    jump()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        jump()
-    rows = sorted(profiled.key_averages(), key=lambda row: -row.self_cpu_time_total)
-    whole = sum(row.self_cpu_time_total for row in rows)
-    calls = sum(row.count for row in rows)
-    shown = {row.key: {"share": row.self_cpu_time_total / whole, "calls": row.count} for row in rows[:count]}
-    return table(shown | {"all": {"share": 1.0, "calls": calls}}, "operator")
+def operators(call: Callable, count: int = 12, on: str = "cpu") -> dict[str, dict[str, float]]:
+    """The operators of a call, or the kernels (``on`` is cuda), that take most time by themselves."""
+    call()
+    with profile(activities=[getattr(ProfilerActivity, on.upper())]) as profiled:
+        call()
+    own = attrgetter("self_cpu_time_total" if on == "cpu" else "self_device_time_total")
+    rows = sorted(profiled.key_averages(), key=lambda row: -own(row))
+    whole = sum(map(own, rows))
+    shown = {row.key: {"ms": own(row) / 1000, "share": own(row) / whole, "calls": row.count} for row in rows[:count]}
+    return shown | {"all": {"ms": whole / 1000, "share": 1.0, "calls": sum(row.count for row in rows)}}
 
 
 def exponent(sizes: list[int], times: list[float]) -> float:
@@ -375,7 +376,8 @@ def main() -> None:
         goals[f"tetrapeptide, {options.replicas} replicas, ms a call"] = Goal(many["call of the network (ms)"])
         goals["tetrapeptide, share outside the network"] = Goal(one["outside the network"], 0.1)
     if "operators" in options.sections:
-        tell("Operators of a jump of one replica", operators(Phases(peptide, "DWGR", 1).jump))
+        rows = operators(Phases(peptide, "DWGR", 1).jump)
+        tell("Operators of a jump of one replica", table(rows, "operator"))
     if "md" in options.sections:
         beside = against_md(options)
         tell("Against plain MD, one thread", table(beside, "setting"), against_md=beside)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,59 @@ def test_speed_prints_every_figure(run, script, tmp_path, monkeypatch):
         assert row["x MD"] > 0 and (row["goal"] is None) == (row["x MD / goal"] is None)
     assert stem.with_suffix(".png").stat().st_size > 0
     assert script("speed").exponent([1, 2, 4, 8], [9.0, 2.0, 8.0, 32.0]) == pytest.approx(2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
+@pytest.mark.filterwarnings("ignore:Outside the domain")
+def test_what_only_a_gpu_can_show_is_checked(run, script, peptides, tmp_path, monkeypatch):
+    """Without one the same on the CPU: the table, and that a failure neither hides the rest nor goes unnoticed."""
+    module, stem = script("gpu"), tmp_path / "gpu"
+    words = ["--data", peptides, "--batches", 2, "--least", 0.01, "--output", stem]
+    with pytest.raises(SystemExit):
+        run("gpu", *words)  # no molecules
+
+    def raises(options):
+        return 1 / 0
+
+    def fails(options):
+        return {"one": module.verdict(0.1, 0.2), "two": module.verdict(float("nan"), 0.2)}
+
+    monkeypatch.setitem(module.CHECKS, "sampling", (raises, fails))
+    with pytest.raises(SystemExit, match="^not as it should be: raises; fails$"):
+        run("gpu", *words, "--sections", "sampling", "training")
+    text, written = read(stem)
+    results = written["results"]
+    assert results["raises"]["ZeroDivisionError"]["fine"] == "NO"
+    assert [row["fine"] for row in results["fails"].values()] == ["yes", "NO"]
+    assert {row["fine"] for row in results["recorded steps"].values()} == {"yes"}
+    (row,) = results["batch sizes"].values()
+    assert row["windows/s"] == pytest.approx(2000 / row["ms a step"])
+    assert results["kernels"]["all"]["calls"] > 1000 and "| 2 windows |" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
+@pytest.mark.filterwarnings("ignore:Outside the domain")
+def test_recorded_jumps_are_checked(run, tmp_path):
+    run("gpu", "--sections", "sampling", "--output", tmp_path / "gpu")
+    results = read(tmp_path / "gpu")[1]["results"]
+    differences = [row["difference"] for row in results["jumps"].values()]
+    assert differences[0] == 0 < min(differences[1:])  # the CPU and itself; others take other rooms
+    assert len(results["host waits"]) == 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
+def test_md_of_blocks_is_checked(run, script, tmp_path):
+    module = script("gpu")  # which lets the scripts of data/ be imported
+    (molecule,) = module.peptide_set.read(script("prepare_blocks").prepare("GAG", tmp_path))
+    module.peptide_set.write(tmp_path / "set.npz", 2 * [molecule])
+    words = ["--sections", "md", "--molecules", tmp_path / "set.npz", "--least", 0.01, "--output", tmp_path / "gpu"]
+    run("gpu", *words)
+    results = read(tmp_path / "gpu")[1]["results"]
+    assert results["forces"]["GAG"]["difference"] == 0 and results["forces"]["GAG"]["atoms"] == len(molecule["mass"])
+    ensemble, (rate,) = results["ensemble"]["GAG"], results["rate"].values()
+    assert 0 < ensemble["difference"] < 5e-5 and 100 < ensemble["K"] < 600
+    assert rate["ns/s"] == pytest.approx(2 * 0.004e-3 * 1e6 / rate["us a step"]) and rate["not finite"] == 0
 
 
 ABLATIONS = ("full", "separable attention", "no context noise", "no stride", "one target a window")
