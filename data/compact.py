@@ -95,11 +95,12 @@ def write(
     replicas: list[np.ndarray],
     interval: float,
 ):
-    """Write trajectories.
+    """Write trajectories; a kill at any moment leaves a folder without an index, or whole.
 
     Parameters
     ----------
     folder : Path
+        What it holds is replaced.
     molecules : list of dict
         Of `peptide_set.read`.
     encoded : list of array of int16, shape (R, T, N, 13)
@@ -117,6 +118,8 @@ def write(
         own.append(numbers[kept].reshape(-1, *numbers.shape[2:]))
         facts = {"replica": kept, "first": first, "frames": numbers.shape[1], "interval": interval}
         index.append(facts | {name: molecule[name] for name in ("name", "sequence", *FEATURES)})
+    for old in (folder / "index.npz", *folder.glob("length_*.npy")):
+        old.unlink(missing_ok=True)
     for length, own in parts.items():
         np.save(folder / f"length_{length}.npy", np.concatenate(own))
     peptide_set.write(folder / "index.npz", index)

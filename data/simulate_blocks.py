@@ -5,9 +5,12 @@
 Each replica starts from 10 ps at 300 K, 40 ps at 600 K and 60 ps at 300 K, as in simulate_starts.py; then frames every
 10 ps. Replicas that come to what `check_positions` finds unsound are left out. The machine needs no force field, since
 the file holds that of each molecule.
+
+Ctrl-C or SIGTERM ends it after the frames that are under way; what there is by then is written.
 """
 
 import argparse
+import signal
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -91,5 +94,6 @@ if __name__ == "__main__":
     parser.add_argument("--cpu", action="store_true", help="without a GPU")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     chosen = peptide_set.read(given.molecules)[: given.first]
     simulate(chosen, given.output, given.replicas, given.picoseconds, given.minutes, not given.cpu, given.seed)

@@ -239,6 +239,46 @@ def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
     assert all(np.abs(np.diff(x.numbers, axis=0)).max((1, 2)).min() > 1e-3 for x in found)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_was_simulated_before_an_interruption_is_written(prepared, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(simulate_blocks, "PREPARATION", ((20, 300),))
+    monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
+    monkeypatch.setattr(simulate_blocks, "TOGETHER", 2)
+    frames, calls = Blocks.frames, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise error
+        return frames(*given)
+
+    monkeypatch.setattr(Blocks, "frames", interrupted)
+    with pytest.raises(error):
+        simulate_blocks.simulate(prepared, tmp_path, 1, picoseconds=1.0, device=False)
+    assert [len(x.numbers) for x in compact.read(tmp_path)] == 3 * [4]
+
+
+def test_a_write_that_is_interrupted_leaves_no_index(prepared, tmp_path, monkeypatch):
+    """Nor one of what was there before, to which the numbers no longer belong."""
+    encoded = [np.ones((1, 2, len(row["backbone"]), 13), np.int16) for row in prepared]
+    compact.write(tmp_path, prepared, encoded, 3 * [np.array([0])], 10.0)
+    assert len(list(compact.read(tmp_path))) == 3
+    save, saved = np.save, []
+
+    def full(path, numbers):
+        saved.append(path)
+        if len(saved) == 2:
+            raise OSError("no space left")
+        save(path, numbers)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        compact.write(tmp_path, prepared, [5 * x for x in encoded], 3 * [np.array([0])], 10.0)
+    assert len(saved) == 2
+    with pytest.raises(FileNotFoundError, match="index"):
+        list(compact.read(tmp_path))
+
+
 def test_unsound_replicas_are_seen(prepared):
     positions = np.stack(4 * [prepared[0]["positions"]])
     positions[1, :, 0] *= -1
