@@ -32,7 +32,7 @@ class LossWeights:
     """Weights of the terms; the paper's are 1, 0.5, 0.5 for the scores, 0.5 for FAPE and 0.25 for the distance map.
 
     ``wells`` is that of the cross-entropy of staying in a well or leaving it, where the network has wells; ``contacts``
-    that of distances between side chains that touch, without which salt bridges come out too rare.
+    that of distances between side chains that touch, such as salt bridges.
     """
 
     translation: float = 1.0
@@ -115,7 +115,7 @@ def denoising_loss(
     denoised = _denoised(estimate, noisy, alpha)
     terms |= structure_terms(denoised, clean, unit)
     if weights.contacts:
-        terms["contacts"] = contact_term(denoised, clean, unit, features)
+        terms["contacts"] = contact_term(denoised, noisy, clean, unit, features)
     if odds is not None:
         terms["wells"] = well_term(odds, inputs.previous, clean, features)
     loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
@@ -179,14 +179,17 @@ def structure_terms(denoised: Conformation, clean: Conformation, unit: Displacem
 
 
 @full_precision
-def contact_term(denoised: Conformation, clean: Conformation, unit: Displacement, features: ResidueFeatures) -> Tensor:
-    """Squared errors of the distances of points of side chains to other residues, where they touch.
+def contact_term(
+    denoised: Conformation, noisy: Conformation, clean: Conformation, unit: Displacement, features: ResidueFeatures
+) -> Tensor:
+    """Squared errors of the distances of points of side chains to other residues, where they touch in the noisy frame.
 
     Of two residues along the chain, only those between their side chains. The error of a distance is counted in what
-    the units of translations and torsions would make of it, and weighed by how near the points are in the clean frame.
+    the units of translations and torsions would make of it. Weights by the clean frame, which the network does not
+    know, would teach it to see contacts where there are none.
     """
-    a, b = (_distances(contact_points(c).flatten(-3, -2)) for c in (denoised, clean))
-    weight = torch.exp(-(b / TOUCH).square().square()) * _side_chain_pairs(features)[:, None]
+    a, b, c = (_distances(contact_points(x).flatten(-3, -2)) for x in (denoised, clean, noisy))
+    weight = torch.exp(-(c / TOUCH).square().square()) * _side_chain_pairs(features)[:, None]
     level = unit.translation[..., 0, 0].square() + (LEVER * unit.torsion[..., 0, wells.CHI].mean(-1)).square()
     errors = ((a - b).square() / (level + DISTANCE_FLOOR**2)[..., None, None]).clamp(max=50)
     return ((errors * weight).flatten(1).sum(1) / (weight.flatten(1).sum(1) + FEW)).mean()

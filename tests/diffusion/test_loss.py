@@ -44,29 +44,31 @@ def turned(conformation, residue, torsion, by):
 
 def test_the_same_contacts_cost_nothing_wherever_the_molecule_is():
     features, clean = lysines(3, 0.38)
-    assert contact_term(clean, clean, unit(3), features) == 0
+    assert contact_term(clean, clean, clean, unit(3), features) == 0
     motion = Rigid(exponential(torch.tensor([[[0.3, -1.0, 0.5]]]).double()), torch.tensor([[[1.0, 2.0, 3.0]]]).double())
     denoised = turned(clean, 1, CHI1, 0.2)
-    there = contact_term(denoised.moved(motion), clean, unit(3), features)
-    torch.testing.assert_close(contact_term(denoised, clean, unit(3), features), there)
+    there = contact_term(denoised.moved(motion), clean, clean, unit(3), features)
+    torch.testing.assert_close(contact_term(denoised, clean, clean, unit(3), features), there)
     assert there > 0
 
 
 def test_side_chains_that_do_not_touch_do_not_count():
     features, clean = lysines(3, 5.0)
-    assert contact_term(turned(clean, 1, CHI1, 1.0), clean, unit(3), features) < 1e-6
+    assert contact_term(turned(clean, 1, CHI1, 1.0), clean, clean, unit(3), features) < 1e-6
 
 
 def test_of_neighbours_only_the_side_chains_count():
     """psi moves nothing that is compared; a chi moves the side chain, unless the other residue has none."""
     features, clean = lysines(2, 0.45)
-    assert contact_term(turned(clean, 0, 1, 1.0), clean, unit(2), features) == 0
-    assert contact_term(turned(clean, 0, CHI1, 0.2), clean, unit(2), features) > 0
+    assert contact_term(turned(clean, 0, 1, 1.0), clean, clean, unit(2), features) == 0
+    assert contact_term(turned(clean, 0, CHI1, 0.2), clean, clean, unit(2), features) > 0
     features.torsion_mask[:, 1, CHI1:] = False
-    assert contact_term(turned(clean, 0, CHI1, 0.2), clean, unit(2), features) == 0
+    assert contact_term(turned(clean, 0, CHI1, 0.2), clean, clean, unit(2), features) == 0
     features, clean = lysines(3, 0.3)
     features.torsion_mask[:, 1:, CHI1:] = False
-    assert contact_term(turned(clean, 0, CHI1, 0.2), clean, unit(3), features) > 0  # with the backbone of the third
+    assert (
+        contact_term(turned(clean, 0, CHI1, 0.2), clean, clean, unit(3), features) > 0
+    )  # with the backbone of the third
 
 
 def test_one_distance_is_weighed_as_the_docstring_says():
@@ -83,14 +85,21 @@ def test_one_distance_is_weighed_as_the_docstring_says():
     weight = 2 * math.exp(-((d.item() / 0.5) ** 4))  # each pair from both ends
     level = 0.1**2 + (0.15 * 0.1) ** 2 + 0.002**2
     expected = weight * (d - e).item() ** 2 / level / (weight + 4)
-    assert contact_term(denoised, clean, unit(2), features).item() == pytest.approx(expected, rel=1e-5)
+    assert contact_term(denoised, clean, clean, unit(2), features).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_touches_is_what_the_noisy_frame_shows():
+    features, near = lysines(3, 0.38)
+    _, far = lysines(3, 5.0)
+    assert contact_term(turned(near, 1, CHI1, 0.2), far, near, unit(3), features) < 1e-6
+    assert contact_term(near, near, far, unit(3), features) > 1
 
 
 def test_its_gradient_turns_the_side_chain_back():
     features, clean = lysines(3, 0.38)
     denoised = turned(clean, 0, CHI4, 0.1)
     torsions = denoised.torsions.requires_grad_()
-    contact_term(Conformation(denoised.frames, torsions, denoised.angles), clean, unit(3), features).backward()
+    contact_term(Conformation(denoised.frames, torsions, denoised.angles), clean, clean, unit(3), features).backward()
     assert torsions.grad[0, 0, 0, CHI4] > 0
 
 
