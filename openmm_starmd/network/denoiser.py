@@ -280,7 +280,7 @@ class Denoiser(nn.Module):
         *modulation, shift, gain = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():
-            advance = partial(checkpoint, self._advance, use_reentrant=False)
+            advance = partial(checkpoint, self._advance, use_reentrant=False, preserve_rng_state=False)
         for k, block in enumerate(self.blocks):
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
