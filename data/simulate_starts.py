@@ -1,15 +1,16 @@
 """Training MD for starmd-peptide from many starts: 16 x 0.5 ns each of 277 peptides of 3 to 6 residues; resumable.
 
-    python data/simulate_starts.py OUTPUT [PROCESSES]
+    python data/simulate_starts.py OUTPUT [--processes 2] [--frames 50] [--many]
 
+With --many the peptides are those of prepare_blocks.py, 1,529 of 3 to 12 residues; a frame is 10 ps.
 Each replica starts from 40 ps at 600 K and 60 ps at 300 K, so that states which half a nanosecond from one built
 conformation does not come to are among the starts. Made by lanes.py; the sequences are the short ones of
 `simulate_peptides.py`, the first ones that the model was trained on, and new ones.
 """
 
+import argparse
 import os
 import random
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def peptides() -> list[str]:
     return sorted({*known, *new}, key=rank)
 
 
-def simulate(molecule: str, output: Path) -> str:
+def simulate(molecule: str, output: Path, count: int = FRAMES) -> str:
     """Write NAME_K.pdb, NAME_K.xtc and NAME_K.done of every replica K that is sound; returns a line for the log."""
     name = file_name(molecule)
     finished = output / f"{name}.finished"
@@ -68,7 +69,7 @@ def simulate(molecule: str, output: Path) -> str:
     for steps, temperature in ((2_500, 300), (10_000, 600), (15_000, 300)):
         lanes.step(steps, temperature)
     start, frames = lanes.positions, []
-    for _ in range(FRAMES):
+    for _ in range(count):
         lanes.step(FRAME_STEPS, 300)
         frames.append(lanes.positions)
 
@@ -79,7 +80,7 @@ def simulate(molecule: str, output: Path) -> str:
     for k in kept:
         path = output / f"{name}_{k + 101}"
         mdtraj.Trajectory(start[k], topology_of_files).save_pdb(f"{path}.pdb")
-        times = 10.0 * np.arange(1, FRAMES + 1)
+        times = 10.0 * np.arange(1, count + 1)
         mdtraj.Trajectory(np.stack(frames)[:, k], topology_of_files, time=times).save_xtc(f"{path}.xtc")
         Path(f"{path}.done").touch()
     finished.touch()
@@ -87,9 +88,16 @@ def simulate(molecule: str, output: Path) -> str:
 
 
 if __name__ == "__main__":
-    output, processes = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count()
-    output.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each replica")
+    parser.add_argument("--many", action="store_true", help="the peptides of prepare_blocks.py")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    if given.many:
+        from prepare_blocks import peptides  # which takes names from here
     names = peptides()
-    with ProcessPoolExecutor(processes) as pool:
-        for line in pool.map(simulate, names, [output] * len(names)):
+    with ProcessPoolExecutor(given.processes) as pool:
+        for line in pool.map(simulate, names, len(names) * [given.output], len(names) * [given.frames]):
             print(line, flush=True)

@@ -111,9 +111,8 @@ def test_a_system_without_solvent_is_refused(molecule):
         Lanes(system, lanes.positions[0], 1)
 
 
-def test_starts_are_written_as_training_data_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulate_starts, "FRAMES", 3)
-    assert simulate_starts.simulate("GAG", tmp_path) == "GAG: 16 replicas"
+def test_starts_are_written_as_training_data_once(tmp_path):
+    assert simulate_starts.simulate("GAG", tmp_path, 3) == "GAG: 16 replicas"
     trajectories = TrajectoryDataset(tmp_path).trajectories
     assert [(t.sequence, t.n_frames, t.interval) for t in trajectories] == 16 * [("GAG", 3, 10.0)]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
