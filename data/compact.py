@@ -1,7 +1,7 @@
 """Conformations in 16 bits a number: what simulate_blocks.py writes, and how trajectories are kept in the repository.
 
-    python data/compact.py pack FOLDER OUTPUT      # of trajectories that training can read
-    python data/compact.py unpack FOLDER OUTPUT    # to a folder of encoded trajectories, which training can read
+    python data/compact.py pack FOLDER [FOLDER ...] OUTPUT    # of trajectories that training can read
+    python data/compact.py unpack FOLDER OUTPUT               # to encoded trajectories, which training can read
 
 A folder holds ``length_N.npy``, int16 (frames, N, 13), the conformations of all peptides of N residues, one trajectory
 behind the other, and ``index.npz``, which says where each begins. The 13 numbers of a residue are those of
@@ -12,6 +12,7 @@ pi / 32767.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,9 +140,10 @@ def read(folder: Path) -> Iterator[Trajectory]:
             yield Trajectory(str(row["name"]), replica, str(row["sequence"]), features, float(row["interval"]), numbers)
 
 
-def pack_folder(source: Path, output: Path):
-    """All trajectories of a folder, each by its own name; their intervals must agree."""
-    trajectories = TrajectoryDataset(source).trajectories
+def pack_folders(*sources: Path):
+    """All trajectories of folders, each by its own name, into the last; their intervals must agree."""
+    *sources, output = sources
+    trajectories = TrajectoryDataset(sources).trajectories
     molecules, encoded = [], []
     for trajectory in trajectories:
         features = {name: getattr(trajectory.features, name).numpy() for name in FEATURES}
@@ -152,14 +154,19 @@ def pack_folder(source: Path, output: Path):
 
 
 def unpack_folder(folder: Path, output: Path):
-    """A folder of encoded trajectories NAME_REPLICA.f32 and .json, which `TrajectoryDataset` reads as they are."""
+    """A folder of encoded trajectories, which `TrajectoryDataset` reads as they are.
+
+    They are NAME.f32 and .json or, where there are several of a name, NAME_REPLICA.
+    """
+    counts = Counter(trajectory.name for trajectory in read(folder))
     for trajectory in read(folder):
+        name = f"{trajectory.name}_{trajectory.replica}" if counts[trajectory.name] > 1 else trajectory.name
         features = {name: getattr(trajectory.features, name).tolist() for name in FEATURES}
         facts = {"source": None, "sequence": trajectory.sequence, "interval": trajectory.interval}
-        with Writer(output / f"{trajectory.name}_{trajectory.replica}") as writer:
+        with Writer(output / name) as writer:
             writer.append(trajectory.numbers)
             writer.finish(facts | {"features": features})
 
 
 if __name__ == "__main__":
-    {"pack": pack_folder, "unpack": unpack_folder}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    {"pack": pack_folders, "unpack": unpack_folder}[sys.argv[1]](*map(Path, sys.argv[2:]))

@@ -207,9 +207,10 @@ def test_trajectories_are_packed_and_unpacked_for_training(tmp_path):
         trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(topology), 10.0 * np.arange(9))
         trajectory[0].save_pdb(folder / f"{sequence}.pdb")
         trajectory.save_xtc(folder / f"{sequence}.xtc")
-    compact.pack_folder(folder, tmp_path / "packed")
+    compact.pack_folders(folder, tmp_path / "packed")
     compact.unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
     before, after = (TrajectoryDataset(tmp_path / name).trajectories for name in ("md", "unpacked"))
+    assert [t.name for t in after] == [t.name for t in before]
     assert [t.sequence for t in after] == [t.sequence for t in before] == ["AGK", "SDE", "WE"]
     for one, two in zip(before, after, strict=True):
         assert one.interval == two.interval == 10

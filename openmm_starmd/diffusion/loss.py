@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.geometry.rigid import Rigid, full_precision
+from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.network import wells
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
-from openmm_starmd.network.invariants import CONTACT_POINTS, contact_mask, contact_points
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred, per_replica
 from openmm_starmd.protein.tokens import ResidueFeatures
@@ -22,17 +21,13 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 NEAR = 0.6  # nm: pairs of backbone atoms in the distance-map term
 DISTANCE_FLOOR = 0.002  # nm: errors below this are thermal bond vibrations
 FAPE_CLAMP = 1.0  # nm
-TOUCH = 0.5  # nm: contacts of side chains count up to here
-LEVER = 0.15  # nm: how far a radian of torsion moves a side chain's points, about
-FEW = 4.0  # contacts that a window is taken to have besides its own, lest a single one get all the weight
 
 
 @dataclass(frozen=True)
 class LossWeights:
     """Weights of the terms; the paper's are 1, 0.5, 0.5 for the scores, 0.5 for FAPE and 0.25 for the distance map.
 
-    ``wells`` is that of the cross-entropy of staying in a well or leaving it, where the network has wells; ``contacts``
-    that of distances between side chains that touch, such as salt bridges.
+    ``wells`` is that of the cross-entropy of staying in a well or leaving it, where the network has wells.
     """
 
     translation: float = 1.0
@@ -42,7 +37,6 @@ class LossWeights:
     distance_map: float = 0.3
     fape: float = 0.0
     wells: float = 0.5
-    contacts: float = 0.0
 
     @classmethod
     def paper(cls) -> LossWeights:
@@ -112,10 +106,7 @@ def denoising_loss(
     estimate, unit, odds = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
-    denoised = _denoised(estimate, noisy, alpha)
-    terms |= structure_terms(denoised, clean, unit)
-    if weights.contacts:
-        terms["contacts"] = contact_term(denoised, noisy, clean, unit, features)
+    terms |= structure_terms(estimate, noisy, clean, alpha, unit)
     if odds is not None:
         terms["wells"] = well_term(odds, inputs.previous, clean, features)
     loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
@@ -159,15 +150,13 @@ def well_term(odds: Tensor, previous: Conformation, clean: Conformation, feature
 
 
 @full_precision
-def _denoised(estimate: Displacement, noisy: Conformation, alpha: Tensor) -> Conformation:
+def structure_terms(
+    estimate: Displacement, noisy: Conformation, clean: Conformation, alpha: Tensor, unit: Displacement
+) -> dict[str, Tensor]:
+    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28)."""
     moved = estimate.apply(noisy)
     translations = centred(moved.frames.translations) / alpha[..., None, None]
-    return Conformation(Rigid(moved.frames.rotations, translations), moved.torsions, moved.angles)
-
-
-@full_precision
-def structure_terms(denoised: Conformation, clean: Conformation, unit: Displacement) -> dict[str, Tensor]:
-    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28)."""
+    denoised = Conformation(type(moved.frames)(moved.frames.rotations, translations), moved.torsions, moved.angles)
     a, b = denoised.backbone().flatten(-3, -2), clean.backbone().flatten(-3, -2)
     da, db = _distances(a), _distances(b)
     near = (db < NEAR).to(db.dtype)
@@ -176,35 +165,6 @@ def structure_terms(denoised: Conformation, clean: Conformation, unit: Displacem
     apart = _seen_from(denoised, a) - _seen_from(clean, b)
     fape = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
     return {"distance_map": _mean_where(errors, near), "fape": fape.mean()}
-
-
-@full_precision
-def contact_term(
-    denoised: Conformation, noisy: Conformation, clean: Conformation, unit: Displacement, features: ResidueFeatures
-) -> Tensor:
-    """Squared errors of the distances of points of side chains to other residues, where they touch in the noisy frame.
-
-    Of two residues along the chain, only those between their side chains. The error of a distance is counted in what
-    the units of translations and torsions would make of it. Weights by the clean frame, which the network does not
-    know, would teach it to see contacts where there are none.
-    """
-    a, b, c = (_distances(contact_points(x).flatten(-3, -2)) for x in (denoised, clean, noisy))
-    weight = torch.exp(-(c / TOUCH).square().square()) * _side_chain_pairs(features)[:, None]
-    level = unit.translation[..., 0, 0].square() + (LEVER * unit.torsion[..., 0, wells.CHI].mean(-1)).square()
-    errors = ((a - b).square() / (level + DISTANCE_FLOOR**2)[..., None, None]).clamp(max=50)
-    return ((errors * weight).flatten(1).sum(1) / (weight.flatten(1).sum(1) + FEW)).mean()
-
-
-def _side_chain_pairs(features: ResidueFeatures) -> Tensor:
-    """Which pairs of `contact_points` (B, 8 N, 8 N) belong to different residues and to side chains behind CB."""
-    mask = contact_mask(features)
-    behind, there = mask & (torch.arange(CONTACT_POINTS, device=mask.device) >= 4), mask.flatten(-2)
-    behind = behind.flatten(-2)
-    index, chain = (x.repeat_interleave(CONTACT_POINTS, -1) for x in (features.residue_index, features.chain_index))
-    apart = (index[..., :, None] - index[..., None, :]).abs()
-    far = (apart > 1) | (chain[..., :, None] != chain[..., None, :])
-    one, both = behind[..., :, None] | behind[..., None, :], behind[..., :, None] & behind[..., None, :]
-    return ((far & one) | ((apart > 0) & both)) & there[..., :, None] & there[..., None, :]
 
 
 def _distances(x: Tensor) -> Tensor:

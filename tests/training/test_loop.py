@@ -413,7 +413,7 @@ def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_wai
     monkeypatch.setattr(loop.Run, "_update", watched)
     network = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
     settings = {"model": ModelConfig(network), "batch_size": 2, "total_steps": 3, "accelerator": "cpu"}
-    settings |= {"hidden_types": 0.5, "loss_weights": LossWeights(contacts=1.0, fape=1.0)}
+    settings |= {"hidden_types": 0.5, "loss_weights": LossWeights(fape=1.0)}
     fitting.train(TrainingConfig(folder, tmp_path, **settings))
     assert len(calls) == 3
 
