@@ -140,8 +140,8 @@ class Run:
         self.average = deepcopy(self.module).eval().requires_grad_(False)
         device = self.fabric.device
         self._rate, self._new = torch.zeros((), device=device), torch.zeros((), device=device)
-        settings = {"weight_decay": config.weight_decay, "fused": True, "capturable": device.type == "cuda"}
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), 0.0, betas=(0.9, 0.98), **settings)
+        self._settings = {"weight_decay": config.weight_decay, "fused": True, "capturable": device.type == "cuda"}
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), 0.0, betas=(0.9, 0.98), **self._settings)
         self._objective = self.fabric.setup_module(_Objective(self.module))
         alone = device.type == "cuda" and self.fabric.world_size == 1
         self._captured = Captured(self._update, device) if alone else None
@@ -209,7 +209,7 @@ class Run:
         step, rate = self.step, self.config.rate(self.step)
         self._new.fill_(1 - min(self.config.ema_decay, (1 + step) / (10 + step)))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate.fill_(rate)
+            group |= self._settings | {"lr": self._rate.fill_(rate)}  # a checkpoint may be of another device
         self.module.train()
         seed = _seed(self.config.seed, _TRAIN, 2 * step + 1)
         if self._captured:

@@ -438,3 +438,20 @@ def test_an_error_in_a_batch_made_ahead_reaches_the_run():
     with pytest.raises(ZeroDivisionError):
         [ahead(number) for number in range(10)]
     ahead.close()
+
+
+def test_a_checkpoint_of_another_kind_of_optimiser_goes_on(tmp_path):
+    """Settings of the optimiser are those of this run and device, not those that were saved."""
+    whole = make_run(tmp_path / "whole")
+    whole.finish()
+    cut = make_run(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        cut.finish(lambda _, step: (_ for _ in ()).throw(KeyboardInterrupt) if step == 9 else None)
+    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group.update(lr=0.05, fused=None, capturable=False, weight_decay=0.5)
+    torch.save(state, tmp_path / "cut" / "checkpoint.pt")
+    resumed = make_run(tmp_path / "cut")
+    resumed.load()
+    resumed.finish()
+    assert_same_runs(tmp_path / "whole", tmp_path / "cut", whole, resumed)
