@@ -81,9 +81,9 @@ class Captured:
             except RuntimeError as error:
                 warn_of_recording(error)
                 self._fails = True
+            self._generator.manual_seed(seed)  # the recording may have drawn from it
+            if self._fails:
                 return self._eagerly(batch)
-            finally:
-                self._generator.manual_seed(seed)
         graph, place, value = self._graphs[shape]
         map_tensors(lambda to, new: to.copy_(new.pin_memory(), non_blocking=True), place, batch)
         graph.replay()
