@@ -126,6 +126,7 @@ class TrajectoryDataset:
         self.trajectories: list[EncodedTrajectory] = []
         self.lengths: dict[int, list[EncodedTrajectory]] = {}
         """Trajectories by number of residues."""
+        self._buckets: dict[int, _Bucket] = {}
         self.refresh()
         if not self.trajectories:
             raise StarMDError(
@@ -159,9 +160,11 @@ class TrajectoryDataset:
         for trajectory in new:
             self.trajectories.append(trajectory)
             self.lengths.setdefault(trajectory.n_residues, []).append(trajectory)
-        if new:
-            held = sum(t.n_frames * t.n_residues for t in self.trajectories) * NUMBERS * 4 <= HELD_BYTES
-            self._buckets = [_Bucket(trajectories, held) for trajectories in self.lengths.values()]
+        held = sum(t.n_frames * t.n_residues for t in self.trajectories) * NUMBERS * 4 <= HELD_BYTES
+        for length, trajectories in self.lengths.items():
+            known = self._buckets.get(length)
+            if known is None or (len(known.weights), known.held) != (len(trajectories), held):
+                self._buckets[length] = _Bucket(trajectories, held)
         return [trajectory.name for trajectory in new]
 
     def _load(self, file: TrajectoryFile) -> EncodedTrajectory:
@@ -188,8 +191,9 @@ class TrajectoryDataset:
         Only the windows in the slice ``share`` are read and returned: the shares of several processes, of the same
         generator, make up the batch of one.
         """
-        weights = torch.stack([bucket.weights.sum() for bucket in self._buckets])
-        bucket = self._buckets[int(torch.multinomial(weights, 1, generator=generator))]
+        buckets = list(self._buckets.values())
+        weights = torch.stack([bucket.weights.sum() for bucket in buckets])
+        bucket = buckets[int(torch.multinomial(weights, 1, generator=generator))]
         chosen = torch.multinomial(bucket.weights, batch_size, replacement=True, generator=generator)[share]
         uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator)[share]
         index, strides = bucket.windows(chosen, uniform, n_frames, stride_range)
@@ -242,14 +246,14 @@ class _Bucket:
     """
 
     def __init__(self, trajectories: Sequence[EncodedTrajectory], held: bool):
-        self.trajectories = trajectories
+        self.trajectories, self.held = trajectories, held
         self.features = ResidueFeatures.stack([t.features for t in trajectories])
         self._n_frames = torch.tensor([t.n_frames for t in trajectories])
         self._interval = torch.tensor([t.interval for t in trajectories], dtype=torch.float64)
         self.weights = self._n_frames.double().sqrt()
-        self._held, self._limits = None, {}
+        self._limits: dict[tuple, Tensor] = {}
         if held:
-            self._held = np.concatenate([t.conformations.numbers(_ALL) for t in trajectories])
+            self._frames = np.concatenate([t.conformations.numbers(_ALL) for t in trajectories])
             self._starts = self._n_frames.cumsum(0) - self._n_frames
 
     def windows(
@@ -270,8 +274,8 @@ class _Bucket:
 
     def numbers(self, chosen: Tensor, index: Tensor) -> np.ndarray:
         """What `unpack` takes (B, L, N, 13), of the frames ``index`` (B, L) of the trajectories ``chosen`` (B)."""
-        if self._held is not None:
-            return self._held[(self._starts[chosen][:, None] + index).numpy()]
+        if self.held:
+            return self._frames[(self._starts[chosen][:, None] + index).numpy()]
         found = zip(chosen.tolist(), index, strict=True)
         return np.stack([self.trajectories[which].conformations.numbers(frames) for which, frames in found])
 

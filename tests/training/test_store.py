@@ -123,6 +123,21 @@ def test_windows_are_the_same_from_memory_and_from_disk(long_trajectory, monkeyp
     assert torch.equal(first.strides, second.strides)
 
 
+def test_new_trajectories_leave_those_of_other_lengths_as_they_are_in_memory(long_trajectory):
+    dataset, names = TrajectoryDataset(long_trajectory, cache=long_trajectory / "cache"), ("AK", "AKG")
+    kept = dataset._buckets[3]
+    for name, same in zip(names, (True, False), strict=True):
+        topology, positions = build_peptide(name, seed=1)
+        frames = np.array(positions._value) + np.random.default_rng(1).normal(0, 0.003, (9, len(positions), 3))
+        trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(topology), np.arange(9.0))
+        trajectory[0].save_pdb(long_trajectory / f"{name}.pdb")
+        trajectory.save_xtc(long_trajectory / f"{name}.xtc")
+        assert dataset.refresh() == [name]
+        assert (dataset._buckets[3] is kept) == same
+    assert {t.sequence for t in dataset._buckets[3].trajectories} == {"AKF", "AKG"}
+    assert dataset.window_batch(8, 4, generator(), (1.0, 2.0)).strides.shape == (8, 4)
+
+
 def test_an_encoded_folder_is_a_source_of_its_own(long_trajectory, tmp_path):
     """Encoded once, trained on elsewhere: without the trajectory, and with the same windows."""
     whole = TrajectoryDataset(long_trajectory, cache=tmp_path / "encoded")
