@@ -83,12 +83,14 @@ class Denoiser(nn.Module):
     ----------
     checkpointing : bool
         In training, compute each block again in the backward pass instead of keeping what is inside it.
+    decides : bool
+        In training, let gradients run through the odds of staying in a well, which no one else teaches then.
     """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config, self.parameterization = config, PARAMETERIZATIONS[config.parameterization]
-        self.checkpointing = False
+        self.checkpointing = self.decides = False
         self.condition = ConditionEmbedding(config.width)
         self.residues = ResidueEmbedding(config)
         self.pairs = PairEmbedding(config)
@@ -290,9 +292,10 @@ class Denoiser(nn.Module):
         if self.wells:
             learned, further = self.wells(s).chunk(2, -1)
             odds = odds[..., wells.CHI, 0] + learned
+            weight = odds if self.decides else odds.detach()
             backbone, chi = estimate.torsion.split([2, 4], -1)
             hop = chi + scale.torsion[..., wells.CHI] * further
-            chi = wells.blended(chi, hop, odds, way.torsion[..., wells.CHI])
+            chi = wells.blended(chi, hop, weight, way.torsion[..., wells.CHI])
             torsion = torch.cat([backbone, chi], -1) * statics.torsion_mask
             estimate = replace(estimate, torsion=torsion)
         return self.parameterization.to_score(estimate, conditions, conformation), scale, odds

@@ -59,11 +59,11 @@ def blended(stay: Tensor, hop: Tensor, odds: Tensor, way: Tensor) -> Tensor:
     stay, hop : Tensor, shape (*, N, 4)
         Ways back in either case; who stays gets no further than to the edge of the well.
     odds : Tensor, shape (*, N, 4)
-        Logarithms of the odds of staying. No gradient runs through them: what stays is for `stayed` to teach.
+        Logarithms of the odds of staying.
     way : Tensor, shape (*, N, 4)
         From the last frame.
     """
-    return torch.lerp(hop, (way + stay).clamp(-HOP, HOP) - way, odds.detach().sigmoid())
+    return torch.lerp(hop, (way + stay).clamp(-HOP, HOP) - way, odds.sigmoid())
 
 
 def stayed(way: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def model_card(
     domain["force_field"] = domain["force_field"] or "not stated"
     training = {
         "started from": config.start_from or "random weights",
+        **({"distilled": f"to {config.distilled_steps} calls a jump"} if config.distilled_steps else {}),
         "steps": f"{run.step:,} of {config.total_steps:,}" + (", stopped early" if run.stopped else ""),
         "batch": f"{config.batch_size} windows of {config.frames} frames",
         "loss, mean of the last 100 steps": _number(last_losses(run.output / "train.csv")),

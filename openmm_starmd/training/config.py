@@ -33,6 +33,9 @@ class TrainingConfig:
     start_from : str or path, optional
         An embedded model's name or a model file, to be fine-tuned: weights, step scales and configuration are its own,
         and ``model`` is left alone.
+    distilled_steps : int
+        Distil ``start_from`` into a model that samples in so many calls, at least 2, by ancestral sampling; 0 for
+        training.
     temperature : float, optional
         K: chooses among trajectories of known temperatures, and is that of those that do not tell.
     loss_weights : LossWeights
@@ -77,6 +80,7 @@ class TrainingConfig:
     output: str | os.PathLike
     model: ModelConfig = field(default_factory=ModelConfig)
     start_from: str | os.PathLike | None = None
+    distilled_steps: int = 0
     temperature: float | None = None
     loss_weights: LossWeights = field(default_factory=LossWeights)
     batch_size: int = 32
@@ -132,6 +136,15 @@ class TrainingConfig:
             raise ValueError(f'strategy must be "auto" or "ddp", not {self.strategy!r}.')
         if self.patience and not (self.validation_sequences or self.validation_data):
             raise ValueError("patience needs validation_sequences or validation_data.")
+        if self.distilled_steps and (self.start_from is None or self.distilled_steps < 2):
+            raise ValueError(
+                "distilled_steps needs start_from, the model to distil, and must be 0 or at least 2, not "
+                f"{self.distilled_steps}."
+            )
+        if self.distilled_steps and (self.patience or self.hidden_types):
+            raise ValueError(
+                "distilled_steps goes without hidden_types, and without patience: no loss tells how good it is."
+            )
         if self.start_from is not None and self.model != ModelConfig():
             raise ValueError("start_from brings its own model; leave one of the two out.")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Generator
+from torch import Generator, nn
 
+from openmm_starmd.diffusion.distillation import Distillation, distillation_loss
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.diffusion.sampler import Ancestral
 from openmm_starmd.model import Domain, StarMDModel, load_model
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
@@ -24,7 +27,7 @@ from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
 
 
 def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None = None) -> Denoiser:
-    """Train a denoiser, going on from the checkpoint in ``config.output`` where there is one.
+    """Train or distil a denoiser, going on from the checkpoint in ``config.output`` where there is one.
 
     Parameters
     ----------
@@ -63,18 +66,32 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
         options = batch.precomputed | {"hidden_types": config.hidden_types if module.training else 0.0}
         return denoising_loss(module, process, *window, generator, config.loss_weights, **options)
 
+    def loss_beside_teacher(module: Distillation, batch: Batch, generator: Generator | Share):
+        window = batch.features, batch.conformations, batch.strides
+        options = generator, config.loss_weights
+        return distillation_loss(module, teacher, sampler, *window, *options, **batch.precomputed)
+
     denoiser = _start(config, model, base)
     denoiser.checkpointing = config.gradient_checkpointing
+    if config.distilled_steps:
+        teacher, sampler = fabric.to_device(base.denoiser), Ancestral(process, config.distilled_steps)
+        denoiser, loss_function = Distillation(denoiser), loss_beside_teacher
+        model = replace(model, sampler="ancestral", denoising_steps=config.distilled_steps)
     draw_held_out = held_out and (lambda generator, share: draw(held_out, generator, share))
     run = Run(config, denoiser, loss_function, draw_training, draw_held_out, fabric)
     if not run.load() and base is None:
         for module in (run.module, run.average):
             module.step_scales.copy_(step_scales(dataset))
-    run.finish(export)
-    trained = run.result()
+    run.finish(export and (lambda average, step: export(_trained(average), step)))
+    trained = _trained(run.result())
     if fabric.is_global_zero:
         _write(trained_model(trained, config, model, dataset, base), run, dataset, held_out)
     return trained
+
+
+def _trained(module: nn.Module) -> Denoiser:
+    """What training was for."""
+    return module.student if isinstance(module, Distillation) else module
 
 
 def _read_data(config: TrainingConfig, model: ModelConfig) -> tuple[TrajectoryDataset, TrajectoryDataset | None]:

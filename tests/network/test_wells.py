@@ -92,13 +92,6 @@ def test_what_stays_gets_no_further_than_the_edge_of_its_well():
     assert torch.allclose(wells.blended(inside, estimate, sure, way), inside)
 
 
-def test_no_gradient_of_the_estimate_reaches_the_odds():
-    odds, hop = (torch.zeros(1, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    way = displacement(1.0).torsion
-    wells.blended(way, hop, odds, way).sum().backward()
-    assert odds.grad is None and (hop.grad != 0).all()
-
-
 def test_who_turns_further_than_sixty_degrees_has_hopped():
     turns = torch.tensor([59.0, -59.0, 61.0, -179.0]).deg2rad()
     assert wells.stayed(turns).tolist() == [True, True, False, False]

@@ -22,7 +22,10 @@ pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper  # noqa: E402
+from openmm_starmd.propagator import Propagator  # noqa: E402
+from openmm_starmd.protein.conformation import from_positions  # noqa: E402
 from openmm_starmd.protein.errors import StarMDError  # noqa: E402
+from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 from openmm_starmd.training import ATLAS, Files, Folder, MdCATH, build_peptide, train  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 
@@ -147,6 +150,40 @@ def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(moved.parameters(), base.denoiser.parameters(), strict=True))
 
 
+def test_a_distilled_model_samples_in_the_calls_it_was_made_for(folder, tmp_path):
+    """It is a model like any other: it loads, knows its sampler, and can be distilled or fine-tuned on."""
+    train(config_of(folder, tmp_path / "base"))
+    base = load_model(tmp_path / "base" / "model.safetensors", "cpu")
+    settings = {"model": ModelConfig(), "start_from": tmp_path / "base" / "model.safetensors", "distilled_steps": 2}
+    exported = []
+    trained = train(config_of(folder, tmp_path / "run", **settings), lambda denoiser, step: exported.append(denoiser))
+    model = load_model(tmp_path / "run" / "model.safetensors", "cpu")
+    assert model.config == replace(base.config, sampler="ancestral", denoising_steps=2)
+    assert "| distilled | to 2 calls a jump |" in model.card
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), model.denoiser.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), exported[-1].parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), base.denoiser.parameters(), strict=True))
+    topology, positions = build_peptide("AKF", seed=0)
+    tokens = ResidueTokens.from_topology(topology)
+    positions = torch.from_numpy(np.array(positions.value_in_unit(unit.nanometer)))
+    propagator, generator = Propagator(model, tokens, 10.0, 300.0), torch.Generator().manual_seed(0)
+    assert (
+        propagator.step(propagator.start(from_positions(positions[None], tokens)), generator).torsions.isfinite().all()
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{"distilled_steps": 1}, {"distilled_steps": 4}, {"hidden_types": 0.1}, {"patience": 1}]
+)
+def test_what_distillation_needs_is_named(tmp_path, settings):
+    defaults = {"start_from": "starmd-peptide", "distilled_steps": 4, "validation_sequences": ("AKF",)}
+    TrainingConfig("md", tmp_path, **defaults)
+    if settings == {"distilled_steps": 4}:
+        del defaults["start_from"]
+    with pytest.raises(ValueError, match="distilled_steps"):
+        TrainingConfig("md", tmp_path, **defaults | settings)
+
+
 def test_an_embedded_model_is_known_by_name(tmp_path):
     (tmp_path / "config.toml").write_text('data = "md"\noutput = "run"\nstart_from = "starmd-peptide"\n')
     assert TrainingConfig.from_toml(tmp_path / "config.toml").start_from == "starmd-peptide"
@@ -254,14 +291,21 @@ SCRIPT = """
 """
 
 
-def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path):
+@pytest.mark.parametrize("distilled_steps", [0, 3])
+def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path, distilled_steps):
     """As torchrun starts them; each computes half of every batch."""
     settings = {"batch_size": 4, "frames": 3, "total_steps": 4, "warmup_steps": 1, "validation_sequences": ["SVE"]}
     settings |= {"validation_steps": 2, "validation_batches": 2, "accelerator": "cpu", "data": str(folder)}
-    network = "blocks = 2, width = 32, pair_width = 8, heads = 2, query_points = 1, value_points = 1"
+    network = (
+        "[model]\nnetwork = {blocks = 2, width = 32, pair_width = 8, heads = 2, query_points = 1, value_points = 1}"
+    )
+    if distilled_steps:
+        train(config_of(folder, tmp_path / "base", learning_rate=0.01))
+        settings |= {"start_from": "base/model.safetensors", "distilled_steps": distilled_steps}
+        network = ""
     for name in ("one", "two"):
         lines = [f"{key} = {json.dumps(value)}" for key, value in (settings | {"output": name}).items()]
-        (tmp_path / f"{name}.toml").write_text("\n".join([*lines, "[model]", f"network = {{{network}}}"]))
+        (tmp_path / f"{name}.toml").write_text("\n".join([*lines, network]))
     train(TrainingConfig.from_toml(tmp_path / "one.toml"))
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

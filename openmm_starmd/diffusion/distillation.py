@@ -1,0 +1,147 @@
+"""Distillation: a student whose few calls sample what many calls of its teacher do.
+
+The estimate of a denoiser is a mean over all conformations that a noisy one may have come from; few calls of it blur.
+The student learns to answer with one of them instead. Its answers, taken by the sampler's own move to any level on the
+way to its next call, must look to a denoiser like data do: what the teacher, a denoiser of data, makes of them is
+compared with what the follower makes of them, a denoiser of the student's answers that is trained beside it, and the
+difference pulls the student. This is moment matching in its alternating form (Salimans et al., arXiv:2406.04103,
+section 3.2), on R3 x SO(3) x torus, conditioned on context copies as the denoiser is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from openmm_starmd.diffusion.loss import LossWeights, context_inputs, score_terms, well_term
+from openmm_starmd.diffusion.sampler import Ancestral
+from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.network.denoiser import Denoiser
+from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.displacement import Displacement, centred, per_replica
+from openmm_starmd.protein.tokens import ResidueFeatures
+
+
+class Distillation(nn.Module):
+    """Student and follower, both copies of a denoiser to begin with."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.student, self.follower = deepcopy(denoiser), deepcopy(denoiser)
+        self.student.decides = True
+
+
+def distillation_loss(
+    both: Distillation,
+    teacher: Denoiser,
+    sampler: Ancestral,
+    features: ResidueFeatures,
+    window: Conformation,
+    strides: Tensor,
+    generator,
+    weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+    single: Tensor | None = None,
+    pair: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses of student and follower, whose gradients do not mix, for frames 1 .. L - 1 of a window.
+
+    Each frame is noised to the time of one of the sampler's calls. The last call of a run adds no noise; there the
+    student is trained as a denoiser is.
+
+    Parameters
+    ----------
+    both : Distillation
+    teacher : Denoiser
+    sampler : Ancestral
+        In its calls, two at least, the student is to sample.
+    features, window, strides, generator, weights, single, pair
+        As for `denoising_loss`.
+
+    Returns
+    -------
+    loss : Tensor
+        Mean over the windows.
+    terms : dict of Tensor
+        Each term, unweighted and detached. The student's are squares of how far teacher and follower disagree, or, at
+        the last call, of the error; they need not fall for it to learn.
+    """
+    process = sampler.process
+    copies, clean = process.context_copy(window[:, :-1], features, generator), window[:, 1:]
+    now, then, generates = _times(sampler, strides[:, 1:], generator)
+    index = torch.arange(1, window.shape[1], device=strides.device)
+    context = context_inputs(copies, strides[:, :-1], process)
+
+    def ask(denoiser: Denoiser, noisy: Conformation, time: Tensor):
+        inputs = FrameInputs(noisy, copies, time, process.alpha(time), process.sigma(time), strides[:, 1:], index)
+        return denoiser(denoiser.statics(features, window[:, 0], single, pair), context, inputs)
+
+    def score(noisy: Conformation, clean: Conformation, time: Tensor) -> Displacement:
+        return process.score_displacement(noisy, clean, process.alpha(time), process.sigma(time), features)
+
+    noisy = process.perturb(clean, process.alpha(now), process.sigma(now), features, generator)
+    way, unit, _ = ask(both.student, noisy, now)
+    with torch.no_grad():
+        answer, further = _move(sampler, noisy, way, now, then, features, generator)
+        taught, _, _ = ask(teacher, further, then)
+    followed, unit_then, odds = ask(both.follower, further, then)
+    with torch.no_grad():
+        turn = answer.frames.rotations.transpose(-1, -2) @ further.frames.rotations
+        pull = _parts(torch.sub, taught, followed)
+        pull = Displacement(
+            pull.translation * (process.alpha(now) / process.alpha(then))[..., None, None],
+            (turn @ pull.rotation[..., None])[..., 0],
+            pull.torsion,
+            pull.angle,
+        )
+        aim = _where(generates, way + pull, score(noisy, clean, now))
+        own = _where(generates, score(further, answer, then), followed)
+        scale = _parts(lambda a, b: (a * b).sqrt(), unit, unit_then)
+    terms = {f"student {name}": value for name, value in score_terms(way, aim, scale, features, False).items()}
+    terms |= score_terms(followed, own, unit_then, features, False)
+    if odds is not None:
+        terms["wells"] = well_term(odds, copies, answer, features)
+    loss = sum(getattr(weights, name.split()[-1]) * value for name, value in terms.items())
+    return loss, {name: value.detach() for name, value in terms.items()}
+
+
+def _times(sampler: Ancestral, like: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Times of calls, times up to which their answers are noised again, and which of the calls are not the last."""
+    times = sampler.times().to(like)
+    uniform = per_replica(
+        lambda rows, g: torch.rand(*rows.shape, 2, generator=g, dtype=rows.dtype, device=g.device), like, generator
+    )
+    last = len(times) - 1
+    call = (uniform[..., 0] * (last + 1)).long().clamp(max=last)
+    now = times[call]
+    return now, torch.lerp(now, times[(call + 1).clamp(max=last)], uniform[..., 1]), call < last
+
+
+def _move(
+    sampler: Ancestral, noisy: Conformation, way: Displacement, now: Tensor, then: Tensor, features, generator
+) -> tuple[Conformation, Conformation]:
+    """The denoised conformation, and where the sampler's move from time ``now`` to ``then`` leads."""
+    whole, alpha = way.apply(noisy), sampler.process.alpha(now)[..., None, None]
+    answer = _translated(whole, centred(whole.frames.translations) / alpha)
+    growth, fraction, level = (x.to(now) for x in sampler.coefficients(now, then))
+    moved = way.scaled(fraction).apply(noisy)
+    moved = _translated(moved, centred(moved.frames.translations) * growth[..., None, None])
+    return answer, sampler.process.noise(noisy.angles, level, features, generator).apply(moved)
+
+
+def _translated(x: Conformation, translations: Tensor) -> Conformation:
+    return Conformation(Rigid(x.frames.rotations, translations), x.torsions, x.angles)
+
+
+def _parts(function: Callable, *displacements: Displacement) -> Displacement:
+    """A function of the parts of displacements."""
+    parts = ((d.translation, d.rotation, d.torsion, d.angle) for d in displacements)
+    return Displacement(*(function(*part) for part in zip(*parts, strict=True)))
+
+
+def _where(chosen: Tensor, a: Displacement, b: Displacement) -> Displacement:
+    """Of frames (B, T) that are chosen the one displacement, of others the other."""
+    return _parts(lambda x, y: torch.where(chosen[(..., *[None] * (x.ndim - chosen.ndim))], x, y), a, b)
