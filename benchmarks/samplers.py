@@ -7,8 +7,8 @@ without relaxation, and is scored as in `quality.py`; means over the peptides. T
 with many steps: beside it stands the 95 % interval that resampling its replicas gives, and a row whose score lies
 within is as good. "outside" counts the scores that do not.
 
-Rows are named by sampler and steps, and by churn or time grid where these are not the sampler's own. A call that was
-stopped goes on where it was.
+Rows are named by sampler and steps, and by churn or time grid where these are not the sampler's own, or by a distilled
+model and its steps. A call that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15)]
 ROWS += [f"multistep {n} churn 1.0" for n in (3, 4, 5, 8, 10, 12, 15, 20, 25)]
 ROWS += [f"ancestral 15 churn {c}" for c in (0.0, 0.5, 1.5, 2.0)] + [f"ancestral 15 grid {g}" for g in (0.7, 1.4)]
 ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 2.0", "churn 1.0 grid 0.7", "churn 1.0 grid 1.4")]
+DISTILLED = "starmd-peptide-fast"
+ROWS += [f"{DISTILLED} 4"]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
-COLOURS = {"ancestral": "tab:blue", "multistep": "tab:orange", "euler-maruyama": "tab:green"}
+COLOURS = {"ancestral": "tab:blue", "multistep": "tab:orange", "euler-maruyama": "tab:green", DISTILLED: "tab:red"}
 N_RESAMPLES = 100
 FEW = 4  # calls
 
@@ -161,6 +163,8 @@ def main() -> None:
 
     def sample(label: str, sampled):
         name, steps, *varied = label.split()
+        if name not in SAMPLERS:
+            return sampled(load_model(name, "cpu")), {"calls": int(steps)}
         varied = {key: float(value) for key, value in zip(varied[::2], varied[1::2], strict=True)}
         with patch.dict(SAMPLERS, {name: type(name, (SAMPLERS[name],), varied)}):
             return sampled(with_sampler(model, name, int(steps))), {"calls": int(steps)}

@@ -13,8 +13,8 @@ tetrapeptide     the embedded model, one thread: milliseconds a call of the netw
 cache            bytes of keys and values
 plain MD         how many times as fast as plain MD of the same System (4 fs, native OBC2) on the same core, or GPU, by
                  `throughput.py`: a tetrapeptide alone and many at a time; villin with jumps of 1 ns by an untrained
-                 network of the embedded model's size that makes small moves. Compiled: by `StarMDModel.compiled`, which
-                 takes some minutes that are not counted
+                 network of the embedded model's size that makes small moves. "Fast" is `starmd-peptide-fast`. Compiled:
+                 by `StarMDModel.compiled`, which takes some minutes that are not counted
 GPU              where there is one: a frame of the paper's proteins, half the context of a run and all of it behind it,
                  as on a GPU (denoising recorded as a CUDA graph), operator by operator and, on demand, compiled; of the
                  process, the greatest GPU memory while it does
@@ -60,6 +60,7 @@ GPU_PROTEINS = {
     724: (1.5, 0.15, 17.3),
 }  # residues: goals of both samplers and the paper's time, s
 GPU_CONTEXTS = 40, 80
+EMBEDDED = {"starmd-peptide": "", "starmd-peptide-fast": ", fast"}
 SECTIONS = "phases", "operators", "md", "goals", "scans"
 TIMES_MD, TIMES_MD_TOGETHER = (100, 50), (1500, 200)  # not relaxed, relaxed
 ONE_CORE = {name: mode for name, mode in MODES.items() if mode.workers == 1}
@@ -219,10 +220,12 @@ def gpu_goals(model: StarMDModel, options) -> dict[str, Goal]:
 def against_md(options) -> dict[str, dict[str, float]]:
     """Ratios to plain MD of one replica and of many, relaxed and not, beside what they should be at least."""
     rows, platform = {}, "CUDA" if torch.cuda.is_available() else "CPU"
-    chosen = {"model": "starmd-peptide", "platform": platform, "threads": 1, "seed": options.seed}
-    chosen |= {"seconds": 2 * options.least, "frames": options.frames}
-    for name in options.molecules:
-        large = name == "villin"
+    settings = {"platform": platform, "threads": 1, "seed": options.seed}
+    settings |= {"seconds": 2 * options.least, "frames": options.frames}
+    for name, (model, note) in product(options.molecules, EMBEDDED.items()):
+        large, chosen = name == "villin", settings | {"model": model}
+        if large and note:  # villin has its own network
+            continue
         alone = ONE_CORE if platform == "CUDA" and not options.compiled else ONE_CORE | COMPILED
         modes = {k: mode for k, mode in ONE_CORE.items() if mode.relaxation} if large else alone
         stride = 1000.0 if large else STRIDE
@@ -233,7 +236,7 @@ def against_md(options) -> dict[str, dict[str, float]]:
                 goal = goals[modes[way].relaxation is not None]
                 row = {"ns/day": cell["ns/day"], "x MD": cell["x MD"], "x MD, CPU time": cell["x MD, CPU time"]}
                 row |= {"goal": goal, "x MD / goal": cell["x MD"] / goal}
-                rows[f"{name}, stride {stride:g} ps, {replicas} replica(s), {way}"] = row
+                rows[f"{name}, stride {stride:g} ps, {replicas} replica(s), {way}{note}"] = row
     bind(len(CORES))
     return rows
 

@@ -205,7 +205,7 @@ class StarMDModel:
 
 def _embedded() -> dict[str, Path]:
     folder = resources.files("openmm_starmd") / "models"
-    return {p.stem: p for p in sorted(Path(str(folder)).glob("*.safetensors"))}
+    return dict(sorted((path.stem, path) for path in Path(str(folder)).glob("*.safetensors")))
 
 
 def available_models() -> list[str]:

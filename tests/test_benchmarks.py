@@ -166,7 +166,12 @@ def test_speed_prints_every_figure(run, script, tmp_path, monkeypatch):
         )
     beside = written["results"]["against_md"]
     ways = ("no relaxation", "relaxed", "no relaxation, compiled", "relaxed, compiled")
-    assert list(beside) == [f"GAG, stride 100 ps, {replicas} replica(s), {way}" for replicas in (1, 2) for way in ways]
+    assert list(beside) == [
+        f"GAG, stride 100 ps, {replicas} replica(s), {way}{model}"
+        for model in ("", ", fast")
+        for replicas in (1, 2)
+        for way in ways
+    ]
     for row in beside.values():
         assert row["x MD"] > 0 and (row["goal"] is None) == (row["x MD / goal"] is None)
     assert stem.with_suffix(".png").stat().st_size > 0
@@ -380,10 +385,12 @@ def test_quality_asks_no_stride_that_the_model_does_not_know(script):
 
 def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path, monkeypatch):
     words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2", "multistep 2 churn 0.5"]
+    words.append("starmd-peptide-fast 4")
     module = run("samplers", *words, "--output", tmp_path / "out")
     _, written = read(tmp_path / "out")
     rows = written["results"]
-    assert list(rows) == ["low", "high", "ancestral 4", "multistep 2", "multistep 2 churn 0.5"]
+    assert list(rows) == ["low", "high", "ancestral 4", "multistep 2", "multistep 2 churn 0.5", "starmd-peptide-fast 4"]
+    assert rows["starmd-peptide-fast 4"]["JSD backbone"] != rows["ancestral 4"]["JSD backbone"]
     assert rows["multistep 2"]["JSD backbone"] != rows["multistep 2 churn 0.5"]["JSD backbone"]
     assert all(rows["low"][name] <= rows["high"][name] for name in module.SCORES)
     assert any(rows["low"][name] < rows["high"][name] for name in module.SCORES)

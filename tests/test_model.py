@@ -35,11 +35,12 @@ def test_creation_is_reproducible_and_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_embedded_model():
-    assert "starmd-peptide" in available_models()
-    model = load_model("starmd-peptide", device="cpu")
-    assert model.name == "starmd-peptide" and "ff14SB" in model.domain.force_field
-    assert model.card.startswith("# starmd-peptide")
+@pytest.mark.parametrize("name", ["starmd-peptide", "starmd-peptide-fast"])
+def test_embedded_model(name):
+    assert name in available_models()
+    model = load_model(name, device="cpu")
+    assert model.name == name and "ff14SB" in model.domain.force_field
+    assert model.card.startswith(f"# {name}\n")
 
 
 def truncated(path):

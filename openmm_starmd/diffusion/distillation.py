@@ -3,22 +3,23 @@
 The estimate of a denoiser is a mean over all conformations that a noisy one may have come from; few calls of it blur.
 The student learns to answer with one of them instead. Its answers, taken by the sampler's own move to any level on the
 way to its next call, must look to a denoiser like data do: what the teacher, a denoiser of data, makes of them is
-compared with what the follower makes of them, a denoiser of the student's answers that is trained beside it, and the
-difference pulls the student. This is moment matching in its alternating form (Salimans et al., arXiv:2406.04103,
-section 3.2), on R3 x SO(3) x torus, conditioned on context copies as the denoiser is.
+compared with what the follower makes of them, a denoiser of the student's answers that is trained beside it by the loss
+that the teacher was trained by, and the difference pulls the student. This is moment matching in its alternating form
+(Salimans et al., arXiv:2406.04103, section 3.2) on R3 x SO(3) x torus, given context copies as the denoiser is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from openmm_starmd.diffusion.loss import LossWeights, context_inputs, score_terms, well_term
+from openmm_starmd.diffusion.loss import LossWeights, context_inputs, score_terms, structure_terms, well_term
 from openmm_starmd.diffusion.sampler import Ancestral
-from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
@@ -100,10 +101,17 @@ def distillation_loss(
         aim = _where(generates, way + pull, score(noisy, clean, now))
         own = _where(generates, score(further, answer, then), followed)
         scale = _parts(lambda a, b: (a * b).sqrt(), unit, unit_then)
-    terms = {f"student {name}": value for name, value in score_terms(way, aim, scale, features, False).items()}
+    left = _parts(torch.sub, aim, way)
+    turn = torch.where(generates[..., None, None], _turn_left(way.rotation, pull.rotation), left.rotation)
+    left = replace(left, rotation=turn)
+    nothing = _parts(torch.zeros_like, left)
+    terms = {f"student {name}": value for name, value in score_terms(left, nothing, scale, features, False).items()}
+    last = structure_terms(way, noisy, clean, process.alpha(now), unit, ~generates)
+    terms |= {f"student {name}": value for name, value in last.items()}
     terms |= score_terms(followed, own, unit_then, features, False)
+    terms |= structure_terms(followed, further, answer, process.alpha(then), unit_then, generates)
     if odds is not None:
-        terms["wells"] = well_term(odds, copies, answer, features)
+        terms["wells"] = well_term(odds, copies, answer, features, generates)
     loss = sum(getattr(weights, name.split()[-1]) * value for name, value in terms.items())
     return loss, {name: value.detach() for name, value in terms.items()}
 
@@ -130,6 +138,13 @@ def _move(
     moved = way.scaled(fraction).apply(noisy)
     moved = _translated(moved, centred(moved.frames.translations) * growth[..., None, None])
     return answer, sampler.process.noise(noisy.angles, level, features, generator).apply(moved)
+
+
+@full_precision
+def _turn_left(way: Tensor, pull: Tensor) -> Tensor:
+    """The pull, as a function of the way that it pulls: rotation vectors do not add up."""
+    reached = exponential(way)
+    return logarithm(reached.transpose(-1, -2) @ reached.detach() @ exponential(pull))
 
 
 def _translated(x: Conformation, translations: Tensor) -> Conformation:

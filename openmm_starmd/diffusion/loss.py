@@ -141,30 +141,46 @@ def score_terms(
     }
 
 
-def well_term(odds: Tensor, previous: Conformation, clean: Conformation, features: ResidueFeatures) -> Tensor:
-    """Cross-entropy of the log odds (B, M, N, 4) that chi1 to chi4 stay in the wells of the frames before."""
+def well_term(
+    odds: Tensor, previous: Conformation, clean: Conformation, features: ResidueFeatures, counts: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the log odds (B, M, N, 4) that chi1 to chi4 stay in the wells of the frames before.
+
+    ``counts`` (B, M) says which frames count.
+    """
     period, mask = (features.per_frame(f"torsion_{name}", clean.angles)[..., wells.CHI] for name in ("period", "mask"))
     stayed = wells.stayed(wrap((clean.torsions - previous.torsions)[..., wells.CHI], period))
     errors = functional.binary_cross_entropy_with_logits(odds, stayed.to(odds.dtype), reduction="none")
+    mask = mask if counts is None else mask & counts[..., None, None]
     return _mean_where(errors, mask.expand_as(errors))
 
 
 @full_precision
 def structure_terms(
-    estimate: Displacement, noisy: Conformation, clean: Conformation, alpha: Tensor, unit: Displacement
+    estimate: Displacement,
+    noisy: Conformation,
+    clean: Conformation,
+    alpha: Tensor,
+    unit: Displacement,
+    counts: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28)."""
+    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28).
+
+    ``counts`` (B, M) says which frames count.
+    """
     moved = estimate.apply(noisy)
     translations = centred(moved.frames.translations) / alpha[..., None, None]
     denoised = Conformation(type(moved.frames)(moved.frames.rotations, translations), moved.torsions, moved.angles)
     a, b = denoised.backbone().flatten(-3, -2), clean.backbone().flatten(-3, -2)
     da, db = _distances(a), _distances(b)
-    near = (db < NEAR).to(db.dtype)
+    counts = torch.ones_like(alpha) if counts is None else counts.to(alpha.dtype)
+    near = (db < NEAR).to(db.dtype) * counts[..., None, None]
     level = (unit.translation[..., 0, 0] ** 2 + DISTANCE_FLOOR**2)[..., None, None]
     errors = ((da - db).square() / level).clamp(max=50)
     apart = _seen_from(denoised, a) - _seen_from(clean, b)
     fape = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
-    return {"distance_map": _mean_where(errors, near), "fape": fape.mean()}
+    counts = counts[..., None, None].expand_as(fape)
+    return {"distance_map": _mean_where(errors, near), "fape": _mean_where(fape, counts)}
 
 
 def _distances(x: Tensor) -> Tensor:

@@ -141,10 +141,8 @@ class TrainingConfig:
                 "distilled_steps needs start_from, the model to distil, and must be 0 or at least 2, not "
                 f"{self.distilled_steps}."
             )
-        if self.distilled_steps and (self.patience or self.hidden_types):
-            raise ValueError(
-                "distilled_steps goes without hidden_types, and without patience: no loss tells how good it is."
-            )
+        if self.distilled_steps and self.hidden_types:
+            raise ValueError("distilled_steps goes without hidden_types.")
         if self.start_from is not None and self.model != ModelConfig():
             raise ValueError("start_from brings its own model; leave one of the two out.")
 

@@ -172,11 +172,9 @@ def test_a_distilled_model_samples_in_the_calls_it_was_made_for(folder, tmp_path
     )
 
 
-@pytest.mark.parametrize(
-    "settings", [{"distilled_steps": 1}, {"distilled_steps": 4}, {"hidden_types": 0.1}, {"patience": 1}]
-)
+@pytest.mark.parametrize("settings", [{"distilled_steps": 1}, {"distilled_steps": 4}, {"hidden_types": 0.1}])
 def test_what_distillation_needs_is_named(tmp_path, settings):
-    defaults = {"start_from": "starmd-peptide", "distilled_steps": 4, "validation_sequences": ("AKF",)}
+    defaults = {"start_from": "starmd-peptide", "distilled_steps": 4}
     TrainingConfig("md", tmp_path, **defaults)
     if settings == {"distilled_steps": 4}:
         del defaults["start_from"]
