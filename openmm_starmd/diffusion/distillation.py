@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from openmm_starmd.diffusion.loss import LossWeights, context_inputs, score_terms, structure_terms, well_term
 from openmm_starmd.diffusion.sampler import Ancestral
+from openmm_starmd.geometry.constants import constant
 from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
@@ -118,7 +119,7 @@ def distillation_loss(
 
 def _times(sampler: Ancestral, like: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
     """Times of calls, times up to which their answers are noised again, and which of the calls are not the last."""
-    times = sampler.times().to(like)
+    times = constant(tuple(sampler.times().tolist()), like.dtype, like.device)
     uniform = per_replica(
         lambda rows, g: torch.rand(*rows.shape, 2, generator=g, dtype=rows.dtype, device=g.device), like, generator
     )

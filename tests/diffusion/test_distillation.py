@@ -177,6 +177,35 @@ def test_two_calls_of_a_student_have_the_spread_that_two_calls_of_its_teacher_ha
     assert sampled_variance(both.student, sampler, variance) == pytest.approx(variance, rel=0.1)
 
 
+class Turned(nn.Module):
+    """Answers with one rotation vector in the axes of every residue, and remembers what it was asked."""
+
+    def __init__(self, rotation):
+        super().__init__()
+        self.rotation = nn.Parameter(rotation)
+
+    def statics(self, *_):
+        return None
+
+    def forward(self, statics, context, noisy):
+        self.asked, x = noisy, noisy.conformation
+        zero = torch.zeros_like(x.frames.translations)
+        return Displacement(zero, zero + self.rotation, 0 * x.torsions, 0 * x.angles), units(noisy), None
+
+
+def test_a_residue_turns_in_space_as_the_teacher_would_turn_it_after_more_noise():
+    """The answer and what it is noised to have other axes."""
+    batch, turn = 16, torch.tensor([0.1, -0.3, 0.2])
+    student, teacher = Turned(torch.zeros(batch, 1, N, 3)), Turned(turn)
+    both, sampler = both_of(student, Turned(torch.zeros(3))), Ancestral(Process(ProcessConfig()), 2)
+    distillation_loss(both, teacher, sampler, *windows(point(1), batch), torch.Generator().manual_seed(0))[0].backward()
+    first = student.asked.time[:, 0] == 1
+    assert 3 < first.sum() < 13
+    before, after = (x.asked.conformation.frames.rotations[first, 0] for x in (student, teacher))
+    turns = torch.stack([before @ -student.rotation.grad[first, 0][..., None], after @ turn[:, None]])[..., 0]
+    torch.testing.assert_close(*torch.nn.functional.normalize(turns, dim=-1), atol=1e-4, rtol=0)
+
+
 CONFIG = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
 
 

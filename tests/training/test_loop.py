@@ -401,7 +401,8 @@ def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), untrained.parameters(), strict=True))
 
 
-def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_waiting):
+@pytest.mark.parametrize("kind", ["trained", "distilled"])
+def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_waiting, kind):
     """Nor would a recorded one, which may not; the first makes tables."""
     update, calls = loop.Run._update, []
 
@@ -412,8 +413,11 @@ def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_wai
 
     monkeypatch.setattr(loop.Run, "_update", watched)
     network = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
-    settings = {"model": ModelConfig(network), "batch_size": 2, "total_steps": 3, "accelerator": "cpu"}
-    settings |= {"hidden_types": 0.5, "loss_weights": LossWeights(fape=1.0)}
+    settings = {"batch_size": 2, "total_steps": 3, "accelerator": "cpu", "loss_weights": LossWeights(fape=1.0)}
+    if kind == "trained":
+        settings |= {"model": ModelConfig(network), "hidden_types": 0.5}
+    else:
+        settings |= {"start_from": "starmd-peptide", "distilled_steps": 2}
     fitting.train(TrainingConfig(folder, tmp_path, **settings))
     assert len(calls) == 3
 
