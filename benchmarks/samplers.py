@@ -27,6 +27,8 @@ import torch
 from common import circumstances, parser, results_so_far, table, write
 from quality import Judge, Reference, propagate
 
+from matplotlib.ticker import ScalarFormatter
+
 from openmm_starmd import StarMDModel, load_model
 from openmm_starmd.diffusion.sampler import SAMPLERS
 from openmm_starmd.evaluation import metrics
@@ -110,6 +112,8 @@ def draw(rows: dict[str, dict], path: Path):
         margin = 0.1 * (max(shown) - min(shown)) or 0.1
         ax.set(xscale="log", xlabel="network calls a frame", title=name)
         ax.set(ylim=(min(shown) - margin, max(shown) + margin))
+        for which in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            which(ScalarFormatter())
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

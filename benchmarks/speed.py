@@ -13,8 +13,8 @@ tetrapeptide     the embedded model, one thread: milliseconds a call of the netw
 cache            bytes of keys and values
 plain MD         how many times as fast as plain MD of the same System (4 fs, native OBC2) on the same core, or GPU, by
                  `throughput.py`: a tetrapeptide alone and many at a time; villin with jumps of 1 ns by an untrained
-                 network of the embedded model's size that makes small moves. "Fast" is `starmd-peptide-fast`. Compiled:
-                 by `StarMDModel.compiled`, which takes some minutes that are not counted
+                 network of the embedded model's size that makes small moves. "Fast" is `starmd-peptide-fast`. Compiled,
+                 on demand: by `StarMDModel.compiled`, which takes some minutes that are not counted
 GPU              where there is one: a frame of the paper's proteins, half the context of a run and all of it behind it,
                  as on a GPU (denoising recorded as a CUDA graph), operator by operator and, on demand, compiled; of the
                  process, the greatest GPU memory while it does
@@ -226,7 +226,7 @@ def against_md(options) -> dict[str, dict[str, float]]:
         large, chosen = name == "villin", settings | {"model": model}
         if large and note:  # villin has its own network
             continue
-        alone = ONE_CORE if platform == "CUDA" and not options.compiled else ONE_CORE | COMPILED
+        alone = ONE_CORE | COMPILED if options.compiled else ONE_CORE
         modes = {k: mode for k, mode in ONE_CORE.items() if mode.relaxation} if large else alone
         stride = 1000.0 if large else STRIDE
         what = molecule(name, SimpleNamespace(stride=stride, **chosen))
@@ -353,7 +353,7 @@ def main() -> None:
     made.add_argument("--molecules", nargs="+", default=["DWGR", "villin"], help="that stand beside plain MD")
     made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement beside plain MD")
     made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
-    made.add_argument("--compiled", action="store_true", help="on a GPU, time compiled networks, too")
+    made.add_argument("--compiled", action="store_true", help="time compiled networks, too")
     made.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to measure")
     options = made.parse_args()
     options.samplers = dict(zip(("euler-maruyama", "multistep"), options.steps, strict=True))

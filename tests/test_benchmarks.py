@@ -139,7 +139,7 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
 
 
 TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --molecules GAG --frames 2 --least 0.01 "
-TINY += "--scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
+TINY += "--compiled --scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")

@@ -19,6 +19,7 @@ from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.displacement import Share
+from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.card import model_card
 from openmm_starmd.training.config import TrainingConfig
@@ -74,6 +75,11 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     denoiser = _start(config, model, base)
     denoiser.checkpointing = config.gradient_checkpointing
     if config.distilled_steps:
+        if model.network.torsions == "regression":
+            raise StarMDError(
+                f"distilled_steps needs a model that diffuses torsions; those of {config.start_from} are regressed: leave "
+                "distilled_steps out, or start from another."
+            )
         teacher, sampler = fabric.to_device(base.denoiser), Ancestral(process, config.distilled_steps)
         denoiser, loss_function = Distillation(denoiser), loss_beside_teacher
         model = replace(model, sampler="ancestral", denoising_steps=config.distilled_steps)

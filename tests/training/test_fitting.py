@@ -20,7 +20,7 @@ from openmm.app import PDBFile
 
 pytest.importorskip("lightning_fabric")
 
-from openmm_starmd.model import load_model  # noqa: E402
+from openmm_starmd.model import StarMDModel, load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper  # noqa: E402
 from openmm_starmd.propagator import Propagator  # noqa: E402
 from openmm_starmd.protein.conformation import from_positions  # noqa: E402
@@ -180,6 +180,14 @@ def test_what_distillation_needs_is_named(tmp_path, settings):
         del defaults["start_from"]
     with pytest.raises(ValueError, match="distilled_steps"):
         TrainingConfig("md", tmp_path, **defaults | settings)
+
+
+def test_regressed_torsions_are_not_distilled(folder, tmp_path):
+    model = StarMDModel.create(ModelConfig(replace(NETWORK, torsions="regression")))
+    model.save(tmp_path / "base.safetensors")
+    settings = {"model": ModelConfig(), "start_from": tmp_path / "base.safetensors", "distilled_steps": 2}
+    with pytest.raises(StarMDError, match="needs a model that diffuses torsions"):
+        train(config_of(folder, tmp_path / "run", **settings))
 
 
 def test_an_embedded_model_is_known_by_name(tmp_path):
