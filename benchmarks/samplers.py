@@ -25,9 +25,8 @@ import mdtraj
 import numpy as np
 import torch
 from common import circumstances, parser, results_so_far, table, write
-from quality import Judge, Reference, propagate
-
 from matplotlib.ticker import ScalarFormatter
+from quality import Judge, Reference, propagate
 
 from openmm_starmd import StarMDModel, load_model
 from openmm_starmd.diffusion.sampler import SAMPLERS

@@ -77,8 +77,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     if config.distilled_steps:
         if model.network.torsions == "regression":
             raise StarMDError(
-                f"distilled_steps needs a model that diffuses torsions; those of {config.start_from} are regressed: leave "
-                "distilled_steps out, or start from another."
+                f"distilled_steps needs a model that diffuses torsions; those of {config.start_from} are regressed: "
+                "leave distilled_steps out, or start from another."
             )
         teacher, sampler = fabric.to_device(base.denoiser), Ancestral(process, config.distilled_steps)
         denoiser, loss_function = Distillation(denoiser), loss_beside_teacher
