@@ -10,7 +10,6 @@ that the teacher was trained by, and the difference pulls the student. This is m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from openmm_starmd.diffusion.loss import LossWeights, context_inputs, score_terms, structure_terms, well_term
+from openmm_starmd.diffusion.replay import map_tensors
 from openmm_starmd.diffusion.sampler import Ancestral
 from openmm_starmd.geometry.constants import constant
-from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
+from openmm_starmd.geometry.rigid import exponential, full_precision, logarithm
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred, per_replica
+from openmm_starmd.protein.displacement import Displacement, grown, per_replica, uniform
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 
@@ -91,21 +91,21 @@ def distillation_loss(
         taught, _, _ = ask(teacher, further, then)
     followed, unit_then, odds = ask(both.follower, further, then)
     with torch.no_grad():
-        turn = answer.frames.rotations.transpose(-1, -2) @ further.frames.rotations
-        pull = _parts(torch.sub, taught, followed)
+        axes = answer.frames.rotations.transpose(-1, -2) @ further.frames.rotations
+        pull = map_tensors(torch.sub, taught, followed)
         pull = Displacement(
             pull.translation * (process.alpha(now) / process.alpha(then))[..., None, None],
-            (turn @ pull.rotation[..., None])[..., 0],
+            (axes @ pull.rotation[..., None])[..., 0],
             pull.torsion,
             pull.angle,
         )
         aim = _where(generates, way + pull, score(noisy, clean, now))
         own = _where(generates, score(further, answer, then), followed)
-        scale = _parts(lambda a, b: (a * b).sqrt(), unit, unit_then)
-    left = _parts(torch.sub, aim, way)
-    turn = torch.where(generates[..., None, None], _turn_left(way.rotation, pull.rotation), left.rotation)
-    left = replace(left, rotation=turn)
-    nothing = _parts(torch.zeros_like, left)
+        scale = map_tensors(lambda a, b: (a * b).sqrt(), unit, unit_then)
+    left = map_tensors(torch.sub, aim, way)
+    turn = _turn_left(way.rotation, pull.rotation)
+    left = replace(left, rotation=torch.where(generates[..., None, None], turn, left.rotation))
+    nothing = map_tensors(torch.zeros_like, left)
     terms = {f"student {name}": value for name, value in score_terms(left, nothing, scale, features, False).items()}
     last = structure_terms(way, noisy, clean, process.alpha(now), unit, ~generates)
     terms |= {f"student {name}": value for name, value in last.items()}
@@ -113,31 +113,26 @@ def distillation_loss(
     terms |= structure_terms(followed, further, answer, process.alpha(then), unit_then, generates)
     if odds is not None:
         terms["wells"] = well_term(odds, copies, answer, features, generates)
-    loss = sum(getattr(weights, name.split()[-1]) * value for name, value in terms.items())
-    return loss, {name: value.detach() for name, value in terms.items()}
+    return weights.total(terms), {name: value.detach() for name, value in terms.items()}
 
 
 def _times(sampler: Ancestral, like: Tensor, generator) -> tuple[Tensor, Tensor, Tensor]:
     """Times of calls, times up to which their answers are noised again, and which of the calls are not the last."""
     times = constant(tuple(sampler.times().tolist()), like.dtype, like.device)
-    uniform = per_replica(
-        lambda rows, g: torch.rand(*rows.shape, 2, generator=g, dtype=rows.dtype, device=g.device), like, generator
-    )
+    for_call, for_time = per_replica(uniform, like[..., None].expand(*like.shape, 2), generator).unbind(-1)
     last = len(times) - 1
-    call = (uniform[..., 0] * (last + 1)).long().clamp(max=last)
+    call = (for_call * (last + 1)).long().clamp(max=last)
     now = times[call]
-    return now, torch.lerp(now, times[(call + 1).clamp(max=last)], uniform[..., 1]), call < last
+    return now, torch.lerp(now, times[(call + 1).clamp(max=last)], for_time), call < last
 
 
 def _move(
     sampler: Ancestral, noisy: Conformation, way: Displacement, now: Tensor, then: Tensor, features, generator
 ) -> tuple[Conformation, Conformation]:
     """The denoised conformation, and where the sampler's move from time ``now`` to ``then`` leads."""
-    whole, alpha = way.apply(noisy), sampler.process.alpha(now)[..., None, None]
-    answer = _translated(whole, centred(whole.frames.translations) / alpha)
-    growth, fraction, level = (x.to(now) for x in sampler.coefficients(now, then))
-    moved = way.scaled(fraction).apply(noisy)
-    moved = _translated(moved, centred(moved.frames.translations) * growth[..., None, None])
+    answer = grown(way.apply(noisy), 1 / sampler.process.alpha(now)[..., None, None])
+    growth, fraction, level = sampler.coefficients(now, then)
+    moved = grown(way.scaled(fraction).apply(noisy), growth[..., None, None])
     return answer, sampler.process.noise(noisy.angles, level, features, generator).apply(moved)
 
 
@@ -148,16 +143,6 @@ def _turn_left(way: Tensor, pull: Tensor) -> Tensor:
     return logarithm(reached.transpose(-1, -2) @ reached.detach() @ exponential(pull))
 
 
-def _translated(x: Conformation, translations: Tensor) -> Conformation:
-    return Conformation(Rigid(x.frames.rotations, translations), x.torsions, x.angles)
-
-
-def _parts(function: Callable, *displacements: Displacement) -> Displacement:
-    """A function of the parts of displacements."""
-    parts = ((d.translation, d.rotation, d.torsion, d.angle) for d in displacements)
-    return Displacement(*(function(*part) for part in zip(*parts, strict=True)))
-
-
 def _where(chosen: Tensor, a: Displacement, b: Displacement) -> Displacement:
     """Of frames (B, T) that are chosen the one displacement, of others the other."""
-    return _parts(lambda x, y: torch.where(chosen[(..., *[None] * (x.ndim - chosen.ndim))], x, y), a, b)
+    return map_tensors(lambda x, y: torch.where(chosen[(..., *[None] * (x.ndim - chosen.ndim))], x, y), a, b)

@@ -15,7 +15,7 @@ from openmm_starmd.network import wells
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred, per_replica
+from openmm_starmd.protein.displacement import Displacement, grown, per_replica, uniform
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 NEAR = 0.6  # nm: pairs of backbone atoms in the distance-map term
@@ -42,6 +42,11 @@ class LossWeights:
     def paper(cls) -> LossWeights:
         """Weights of STAR-MD, table 10."""
         return cls(translation=1.0, rotation=0.5, torsion=0.5, angle=0.5, distance_map=0.25, fape=0.5)
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of terms; the last word of each name says which it is. Those of no weight do not enter it."""
+        weights = {name: getattr(self, name.split()[-1]) for name in terms}
+        return sum(weight * terms[name] for name, weight in weights.items() if weight)
 
 
 def context_inputs(copies: Conformation, strides: Tensor, process: Process, first_index: int = 0) -> FrameInputs:
@@ -94,14 +99,14 @@ def denoising_loss(
     copies = process.context_copy(window[:, :-1], features, generator)  # nothing comes after the last
     clean = window[:, first:]
     span = 1 - process.min_time
-    time = process.min_time + span * per_replica(_uniform, strides[:, first:], generator)
+    time = process.min_time + span * per_replica(uniform, strides[:, first:], generator)
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(first, window.shape[1], device=strides.device)
     inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index)
     hidden = None
     if hidden_types:
-        hidden = per_replica(_uniform, window.angles[:, 0], generator) < hidden_types
+        hidden = per_replica(uniform, window.angles[:, 0], generator) < hidden_types
     statics = denoiser.statics(features, window[:, 0], single, pair, hidden)
     estimate, unit, odds = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
@@ -109,12 +114,7 @@ def denoising_loss(
     terms |= structure_terms(estimate, noisy, clean, alpha, unit)
     if odds is not None:
         terms["wells"] = well_term(odds, inputs.previous, clean, features)
-    loss = sum(getattr(weights, name) * value for name, value in terms.items() if getattr(weights, name))
-    return loss, {name: value.detach() for name, value in terms.items()}
-
-
-def _uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device=generator.device)
+    return weights.total(terms), {name: value.detach() for name, value in terms.items()}
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
@@ -168,9 +168,7 @@ def structure_terms(
 
     ``counts`` (B, M) says which frames count.
     """
-    moved = estimate.apply(noisy)
-    translations = centred(moved.frames.translations) / alpha[..., None, None]
-    denoised = Conformation(type(moved.frames)(moved.frames.rotations, translations), moved.torsions, moved.angles)
+    denoised = grown(estimate.apply(noisy), 1 / alpha[..., None, None])
     a, b = denoised.backbone().flatten(-3, -2), clean.backbone().flatten(-3, -2)
     da, db = _distances(a), _distances(b)
     counts = torch.ones_like(alpha) if counts is None else counts.to(alpha.dtype)

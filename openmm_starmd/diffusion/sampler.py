@@ -21,7 +21,7 @@ from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred
+from openmm_starmd.protein.displacement import Displacement, centred, grown
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 Denoise = Callable[[Conformation, int], Displacement]
@@ -119,13 +119,13 @@ class Sampler(ABC):
     def move(self, moves: Moves, state: State, way: Displacement) -> State:
         """One move, given the way (B, N) to the denoised conformation."""
         numbers = moves.numbers.index_select(0, state.k)
-        growth, grown, fraction, *weights = numbers.split([1, 1, 4, 4, 4], -1)
+        growth, growth_before, fraction, *weights = numbers.split([1, 1, 4, 4, 4], -1)
         kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
-        way, denoised = self.corrected(way, state, grown, weights, moves.period)
+        way, denoised = self.corrected(way, state, growth_before, weights, moves.period)
         return State(state.k + 1, _moved(state.x, way.scaled(fraction), growth, kick), denoised)
 
     def corrected(
-        self, way: Displacement, state: State, grown: Tensor, weights: Sequence[Tensor], period: Tensor
+        self, way: Displacement, state: State, growth_before: Tensor, weights: Sequence[Tensor], period: Tensor
     ) -> tuple[Displacement, Conformation]:
         """The way corrected by what came before, and what the next move has to know of this one."""
         return way, state.denoised
@@ -223,15 +223,10 @@ class Multistep(Ancestral):
         now[1:-1], before[1:-1] = 1 + shares, -shares
         return now, before
 
-    def corrected(self, way, state, grown, weights, period):
+    def corrected(self, way, state, growth_before, weights, period):
         now, before = weights
-        way_to_before = Displacement.between(state.x, _grown(state.denoised, grown), period)
+        way_to_before = Displacement.between(state.x, grown(state.denoised, growth_before), period)
         return way.scaled(now) + way_to_before.scaled(before), way.apply(state.x)
-
-
-def _grown(x: Conformation, growth: Tensor) -> Conformation:
-    """Translations times ``growth``, centred again."""
-    return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations) * growth), x.torsions, x.angles)
 
 
 def _moved(x: Conformation, way: Displacement, growth: Tensor, kick: Conformation) -> Conformation:

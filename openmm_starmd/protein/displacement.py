@@ -25,6 +25,11 @@ def centred(translations: Tensor) -> Tensor:
     return translations - translations.mean(-2, keepdim=True)
 
 
+def grown(x: Conformation, growth: Tensor) -> Conformation:
+    """Translations centred and times ``growth``, which is broadcastable to them."""
+    return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations) * growth), x.torsions, x.angles)
+
+
 @dataclass(frozen=True)
 class Displacement:
     """Displacement of each residue.
@@ -138,6 +143,11 @@ class Share:
     generator: torch.Generator
     size: int
     rows: slice
+
+
+def uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform random numbers of the shape of ``rows``; for `per_replica`."""
+    return torch.rand(rows.shape, generator=generator, dtype=rows.dtype, device=generator.device)
 
 
 def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor, generator) -> Tensor:

@@ -142,7 +142,7 @@ class TrainingConfig:
                 f"{self.distilled_steps}."
             )
         if self.distilled_steps and self.hidden_types:
-            raise ValueError("distilled_steps goes without hidden_types.")
+            raise ValueError("distilled_steps goes without hidden_types; leave one of the two out.")
         if self.start_from is not None and self.model != ModelConfig():
             raise ValueError("start_from brings its own model; leave one of the two out.")
 

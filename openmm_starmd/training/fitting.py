@@ -50,6 +50,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     fabric = launch(config)
     base = load_model(config.start_from, device="cpu") if config.start_from else None
     model = base.config if base else config.model
+    if config.distilled_steps:
+        model = _distilled(model, config)
     with fabric.rank_zero_first(local=True):
         dataset, held_out = _read_data(config, model)
     process = Process(model.process)
@@ -75,14 +77,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     denoiser = _start(config, model, base)
     denoiser.checkpointing = config.gradient_checkpointing
     if config.distilled_steps:
-        if model.network.torsions == "regression":
-            raise StarMDError(
-                f"distilled_steps needs a model that diffuses torsions; those of {config.start_from} are regressed: "
-                "leave distilled_steps out, or start from another."
-            )
-        teacher, sampler = fabric.to_device(base.denoiser), Ancestral(process, config.distilled_steps)
+        teacher, sampler = fabric.to_device(base.denoiser), Ancestral(process, model.denoising_steps)
         denoiser, loss_function = Distillation(denoiser), loss_beside_teacher
-        model = replace(model, sampler="ancestral", denoising_steps=config.distilled_steps)
     draw_held_out = held_out and (lambda generator, share: draw(held_out, generator, share))
     run = Run(config, denoiser, loss_function, draw_training, draw_held_out, fabric)
     if not run.load() and base is None:
@@ -93,6 +89,16 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     if fabric.is_global_zero:
         _write(trained_model(trained, config, model, dataset, base), run, dataset, held_out)
     return trained
+
+
+def _distilled(model: ModelConfig, config: TrainingConfig) -> ModelConfig:
+    """The configuration of what a model is distilled into."""
+    if model.network.torsions == "regression":
+        raise StarMDError(
+            f"distilled_steps needs a model that diffuses torsions; those of {config.start_from} are regressed: "
+            "leave distilled_steps out, or start from another."
+        )
+    return replace(model, sampler="ancestral", denoising_steps=config.distilled_steps)
 
 
 def _trained(module: nn.Module) -> Denoiser:
