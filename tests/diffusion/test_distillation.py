@@ -206,6 +206,31 @@ def test_a_residue_turns_in_space_as_the_teacher_would_turn_it_after_more_noise(
     torch.testing.assert_close(*torch.nn.functional.normalize(turns, dim=-1), atol=1e-4, rtol=0)
 
 
+def test_a_student_turns_down_the_steepest_slope_however_far_it_has_to_turn():
+    """The slope of the squared angles that are left; one wide turn's axes are not those of the residue."""
+    batch, turn, step = 16, torch.tensor([0.1, -0.3, 0.2]), 1e-4
+    way = torch.nn.functional.normalize(torch.randn(batch, 1, N, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    student, teacher = Turned(2.5 * way), Turned(turn)
+    both, sampler = both_of(student, Turned(torch.zeros(3))), Ancestral(Process(ProcessConfig()), 2)
+    only = LossWeights(translation=0.0, torsion=0.0, angle=0.0, distance_map=0.0)
+    given = *windows(point(1), batch), torch.Generator().manual_seed(0)
+    distillation_loss(both, teacher, sampler, *given, only)[0].backward()
+    first = student.asked.time[:, 0] == 1
+    before, after = (x.asked.conformation.frames.rotations[first, 0].double() for x in (student, teacher))
+    way, gradient = (x[first, 0].double() for x in (student.rotation.detach(), student.rotation.grad))
+    levels = [x.asked.sigma[first, 0, 1].double() for x in (student, teacher)]
+    answer = before @ exponential(way)
+    pull = answer.transpose(-1, -2) @ after @ turn.double()
+    goal = answer @ exponential(pull)
+
+    def left(way):
+        angles = logarithm((before @ exponential(way)).transpose(-1, -2) @ goal).square().sum((-1, -2))
+        return (angles / (levels[0] * levels[1])).sum() / (batch * N * 3)
+
+    slope = (left(way + step * gradient) - left(way - step * gradient)) / (2 * step)
+    assert float(slope) == pytest.approx(float(gradient.square().sum()), rel=1e-3)
+
+
 CONFIG = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
 
 
@@ -240,19 +265,23 @@ def test_student_and_follower_learn_from_their_own_terms_and_the_teacher_from_no
     assert gradients(both.student) and not gradients(teacher)
 
 
-def test_where_teacher_and_follower_agree_nothing_pulls_but_the_last_call():
+def test_where_teacher_and_follower_agree_nothing_pulls_but_the_last_call_which_teaches_the_follower_nothing():
     denoiser = denoiser_of(1)
     both, sampler = Distillation(denoiser), Ancestral(Process(ProcessConfig()), 2)
-    data, pulled, left = windows(point(1), 64), 0, 0
+    both, sampler = Distillation(denoiser), Ancestral(Process(ProcessConfig()), 2)
+    data, last = windows(point(1), 64), 0
     for k in range(64):
         one = data[0][k : k + 1], data[1][k : k + 1], data[2][k : k + 1]
-        generator = torch.Generator().manual_seed(k)
-        _, parts = distillation_loss(both, denoiser, sampler, *one, generator)
-        if all(parts[f"student {name}"] < 1e-10 for name in ("translation", "rotation", "torsion", "angle")):
-            left += 1
+        _, parts = distillation_loss(both, denoiser, sampler, *one, torch.Generator().manual_seed(k))
+        student = {name for name, value in parts.items() if name.startswith("student") and value > 1e-10}
+        follower = {name for name, value in parts.items() if not name.startswith("student") and value > 0}
+        everything = {"translation", "rotation", "torsion", "angle", "distance_map", "fape"}
+        if student:
+            last += 1
+            assert student == {f"student {name}" for name in everything} and not follower
         else:
-            pulled += 1
-    assert 20 < pulled < 44 and pulled + left == 64
+            assert follower == everything | {"wells"}
+    assert 20 < last < 44
 
 
 @pytest.mark.parametrize("decides", [True, False])
