@@ -1,8 +1,9 @@
 """Training MD for starmd-peptide from many starts: 16 x 0.5 ns each of 277 peptides of 3 to 6 residues; resumable.
 
-    python data/simulate_starts.py OUTPUT [--processes 2] [--frames 50] [--many]
+    python data/simulate_starts.py OUTPUT [--processes 2] [--frames 50] [--many | --charged]
 
-With --many the peptides are those of prepare_blocks.py, 1,529 of 3 to 12 residues; a frame is 10 ps.
+With --many the peptides are those of prepare_blocks.py, 1,529 of 3 to 12 residues, with --charged 90 tetrapeptides with
+opposite charges; a frame is 10 ps.
 Each replica starts from 40 ps at 600 K and 60 ps at 300 K, so that states which half a nanosecond from one built
 conformation does not come to are among the starts. Made by lanes.py; the sequences are the short ones of
 `simulate_peptides.py`, the first ones that the model was trained on, and new ones.
@@ -12,6 +13,7 @@ import argparse
 import os
 import random
 from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations, product
 from pathlib import Path
 
 import mdtraj
@@ -29,6 +31,7 @@ from openmm_starmd.training.simulate import (
     peptide_system,
     seed_of,
     split_caps,
+    within_one_residue,
 )
 
 FRAMES, FRAME_STEPS = 50, 2500  # of 4 fs: 10 ps
@@ -53,6 +56,19 @@ def peptides() -> list[str]:
         return random.Random(f"fast{name}").random() + late
 
     return sorted({*known, *new}, key=rank)
+
+
+def charged() -> list[str]:
+    """Tetrapeptides with two opposite charges, every pair of residues in every two places twice, in random order."""
+    exclude, rng, names = JUDGED + reserved() + VALIDATION, random.Random(5), []
+    pairs = [pair for a, b in product("DE", "KR") for pair in ((a, b), (b, a))]
+    for (first, second), (i, j) in product(2 * pairs, combinations(range(4), 2)):
+        sequence = rng.choices("ACFGHILMNPQSTVWY", k=4)
+        sequence[i], sequence[j] = first, second
+        name = "".join(sequence)
+        if not any(within_one_residue(name, other) for other in exclude):
+            names.append(f"ace-{name}-nme" if rng.random() < 0.25 else name)
+    return rng.sample(names, len(names))
 
 
 def simulate(molecule: str, output: Path, count: int = FRAMES) -> str:
@@ -92,12 +108,14 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--frames", type=int, default=FRAMES, help="of each replica")
-    parser.add_argument("--many", action="store_true", help="the peptides of prepare_blocks.py")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--many", action="store_true", help="the peptides of prepare_blocks.py")
+    which.add_argument("--charged", action="store_true", help="tetrapeptides that hold opposite charges")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     if given.many:
         from prepare_blocks import peptides  # which takes names from here
-    names = peptides()
+    names = charged() if given.charged else peptides()
     with ProcessPoolExecutor(given.processes) as pool:
         for line in pool.map(simulate, names, len(names) * [given.output], len(names) * [given.frames]):
             print(line, flush=True)

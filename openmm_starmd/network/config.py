@@ -37,6 +37,8 @@ class NetworkConfig:
         Diffuse the torsions, or predict them from the denoised frames as the STAR-MD paper does.
     parameterization : {"previous", "plain"}
         Around the previous frame, preconditioned by the size of a step, or directly as in the paper.
+    pulls : bool
+        Whether residues pull each other (`network.pulls`): around the previous frame, with diffused torsions.
     """
 
     blocks: int = 4
@@ -53,6 +55,7 @@ class NetworkConfig:
     joint_attention: bool = True
     torsions: str = "diffusion"
     parameterization: str = "previous"
+    pulls: bool = False
 
     def __post_init__(self):
         for name in ("blocks", "width", "pair_width", "heads", "attention_layers", "query_points", "value_points"):
@@ -67,6 +70,10 @@ class NetworkConfig:
         _require(
             self.parameterization in ("previous", "plain"),
             f"parameterization: previous or plain, not {self.parameterization!r}.",
+        )
+        _require(
+            not self.pulls or (self.parameterization == "previous" and self.torsions == "diffusion"),
+            "Pulls need the parameterization around the previous frame and diffused torsions.",
         )
 
 

@@ -32,6 +32,7 @@ from openmm_starmd.network.embedding import (
 from openmm_starmd.network.invariants import contact_mask
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
+from openmm_starmd.network.pulls import Pulls
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
@@ -100,6 +101,7 @@ class Denoiser(nn.Module):
         self.torsions = nn.Linear(config.width, 14 if regression else 7)
         has_wells = config.parameterization == "previous" and not regression
         self.wells = nn.Linear(config.width, 2 * 4) if has_wells else None
+        self.pulls = Pulls(config) if config.pulls else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
@@ -115,6 +117,7 @@ class Denoiser(nn.Module):
         zero = [self.torsions, self.modulation, *(b.update for b in self.blocks)]
         zero += [layer.condition for block in self.blocks for layer in block.attention]
         zero += [self.wells] if self.wells else []
+        zero += [self.pulls.out] if self.pulls else []
         for layer in zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -130,13 +133,16 @@ class Denoiser(nn.Module):
         ``single`` and ``pair`` are optional precomputed features; in training, ``hidden`` residues have no type.
         """
         dtype = self.step_scales.dtype
+        residues = self.residues.static(features, single, hidden)
+        pairs = self.pairs.static(features, reference, pair)
         return Statics(
             features,
-            self.residues.static(features, single, hidden),
-            self.pairs.static(features, reference, pair),
+            residues,
+            pairs,
             features.torsion_mask[:, None].to(dtype),
             features.torsion_period[:, None].to(dtype),
             contact_mask(features)[:, None],
+            self.pulls and self.pulls.static(features, residues, pairs),
         )
 
     def step_size(self, stride: Tensor) -> Tensor:
@@ -176,6 +182,7 @@ class Denoiser(nn.Module):
             atoms,
             self.residues.given(statics.residues, statics.torsion_mask, previous),
             self.pairs.given(statics.pairs, previous, atoms),
+            self.pulls and self.pulls.given(statics.holds, previous),
             rotary_table(statics.features.residue_index, index, head_width),
             *moments,
         )
@@ -298,6 +305,8 @@ class Denoiser(nn.Module):
             chi = wells.blended(chi, hop, weight, way.torsion[..., wells.CHI])
             torsion = torch.cat([backbone, chi], -1) * statics.torsion_mask
             estimate = replace(estimate, torsion=torsion)
+        if self.pulls:
+            estimate = self.pulls(conditions, conformation, estimate, scale)
         return self.parameterization.to_score(estimate, conditions, conformation), scale, odds
 
     @staticmethod

@@ -23,6 +23,7 @@ from openmm_starmd.network.invariants import (
     harmonics,
     local_pairs,
 )
+from openmm_starmd.network.pulls import Holds
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.residues import RESIDUE_TYPES
@@ -44,6 +45,8 @@ class Statics:
     torsion_mask, torsion_period : Tensor, shape (B, 1, N, 6)
         Of the residues, as numbers of the network's dtype.
     contact_mask : Tensor of bool, shape (B, 1, N, 8)
+    holds : Holds, optional
+        What pulls are told of the residues, where the network has them.
     """
 
     features: ResidueFeatures
@@ -52,6 +55,7 @@ class Statics:
     torsion_mask: Tensor
     torsion_period: Tensor
     contact_mask: Tensor
+    holds: Holds | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class Conditions:
         Its backbone, nm.
     residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C)
         Parts of residue and pair features that statics and previous frames give.
+    held : Tensor, shape (B, T, N, 3, N), optional
+        Distances of the previous frame, see `Pulls`.
     rotary : (Tensor, Tensor)
         Cosine and sine of the tokens.
     alpha : Tensor, shape (B, T)
@@ -142,6 +148,7 @@ class Conditions:
     previous_atoms: Tensor
     residues: Tensor
     pairs: Tensor
+    held: Tensor | None
     rotary: tuple[Tensor, Tensor]
     alpha: Tensor
     sigma: Tensor

@@ -27,6 +27,7 @@ CONFIGS = {
     "plain": NetworkConfig(**SMALL, parameterization="plain", reference_structure=True, attention_layers=2),
     "separable": NetworkConfig(**SMALL, joint_attention=False, attention_layers=2),
     "regression": NetworkConfig(**SMALL, parameterization="plain", torsions="regression"),
+    "pulls": NetworkConfig(**SMALL, pulls=True),
 }
 
 
@@ -317,3 +318,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * 1024 < 4 * 2**30
+
+
+def test_untrained_pulls_change_nothing():
+    process, feats, copies, strides, noisy = setting("previous")
+    without, with_pulls = denoiser_of("previous"), Denoiser(CONFIGS["pulls"])
+    with_pulls.load_state_dict(with_pulls.state_dict() | without.state_dict())
+    context = context_inputs(copies, strides, process)
+    results = [d(d.statics(feats, copies[:, 0]), context, noisy)[0] for d in (without, with_pulls)]
+    assert difference(*results) < 1e-7
