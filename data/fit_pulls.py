@@ -2,9 +2,9 @@
 
     python data/fit_pulls.py MODEL OUTPUT.safetensors DATA [DATA ...] [--steps 1500] [--strength 3]
 
-DATA are folders of trajectories in which side chains hold each other. The loss is that of training, of the pulls' weights
-alone. Trained like this they come out too weak, see benchmarks/EXPERIMENTS.md; the model is saved with pulls of
-`--strength` times what was learned, as a guided diffusion model goes beyond what it has learned.
+DATA are folders of trajectories in which side chains hold each other. The loss is that of training, of the weights
+of the pulls alone. Trained like this they come out too weak, see benchmarks/EXPERIMENTS.md; the model is saved with
+pulls of `--strength` times what was learned, as a guided diffusion model goes beyond what it has learned.
 """
 
 import argparse

@@ -306,7 +306,7 @@ class Denoiser(nn.Module):
             torsion = torch.cat([backbone, chi], -1) * statics.torsion_mask
             estimate = replace(estimate, torsion=torsion)
         if self.pulls:
-            estimate = self.pulls(conditions, conformation, estimate, scale)
+            estimate = self.pulls(statics.holds, conditions.held, conformation, estimate, scale)
         return self.parameterization.to_score(estimate, conditions, conformation), scale, odds
 
     @staticmethod

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,6 @@ from openmm_starmd.network.wells import CHI
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
-
-if TYPE_CHECKING:
-    from openmm_starmd.network.embedding import Conditions
 
 POINTS = 3  # of a residue: N, C, and the end of its side chain
 BOND_STARTS, BOND_ENDS = (1, 3, 4, 5), (3, 4, 5, 6)  # of chi1 to chi4, among the contact points
@@ -117,11 +113,14 @@ class Pulls(nn.Module):
         return distances(self.points(contact_points(previous), holds))[0]
 
     @full_precision
-    def forward(self, conditions: Conditions, conformation: Conformation, estimate: Displacement, unit: Displacement):
+    def forward(
+        self, holds: Holds, held: Tensor, conformation: Conformation, estimate: Displacement, unit: Displacement
+    ) -> Displacement:
         """
         Parameters
         ----------
-        conditions : Conditions
+        held : Tensor, shape (B, T, N, 3, N)
+            Distances in the previous frame.
         conformation : Conformation, shape (B, T, N)
         estimate : Displacement, shape (B, T, N)
             From there to the denoised frame.
@@ -132,7 +131,6 @@ class Pulls(nn.Module):
         -------
         Displacement
         """
-        holds, held = conditions.statics.holds, conditions.held
         yielding = [share * x.square() for share, x in zip(YIELDING, (unit.translation, unit.rotation), strict=True)]
         of_chi = unit.torsion[..., CHI].square()
         with torch.no_grad():  # as of the frames in AlphaFold 2, algorithm 20

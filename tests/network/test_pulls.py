@@ -1,7 +1,5 @@
 """Laws of the pulls: distances change by what is asked for, in the cheapest way; ends that are alike are one."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -53,9 +51,8 @@ def setting(features, asked=(), seed=None):
 def corrected(pulls, holds, now, previous=None):
     n = now.shape[-1]
     held = pulls.given(holds, previous or now)
-    conditions = SimpleNamespace(statics=SimpleNamespace(holds=holds), held=held)
     with torch.no_grad():
-        return pulls(conditions, now, displacement((0, 0, 0, 0), n), UNIT)
+        return pulls(holds, held, now, displacement((0, 0, 0, 0), n), UNIT)
 
 
 @pytest.mark.parametrize("point", [0, 1, 2], ids=["N", "C", "end"])
