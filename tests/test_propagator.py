@@ -20,7 +20,7 @@ from openmm_starmd.protein.tokens import ResidueTokens
 
 SMALL = dict(blocks=2, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
 CONFIGS = {
-    "peptide": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
+    "peptide": ModelConfig(NetworkConfig(**SMALL, pulls=True), denoising_steps=4),
     "paper": ModelConfig(
         NetworkConfig(**SMALL, parameterization="plain", reference_structure=True),
         ProcessConfig(schedule="paper"),
@@ -30,7 +30,7 @@ CONFIGS = {
     ),
     "sinks": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, sink_frames=1),
     "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
-    "bf16-mixed": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, precision="bf16-mixed"),
+    "bf16-mixed": ModelConfig(NetworkConfig(**SMALL, pulls=True), denoising_steps=4, precision="bf16-mixed"),
 }
 
 
