@@ -49,7 +49,7 @@ from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
 from openmm_starmd.training.fitting import trained_model
 from openmm_starmd.training.loop import Run
 
-EMBEDDED = "starmd-peptide"  # its size is that of every variant
+EMBEDDED = "starmd-peptide"  # its size is that of every variant, without pulls, which not all could have
 STRIDE = 100.0  # ps, of the jumps that are scored and of a model that is not told the stride
 QUALITY = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "validity")
 QUALITY += ("stride consistency, turns", "stride consistency, turns of itself")
@@ -105,7 +105,9 @@ class Variant:
     def config(self) -> ModelConfig:
         base = load_model(EMBEDDED, "cpu").config
         return replace(
-            base, network=replace(base.network, **self.network), process=replace(base.process, **self.process)
+            base,
+            network=replace(base.network, pulls=False, **self.network),
+            process=replace(base.process, **self.process),
         )
 
 
