@@ -226,7 +226,7 @@ class Denoiser(nn.Module):
         if mask is None and not self.config.joint_attention:
             sees = torch.ones(1, cache.n_frames + 1, dtype=torch.bool, device=noisy.device)
             mask = self._token_mask(sees, noisy.shape[-1])
-        return self._trunk(conditions, noisy, mask, cache)[0]
+        return self._answer(conditions, noisy, *self._trunk(conditions, noisy, mask, cache))[0]
 
     def forward(
         self, statics: Statics, context: FrameInputs, noisy: FrameInputs
@@ -257,7 +257,8 @@ class Denoiser(nn.Module):
         mask = self._token_mask(sees, statics.features.residue_type.shape[-1])
         moments = self.moments(frames.time, frames.alpha, frames.sigma, frames.stride)
         conditions = self.conditions(statics, frames.previous, moments, frames.index)
-        displacement, scale, odds = self._trunk(conditions, frames.conformation, mask)
+        trunk = self._trunk(conditions, frames.conformation, mask)
+        displacement, scale, odds = self._answer(conditions, frames.conformation, *trunk)
         unit = self.parameterization.unit_of_loss(scale, frames.sigma)
 
         def of_noisy(d: Displacement) -> Displacement:
@@ -278,7 +279,10 @@ class Denoiser(nn.Module):
         return joint & same_frame, joint & same_residue
 
     def _trunk(self, conditions: Conditions, conformation: Conformation, mask, cache: KVCache | None = None):
-        """All blocks over frames (B, T, N): displacement, its scale, odds; keys and values go to ``cache``."""
+        """All blocks over frames (B, T, N): residue features, estimate, way from the last frame, odds by Bayes' rule.
+
+        Keys and values go to ``cache``.
+        """
         spread, _, unit = conditions.levels.unbind(-1)
         scale = in_parts(unit)
         way, estimate = self.parameterization.baseline(conditions, conformation)
@@ -286,7 +290,7 @@ class Denoiser(nn.Module):
         odds = wells.log_odds(way, conditions.sigma, statics.torsion_period) if self.wells else None
         s = self.residues(conditions.residues, conformation, previous, way, spread, odds, statics.torsion_mask)
         z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
-        *modulation, shift, gain = conditions.modulation.unbind(-2)
+        modulation = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():
             advance = partial(checkpoint, self._advance, use_reentrant=False, preserve_rng_state=False)
@@ -294,6 +298,14 @@ class Denoiser(nn.Module):
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
             s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
+        return s, estimate, way, odds
+
+    def _answer(
+        self, conditions: Conditions, conformation: Conformation, s: Tensor, estimate: Displacement, way, odds
+    ) -> tuple[Displacement, Displacement, Tensor | None]:
+        """Displacement, its scale and learned odds, from what the blocks have made."""
+        statics, scale = conditions.statics, in_parts(conditions.levels[..., 2])
+        *_, shift, gain = conditions.modulation.unbind(-2)
         s = modulate(s, shift, gain)
         estimate = self._with_torsions(self.torsions(s), estimate, scale, statics.torsion_mask, conformation)
         if self.wells:

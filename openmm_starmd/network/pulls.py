@@ -58,7 +58,7 @@ class Holds:
     gate: Tensor
 
 
-def distances(points: Tensor) -> tuple[Tensor, Tensor]:
+def from_ends(points: Tensor) -> tuple[Tensor, Tensor]:
     """Distances (*, N, 3, N) of `Pulls.points` (*, N, 3, 3) from ends, and unit vectors (*, N, 3, N, 3) from those."""
     away = points[..., None, :] - points[..., None, None, :, -1, :]
     d = (away.square().sum(-1) + 1e-8).sqrt()
@@ -110,7 +110,7 @@ class Pulls(nn.Module):
 
     def given(self, holds: Holds, previous: Conformation) -> Tensor:
         """Distances (B, T, N, 3, N) in the previous frames."""
-        return distances(self.points(contact_points(previous), holds))[0]
+        return from_ends(self.points(contact_points(previous), holds))[0]
 
     @full_precision
     def forward(
@@ -139,7 +139,7 @@ class Pulls(nn.Module):
             points = self.points(atoms, holds)
             levers = points - atoms[..., 1:2, :]
             arms = self._arms(atoms, points, holds)
-            d, away = distances(points)
+            d, away = from_ends(points)
             spread = self._spread(away, levers, arms, yielding, of_chi)
             moved = (d - held) / spread
             reaches, centres = (constant(values, d.dtype, d.device) for values in (REACHES, CENTRES))
