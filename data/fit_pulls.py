@@ -4,7 +4,8 @@
 
 DATA are folders of trajectories in which side chains hold each other. The loss is that of training, of the weights
 of the pulls alone. Trained like this they come out too weak, see benchmarks/EXPERIMENTS.md; the model is saved with
-pulls of `--strength` times what was learned, as a guided diffusion model goes beyond what it has learned.
+pulls of `--strength` times what was learned, as a guided diffusion model goes beyond what it has learned. What is read
+of the trajectories lies in OUTPUT.encoded.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from openmm_starmd import load_model
 from openmm_starmd.diffusion.loss import denoising_loss
@@ -19,7 +21,8 @@ from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.training.dataset import TrajectoryDataset
 
-BATCH, FRAMES, STRIDES, WARM_UP = 32, 4, (10.0, 1000.0), 50
+BATCH, FRAMES, STRIDES = 32, 4, (10.0, 1000.0)
+RATE, WARM_UP = 3e-3, 50
 
 
 def with_pulls(model: StarMDModel) -> StarMDModel:
@@ -33,16 +36,14 @@ def with_pulls(model: StarMDModel) -> StarMDModel:
     return StarMDModel(denoiser, config, model.domain, model.card, model.name)
 
 
-def fit(model: StarMDModel, dataset: TrajectoryDataset, steps: int, rate: float) -> None:
-    """Train the pulls and leave their averaged weights in the model."""
+def fit(model: StarMDModel, dataset: TrajectoryDataset, steps: int, strength: float) -> None:
+    """Train the pulls and leave their averaged weights in the model, ``strength`` times as strong."""
     denoiser = model.denoiser.requires_grad_(False)
     weights = list(denoiser.pulls.requires_grad_(True).parameters())
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.99))
     schedule = [torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARM_UP, total_iters=WARM_UP)]
     schedule.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps))
-    average = torch.optim.swa_utils.AveragedModel(
-        denoiser.pulls, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99)
-    )
+    average = AveragedModel(denoiser.pulls, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     generator, terms = torch.Generator().manual_seed(5), []
     for step in range(1, steps + 1):
         batch = dataset.window_batch(BATCH, FRAMES, generator, STRIDES)
@@ -60,6 +61,9 @@ def fit(model: StarMDModel, dataset: TrajectoryDataset, steps: int, rate: float)
             mean = torch.stack(terms[-100:]).mean(0)
             print(step, *(f"{name} {value:.4f}" for name, value in zip(found, mean, strict=True)), flush=True)
     denoiser.pulls.load_state_dict(average.module.state_dict())
+    with torch.no_grad():
+        for parameter in denoiser.pulls.out.parameters():
+            parameter *= strength
 
 
 if __name__ == "__main__":
@@ -67,16 +71,9 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("output", type=Path)
     parser.add_argument("data", nargs="+")
-    parser.add_argument(
-        "--encoded", type=Path, default=Path("encoded"), help="folder for the trajectories as they are read"
-    )
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--strength", type=float, default=3.0)
     given = parser.parse_args()
     model = with_pulls(load_model(given.model, "cpu"))
-    fit(model, TrajectoryDataset(given.data, cache=given.encoded), given.steps, given.rate)
-    with torch.no_grad():
-        for parameter in model.denoiser.pulls.out.parameters():
-            parameter *= given.strength
+    fit(model, TrajectoryDataset(given.data, cache=given.output.with_suffix(".encoded")), given.steps, given.strength)
     model.save(given.output)

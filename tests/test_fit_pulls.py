@@ -28,7 +28,7 @@ def test_pulls_are_put_to_a_model_and_fitted_alone(tiny_model, build_peptide, tm
     trajectory[0].save_pdb(tmp_path / "DAR.pdb")
     trajectory.save_xtc(tmp_path / "DAR.xtc")
 
-    model = with_pulls(tiny_model)
+    model, thrice = with_pulls(tiny_model), with_pulls(tiny_model)
 
     def jump(model):
         propagator = Propagator(model, tokens, 100.0, 300.0)
@@ -36,7 +36,11 @@ def test_pulls_are_put_to_a_model_and_fitted_alone(tiny_model, build_peptide, tm
 
     torch.testing.assert_close(jump(model), jump(tiny_model))
     before = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
-    fit(model, TrajectoryDataset([tmp_path], cache=tmp_path / "encoded"), steps=3, rate=1e-2)
+    fit(model, TrajectoryDataset([tmp_path], cache=tmp_path / "encoded"), steps=3, strength=1.0)
     changed = {name for name, value in model.denoiser.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("pulls.") for name in changed)
     assert (jump(model) - jump(tiny_model)).abs().max() > 0
+    fit(thrice, TrajectoryDataset([tmp_path], cache=tmp_path / "encoded"), steps=3, strength=3.0)
+    for name, value in thrice.denoiser.state_dict().items():
+        expected = (3 if name.startswith("pulls.out.") else 1) * model.denoiser.state_dict()[name]
+        torch.testing.assert_close(value, expected)

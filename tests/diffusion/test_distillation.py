@@ -268,7 +268,6 @@ def test_student_and_follower_learn_from_their_own_terms_and_the_teacher_from_no
 def test_where_teacher_and_follower_agree_nothing_pulls_but_the_last_call_which_teaches_the_follower_nothing():
     denoiser = denoiser_of(1)
     both, sampler = Distillation(denoiser), Ancestral(Process(ProcessConfig()), 2)
-    both, sampler = Distillation(denoiser), Ancestral(Process(ProcessConfig()), 2)
     data, last = windows(point(1), 64), 0
     for k in range(64):
         one = data[0][k : k + 1], data[1][k : k + 1], data[2][k : k + 1]
