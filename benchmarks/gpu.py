@@ -41,7 +41,6 @@ from speed import LARGE, STRIDE, TEMPERATURE, chain, operators, seconds
 from openmm_starmd import Propagator, StarMDModel, load_model
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.diffusion.replay import Recordings
 from openmm_starmd.network.config import PRECISIONS, paper
 from openmm_starmd.training.captured import WARM_UP, Ahead
 from openmm_starmd.training.config import TrainingConfig
@@ -77,10 +76,10 @@ def paper_model(precision: str = "32-true") -> StarMDModel:
 
 
 def new_propagator(model: StarMDModel, recorded: bool, n: int = 4, device: str = DEVICE, context: int | None = None):
-    """For a chain of n residues; recorded means in buffers, where there is no GPU."""
+    """For a chain of n residues; recorded with room for later frames, as on a GPU."""
     tokens = SimpleNamespace(features=chain(n, 1, "cpu")[0], n_residues=n)
     made = Propagator(model.on(device), tokens, STRIDE, TEMPERATURE, context_frames=context, strict=False)
-    made._recordings = Recordings(made.model.device) if recorded else None
+    made._roomy, made._recordings = recorded, made._recordings if recorded else None
     return made, made.start(chain(n, REPLICAS, device)[1])
 
 
@@ -272,7 +271,7 @@ def main() -> None:
         if section in options.sections and getattr(options, name) is None:
             made.error(f"{section} needs --{name}; --sections leaves it out.")
     torch.set_num_threads(options.threads)
-    warnings.filterwarnings("error", message="No CUDA graph")
+    warnings.filterwarnings("error", message="It could not be recorded")
     if "training" in options.sections:
         options.windows = TrajectoryDataset(options.data, n_frames=TrainingConfig.frames)
     if "md" in options.sections:

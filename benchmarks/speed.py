@@ -13,11 +13,10 @@ tetrapeptide     the embedded model, one thread: milliseconds a call of the netw
 cache            bytes of keys and values
 plain MD         how many times as fast as plain MD of the same System (4 fs, native OBC2) on the same core, or GPU, by
                  `throughput.py`: a tetrapeptide alone and many at a time; villin with jumps of 1 ns by an untrained
-                 network of the embedded model's size that makes small moves. "Fast" is `starmd-peptide-fast`. Compiled,
-                 on demand: by `StarMDModel.compiled`, which takes some minutes that are not counted
+                 network of the embedded model's size that makes small moves. "Fast" is `starmd-peptide-fast`
 GPU              where there is one: a frame of the paper's proteins, half the context of a run and all of it behind it,
-                 as on a GPU (denoising recorded as a CUDA graph), operator by operator and, on demand, compiled; of the
-                 process, the greatest GPU memory while it does
+                 with denoising recorded as a CUDA graph and operator by operator; of the process, the greatest GPU
+                 memory while it does
 
 Goals and peers are those of the project; peers were timed by others or on other days and are context only. Cost against
 residues, context frames and replicas: exponents are those of a power law through the larger half of the sizes.
@@ -46,10 +45,12 @@ from throughput import CORES, MODES, bind, measure
 from torch.profiler import ProfilerActivity, profile
 
 from openmm_starmd import Propagator, load_model
+from openmm_starmd.diffusion.replay import Replayed
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import Domain, StarMDModel
 from openmm_starmd.network.config import PRECISIONS, paper
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 from openmm_starmd.training import build_peptide
 
@@ -64,7 +65,6 @@ EMBEDDED = {"starmd-peptide": "", "starmd-peptide-fast": ", fast"}
 SECTIONS = "phases", "operators", "md", "goals", "scans"
 TIMES_MD, TIMES_MD_TOGETHER = (100, 50), (1500, 200)  # not relaxed, relaxed
 ONE_CORE = {name: mode for name, mode in MODES.items() if mode.workers == 1}
-COMPILED = {f"{name}, compiled": replace(mode, compiled=True) for name, mode in ONE_CORE.items()}
 PARTS = ("denoise", "encode", "conditions")  # of the network
 
 
@@ -133,7 +133,7 @@ class Jump:
 
 
 def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) -> Callable:
-    """One call of the network on a chain, given the cache of the context frames."""
+    """One call of the network on a chain, recorded, given the cache of the context frames."""
     denoiser, process = model.denoiser, model.process
     features, start = chain(n, batch, model.device)
     with torch.inference_mode():
@@ -146,10 +146,12 @@ def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) ->
         levels = time_, process.alpha(time_), process.sigma(time_), torch.full_like(time_, STRIDE)
         index = torch.tensor([context], device=model.device)
         conditions = denoiser.conditions(statics, frame, denoiser.moments(*levels), index)
+        way = denoiser.denoise(conditions, frame, cache)
+    recorded = Replayed(lambda given, state: denoiser.denoise(conditions, frame, cache), model.device)
 
     def call():
         with torch.inference_mode():
-            denoiser.denoise(conditions, frame, cache)
+            recorded.run((), way)
 
     return call
 
@@ -162,20 +164,19 @@ def paper_frame(
     steps: int,
     least: float,
     precision: str = "32-true",
-    way: str = "",
+    way: str = "recorded",
 ) -> tuple[float, float]:
-    """Seconds a frame, and a denoising step; the way may be eager, where a GPU would record, or compiled."""
+    """Seconds a frame, and a denoising step, recorded or eager."""
     config = replace(model.config, sampler=sampler, precision=precision)
     chosen = StarMDModel(model.denoiser, config, model.domain)
-    chosen = chosen.compiled() if way == "compiled" else chosen
     features, start = chain(n, 1, model.device)
     tokens = SimpleNamespace(features=features, n_residues=n)
     jump = Jump(chosen, tokens, start, context, context_frames=context + 1, denoising_steps=steps)
     if way == "eager":
-        jump.propagator._recordings = None
+        jump.propagator._roomy, jump.propagator._recordings = False, None
     with torch.inference_mode():
         jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
-    frame = seconds(jump, least, warm=2 if model.device.type == "cuda" else steps < 50)
+    frame = seconds(jump, least, warm=2)
     return frame, frame / len(jump.propagator.sampler.times())
 
 
@@ -203,11 +204,11 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
 def gpu_goals(model: StarMDModel, options) -> dict[str, Goal]:
     """Frames of the paper's proteins on a GPU; other ways than the recorded one by the short sampler only."""
     rows = {}
-    short, ways = list(options.samplers)[1], ("eager", "compiled") if options.compiled else ("eager",)
+    short = list(options.samplers)[1]
     for (n, goals), precision in product(GPU_PROTEINS.items(), PRECISIONS):
         torch.cuda.reset_peak_memory_stats()
         cases = [(*case, "recorded") for case in product(options.samplers.items(), GPU_CONTEXTS)]
-        cases += [((short, options.samplers[short]), GPU_CONTEXTS[0], way) for way in ways]
+        cases += [((short, options.samplers[short]), GPU_CONTEXTS[0], "eager")]
         for (name, steps), context, way in cases:
             frame, _ = paper_frame(model, n, context, name, steps, options.least, precision, way)
             goal = Goal(frame, goals[1]) if name == short else Goal(frame, goals[0], goals[2])
@@ -226,8 +227,7 @@ def against_md(options) -> dict[str, dict[str, float]]:
         large, chosen = name == "villin", settings | {"model": model}
         if large and note:  # villin has its own network
             continue
-        alone = ONE_CORE | COMPILED if options.compiled else ONE_CORE
-        modes = {k: mode for k, mode in ONE_CORE.items() if mode.relaxation} if large else alone
+        modes = {k: mode for k, mode in ONE_CORE.items() if mode.relaxation} if large else ONE_CORE
         stride = 1000.0 if large else STRIDE
         what = molecule(name, SimpleNamespace(stride=stride, **chosen))
         for replicas in (1,) if large else (1, options.replicas):
@@ -248,7 +248,11 @@ def cache_goal(model: StarMDModel) -> dict[str, Goal]:
 
 
 class Phases:
-    """Wall time by phase of a tetrapeptide's jumps; the network is told from the rest by wrapping its entrances."""
+    """Wall time by phase of a tetrapeptide's jumps.
+
+    What is recorded is timed as a whole. Denoising contains the moves of the sampler; they are recorded and timed once
+    more on their own, and are no part of the network.
+    """
 
     def __init__(self, model: StarMDModel, sequence: str, replicas: int):
         topology, positions = build_peptide(sequence, seed=1)
@@ -256,37 +260,69 @@ class Phases:
         self.atoms = torch.tensor(np.array(positions._value))[None].expand(replicas, -1, -1)
         start = from_positions(self.atoms, self.tokens)
         self.jump = Jump(model, self.tokens, start, model.config.context_frames + 1)  # the window has begun to slide
-        self.replicas, self.seconds, self.calls = replicas, defaultdict(float), 0
+        self.replicas, self.seconds, self.denoising = replicas, defaultdict(float), ()
 
     def timed(self, phase: str, function: Callable) -> Callable:
         def wrapped(*arguments):
             begin = time.perf_counter()
             result = function(*arguments)
             self.seconds[phase] += time.perf_counter() - begin
-            self.calls += phase == "denoise"
             return result
 
         return wrapped
 
+    def repeated(self, original: Callable) -> Callable:
+        """`Propagator._repeated` with clocks; the last denoising is kept."""
+
+        def wrapped(use, *arguments):
+            run = self.timed("denoise" if use == "denoise" else "encode", original(use, *arguments).run)
+
+            def kept(*arguments):
+                self.denoising = arguments if use == "denoise" else self.denoising
+                return run(*arguments)
+
+            return SimpleNamespace(run=kept)
+
+        return wrapped
+
+    def moves(self, least: float) -> float:
+        """Seconds of all moves of a jump."""
+        propagator, (given, state, times) = self.jump.propagator, self.denoising
+
+        def move(given, state):
+            x = state.x
+            none = Displacement(0 * x.frames.translations, 0 * x.frames.translations, 0 * x.torsions, 0 * x.angles)
+            return propagator.sampler.move(given[1], state, none)
+
+        with torch.inference_mode():
+            recorded = Replayed(move, propagator.model.device)
+            return seconds(lambda: recorded.run(given, state, times), least / 10, warm=2)
+
     def run(self, least: float) -> dict[str, float]:
         """Milliseconds a jump of one replica by phase, of a call of the network, and the share outside of it."""
-        self.jump()
+        for _ in range(3):
+            self.jump()
         denoiser, propagator = self.jump.propagator.model.denoiser, self.jump.propagator
-        wrapped = {name: self.timed(name, getattr(denoiser, name)) for name in PARTS}
+        conditions = self.timed("conditions", denoiser.conditions)
         back, copy_ = self.timed("backmapping", to_positions), self.timed("context copy", propagator.extend)
+        repeated = self.repeated(propagator._repeated)
         begin, jumps = time.perf_counter(), 0
-        with patch.multiple(denoiser, **wrapped), patch.object(propagator, "extend", copy_):
+        with (
+            patch.object(denoiser, "conditions", conditions),
+            patch.multiple(propagator, extend=copy_, _repeated=repeated),
+        ):
             while jumps < 2 or time.perf_counter() - begin < least:
                 back(self.jump().to("cpu", torch.float64), self.atoms, self.tokens)
                 jumps += 1
         whole = time.perf_counter() - begin
-        network = sum(self.seconds[name] for name in PARTS)
-        found = {name: self.seconds[name] for name in (*PARTS, "context copy", "backmapping")}
-        found["sampler and the rest"] = whole - sum(found.values())
+        self.seconds["moves"] = jumps * self.moves(least)
+        self.seconds["denoise"] -= self.seconds["moves"]
+        found = {name: self.seconds[name] for name in (*PARTS, "moves", "context copy", "backmapping")}
+        found["the rest"] = whole - sum(found.values())
         scale = 1000 / jumps / self.replicas
         result = {f"{name} (ms)": value * scale for name, value in found.items()} | {"jump (ms)": whole * scale}
-        result["call of the network (ms)"] = 1000 * self.seconds["denoise"] / self.calls
-        return result | {"outside the network": 1 - network / whole}
+        result["call of the network (ms)"] = 1000 * self.seconds["denoise"] / jumps / self.denoising[2]
+        return result | {"outside the network": 1 - sum(self.seconds[name] for name in PARTS) / whole}
 
 
 def operators(call: Callable, count: int = 12, on: str = "cpu") -> dict[str, dict[str, float]]:
@@ -324,7 +360,7 @@ def scans(model: StarMDModel, peptide: StarMDModel, options) -> dict[str, dict[i
         ),
     }
     return {
-        name: {size: 1000 * seconds(make(size), options.least / 10) for size in sizes}
+        name: {size: 1000 * seconds(make(size), options.least / 10, warm=2) for size in sizes}
         for name, (sizes, make) in ways.items()
     }
 
@@ -353,7 +389,6 @@ def main() -> None:
     made.add_argument("--molecules", nargs="+", default=["DWGR", "villin"], help="that stand beside plain MD")
     made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement beside plain MD")
     made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
-    made.add_argument("--compiled", action="store_true", help="time compiled networks, too")
     made.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to measure")
     options = made.parse_args()
     options.samplers = dict(zip(("euler-maruyama", "multistep"), options.steps, strict=True))

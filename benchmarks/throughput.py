@@ -40,11 +40,10 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 @dataclass(frozen=True)
 class Mode:
-    """How the replicas are relaxed, by how many workers, and whether the network is compiled."""
+    """How the replicas are relaxed, and by how many workers."""
 
     relaxation: Relaxation | None = Relaxation()
     workers: int = 1
-    compiled: bool = False
 
 
 MODES = {"no relaxation": Mode(None), "relaxed": Mode(), "relaxed, 2 workers": Mode(workers=2)}
@@ -79,12 +78,11 @@ def plain_md(what: Molecule, options) -> np.ndarray:
 def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> np.ndarray:
     """Wall and CPU seconds a nanosecond of all replicas together."""
     bind(mode.workers)
-    model = what.model.compiled() if mode.compiled else what.model
-    warm, timed, stamps = model.config.context_frames, max(2, math.ceil(options.frames / replicas)), []
-    warm += mode.compiled  # the first step behind a full window compiles
+    timed, stamps = max(2, math.ceil(options.frames / replicas)), []
+    warm = what.model.config.context_frames + 3  # windows are full, and what they are computed with is recorded
     with TemporaryDirectory() as folder:
         rollout(
-            model,
+            what.model,
             what.topology,
             what.positions,
             stride=what.stride,

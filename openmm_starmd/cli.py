@@ -157,9 +157,6 @@ def rollout(
     seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Translate the network for this machine: minutes first, then faster.")
-    ] = False,
     max_retries: Annotated[int, typer.Option(min=0, help="Samples more of a conformation that fails the checks.")] = 5,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Replicas in a batch of the network.", show_default="all; 8 by Dask")
@@ -171,7 +168,6 @@ def rollout(
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm.app import PDBFile
 
-    from openmm_starmd.model import load_model
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.training import peptide_system
 
@@ -187,7 +183,7 @@ def rollout(
             progress(f"{made:,} of {n_steps * replicas:,} frames", made / (n_steps * replicas))
 
         files = run(
-            load_model(model, device).compiled() if compiled else model,
+            model,
             pdb.topology,
             pdb.positions,
             stride=stride,

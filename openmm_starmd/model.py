@@ -111,14 +111,7 @@ class StarMDModel:
     card : str
         Model card, Markdown.
     name : str
-
-    Attributes
-    ----------
-    is_compiled : bool
-        Whether it came from `compiled`.
     """
-
-    is_compiled = False
 
     def __init__(self, denoiser: Denoiser, config: ModelConfig, domain: Domain, card: str = "", name: str = "unnamed"):
         self.denoiser = denoiser.eval().requires_grad_(False)
@@ -145,30 +138,6 @@ class StarMDModel:
         moved = copy.copy(self)
         moved.denoiser = copy.deepcopy(self.denoiser).to(choose_device(device))
         return moved
-
-    def compiled(self) -> StarMDModel:
-        """This model for long runs: `torch.compile` translates its network for this machine and the system at hand.
-
-        That happens once the window of context frames is full, takes minutes (seconds where the translation is known
-        from before) and brings the same numbers but for rounding, faster: see ``benchmarks/PERFORMANCE.md``. It holds
-        for one number of replicas; where some have stopped, or are sampled again, the rest goes on as without it.
-
-        Raises
-        ------
-        StarMDError
-            If `torch.compile` does not work here; it needs a C++ compiler.
-        """
-        try:
-            torch.compile(torch.add)(torch.zeros(1, device=self.device), 1)
-        except Exception as error:  # of many kinds, from torch, its compiler and the system's
-            reason = str(error).strip().splitlines()[0]
-            raise StarMDError(
-                f"torch.compile does not work here ({reason}). Install a C++ compiler, or use the model as it is."
-            ) from None
-        warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # of constant tables
-        compiled = copy.copy(self)
-        compiled.is_compiled = True
-        return compiled
 
     def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict: bool = True) -> None:
         """Compare a system with the domain.

@@ -20,7 +20,7 @@ from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 
-PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together; see benchmarks/PERFORMANCE.md
+PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together and in tapes; see benchmarks/PERFORMANCE.md
 LEAST_ROOM = 64  # frames, where denoising is recorded
 
 
@@ -83,8 +83,8 @@ class Propagator:
         self._moments: Moments | None = None
         self._cached: tuple[History, KVCache] | None = None
         self._grown: tuple[History, History] | None = None
-        self._compiled: tuple[int, Callable] | None = None
-        self._recordings = Recordings(model.device) if model.device.type == "cuda" else None
+        self._recordings: Recordings | None = Recordings(model.device)
+        self._roomy = model.device.type == "cuda"
 
     def start(self, conformation: Conformation, time: float = 0.0) -> History:
         """History of one conformation (B, N), at ``time`` ps; it is the reference structure of the run."""
@@ -111,12 +111,12 @@ class Propagator:
         moves, state = self.sampler.moves(noise, features, generator), State.start(noise)
         # the statics, constant and large, are no input
         given = replace(conditions, statics=None), moves, mask
-        call = self._call(history, room)
-        denoise = self._denoising(call, replace(cache, n_frames=room - 1))
-        state = self._repeated("denoise", (room, mask is None, call), denoise).run(given, state, len(moves.numbers))
+        denoise = self._denoising(replace(cache, n_frames=room - 1))
+        repeated = self._repeated("denoise", (room, mask is None), denoise, noise)
+        state = repeated.run(given, state, len(moves.numbers))
         return _shifted(state.x, history.last.frames.translations.mean(-2, keepdim=True))
 
-    def _denoising(self, call: Callable, cache: KVCache) -> Callable:
+    def _denoising(self, cache: KVCache) -> Callable:
         """One denoising step, as a function of tensors."""
         statics = self._statics
 
@@ -124,23 +124,26 @@ class Propagator:
             conditions, moves, mask = given
             now = replace(conditions, statics=statics).at(state.k)
             with self._precision():
-                way = call(now, state.x.map(lambda x: x[:, None]), cache, mask)
+                way = self.model.denoiser.denoise(now, state.x.map(lambda x: x[:, None]), cache, mask)
             way = Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
             return self.sampler.move(moves, state, way)
 
         return step
 
-    def _repeated(self, use, variant, function: Callable) -> Replayed | Eager:
-        """What runs a function of tensors: its recording on a GPU."""
-        return self._recordings.of(use, variant, function) if self._recordings else Eager(function)
+    def _repeated(self, use, variant, function: Callable, frames: Conformation) -> Replayed | Eager:
+        """What runs a function of tensors about some frames: a recording of it, on a CPU if they are small."""
+        small = frames.angles.numel() * frames.shape[-1] <= PAIRS_AT_ONCE
+        worth = self._recordings and (small or self._roomy)
+        return self._recordings.of(use, variant, function) if worth else Eager(function)
 
     def _room(self, cache: KVCache, residues: int) -> int:
         """Frames of the cache that a new one is computed with, the last for itself.
 
-        Recorded, it serves all contexts that fit: at least `LEAST_ROOM` or a power of two, as far as there is room.
+        On a GPU one recording serves all contexts that fit: at least `LEAST_ROOM` or a power of two, as far as there is
+        room. A CPU would have to compute what is masked.
         """
         needed = cache.n_frames + 1
-        if not self._recordings:
+        if not self._roomy:
             return needed
         return min(cache.keys.shape[3] // residues, max(LEAST_ROOM, 1 << cache.n_frames.bit_length()))
 
@@ -169,16 +172,6 @@ class Propagator:
         """A tensor as float32 on the model's device; the host does not wait."""
         x, device = x.to(torch.float32), self.model.device
         return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
-
-    def _call(self, history: History, room: int) -> Callable:
-        """The denoiser's call; compiled, if the model is, for the first batch whose context has a lasting shape."""
-        batch, frames, _ = history.conformations.shape
-        eager = self.model.denoiser.denoise
-        if not self.model.is_compiled or (frames < self.context_frames and room == frames + 1):
-            return eager
-        if self._compiled is None:
-            self._compiled = batch, torch.compile(eager, dynamic=False)
-        return self._compiled[1] if batch == self._compiled[0] else eager
 
     def _precision(self):
         """Context in which the network computes."""
@@ -245,7 +238,7 @@ class Propagator:
             return state
 
         use = "encode" if frames == 1 else (begin.n_frames, frames)
-        self._repeated(use, (room, mask is None), encode).run((inputs, mask), ())
+        self._repeated(use, (room, mask is None), encode, inputs.conformation).run((inputs, mask), ())
         return cache.moved(begin.n_frames, frames, residues)
 
     def _context_inputs(self, history: History) -> FrameInputs:

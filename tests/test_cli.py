@@ -11,7 +11,6 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import pytest
-import torch
 from openmm import Context, Platform, VerletIntegrator
 from openmm.app import PDBFile
 
@@ -154,15 +153,6 @@ def test_a_terminated_rollout_loses_nothing(files, capsys, monkeypatch):
     assert cli.main(f"{ROLLOUT} run".split()) == 0
     assert len(calls) == 7  # the fourth step was begun twice
     assert (files / "run/replica0000.xtc").read_bytes() == (files / "whole/replica0000.xtc").read_bytes()
-
-
-def test_a_compiled_rollout_gives_the_same_trajectory(files, capsys, monkeypatch):
-    given = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: given.append(function) or function)
-    for words in ("run", "compiled --compile"):
-        assert cli.main(f"{ROLLOUT} {words}".split()) == 0
-        assert len(given) == (0 if words == "run" else 2)  # to see whether it works, and the network
-    assert (files / "run/replica0000.xtc").read_bytes() == (files / "compiled/replica0000.xtc").read_bytes()
 
 
 def test_a_rollout_by_the_workers_of_a_scheduler(files, capsys):

@@ -14,7 +14,7 @@ FLOORS = [
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "network.config network.invariants network.wells network.pulls network.embedding network.attention network.ipa "
     "network.parameterization network.denoiser",
-    "diffusion.process diffusion.loss diffusion.sampler diffusion.replay diffusion.distillation",
+    "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
     "model propagator",
     "binding relaxation integrator reporters rollout training evaluation",
     "cli",

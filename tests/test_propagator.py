@@ -1,20 +1,20 @@
 """One learned step for B replicas: reproducible, equivariant, resumable."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
 from openmm_starmd import propagator as module
-from openmm_starmd.diffusion.replay import Recordings, Replayed
+from openmm_starmd.diffusion.replay import Replayed
+from openmm_starmd.diffusion.tape import Tape
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network import attention
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, ProcessConfig
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.errors import HistoryError, StarMDError
+from openmm_starmd.protein.errors import HistoryError
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -290,44 +290,6 @@ def test_a_window_without_room_behind_the_sinks_is_refused(peptide):
         replace(CONFIGS["sinks"], sink_frames=3)
 
 
-@pytest.fixture
-def translations(monkeypatch):
-    """Functions that were given to torch.compile, which traces them but needs no C++ compiler here."""
-    given, compile_ = [], partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr(
-        torch, "compile", lambda function, **options: given.append(function) or compile_(function, **options)
-    )
-    return given
-
-
-def test_compiled_equals_eager(peptide, translations):
-    """Behind full windows of the first batch; other batches and growing windows are not translated."""
-    tokens, start = peptide
-    model = model_of(ModelConfig(NetworkConfig(**SMALL | {"blocks": 1}), denoising_steps=4))
-    compiled, eager = (propagator_of(m, tokens, context_frames=2) for m in (model.compiled().on("cpu"), model))
-    translations.clear()
-    history = eager.start(batch_of(start, 2))
-    for k in range(4):
-        expected, found = (p.step(history, torch.Generator().manual_seed(k)) for p in (eager, compiled))
-        torch.testing.assert_close(found.angles, expected.angles, atol=2e-5, rtol=0)
-        torch.testing.assert_close(found.torsions.sin(), expected.torsions.sin(), atol=2e-4, rtol=0)
-        torch.testing.assert_close(found.frames.rotations, expected.frames.rotations, atol=2e-4, rtol=0)
-        history = eager.extend(history, expected, torch.Generator().manual_seed(k))
-        assert len(translations) == (k > 0)
-    one = history.replicas([1])
-    assert equal(*(p.step(one, torch.Generator().manual_seed(9)) for p in (eager, compiled)))
-    assert len(translations) == 1
-
-
-def test_without_a_compiler_the_error_says_so(peptide, monkeypatch):
-    def broken(function, **options):
-        raise RuntimeError("no C++ compiler found\nand more")
-
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(StarMDError, match=r"does not work here \(no C\+\+ compiler found\)\. Install"):
-        model_of(CONFIGS["peptide"]).compiled()
-
-
 def test_bfloat16_moves_a_jump_by_less_than_its_noise(peptide):
     tokens, start = peptide
     model = model_of(CONFIGS["peptide"])
@@ -388,10 +350,32 @@ def config(request):
 
 
 def recording(model, tokens, **settings):
-    """A propagator that computes as on a GPU, on whatever device."""
+    """A propagator that leaves room as on a GPU, on whatever device."""
     p = propagator_of(model, tokens, **settings)
-    p._recordings = p._recordings or Recordings(model.device)
+    p._roomy = True
     return p
+
+
+def unrecorded(model, tokens, **settings):
+    p = propagator_of(model, tokens, **settings)
+    p._recordings = None
+    return p
+
+
+def test_recorded_jumps_are_the_same_to_the_last_bit(config, peptide):
+    """On a CPU, behind growing, full and sliding windows, and for other numbers of replicas."""
+    tokens, start = peptide
+    model = model_of(config)
+    eager, recorded = (make(model, tokens, context_frames=4) for make in (unrecorded, propagator_of))
+    history = eager.start(batch_of(start, 2))
+    for k in range(8):
+        expected, found = (p.step(history, generators(k)) for p in (eager, recorded))
+        assert equal(found, expected)
+        history = eager.extend(history, expected, generators(k))
+    taped = [known for _, known in recorded._recordings._known.values() if isinstance(known._recording, Tape)]
+    assert len(taped) >= 2
+    one = history.replicas([1])
+    assert equal(*(p.step(one, generators(9, 1)) for p in (eager, recorded)))
 
 
 def generators(k, batch=2):
@@ -407,6 +391,15 @@ def assert_alike(found, expected, tolerance):
     torch.testing.assert_close(found.angles, expected.angles, atol=tolerance, rtol=0)
 
 
+def test_large_frames_are_not_recorded(peptide, monkeypatch):
+    tokens, start = peptide
+    p = propagator_of(model_of(CONFIGS["peptide"]), tokens, context_frames=2)
+    for pairs, recorded in ((2 * 16 - 1, False), (2 * 16, True)):
+        monkeypatch.setattr(module, "PAIRS_AT_ONCE", pairs)
+        run(p, p.start(batch_of(start, 2)), 1)
+        assert bool(p._recordings._known) == recorded
+
+
 @pytest.mark.parametrize("room", [1, 4, 64])
 def test_recorded_jumps_are_the_eager_ones(config, peptide, device, room, monkeypatch):
     """Behind growing windows, masked up to their room, and behind full and sliding ones; noise is the same."""
@@ -414,7 +407,7 @@ def test_recorded_jumps_are_the_eager_ones(config, peptide, device, room, monkey
     tokens, start = peptide
     model = model_of(config)
     eager, recorded = (
-        make(m, tokens, context_frames=6) for make, m in ((propagator_of, model), (recording, model.on(device)))
+        make(m, tokens, context_frames=6) for make, m in ((unrecorded, model), (recording, model.on(device)))
     )
     history, theirs = (p.start(batch_of(start, 2)) for p in (eager, recorded))
     tolerance = 0.02 if config.precision == "bf16-mixed" else 2e-4
@@ -428,7 +421,7 @@ def test_another_past_is_not_mixed_up_with_the_recorded_one(peptide):
     """A new start, other batches, and a replaced frame."""
     tokens, start = peptide
     model = model_of(CONFIGS["peptide"])
-    eager, recorded = propagator_of(model, tokens), recording(model, tokens)
+    eager, recorded = unrecorded(model, tokens), recording(model, tokens)
     first = eager.start(batch_of(start, 2))
     later = eager.extend(first, eager.step(first, generators(0)), generators(0))
     other, replaced = eager.start(batch_of(start, 2), time=100.0), eager.replace(later, first.last, 30.0, generators(3))
@@ -449,14 +442,14 @@ def test_nothing_that_is_recorded_makes_the_host_wait(config, peptide, no_waitin
 
     for k in range(4):  # all tables are there
         history = jump(history, k)
-    advance, calls = Replayed._advance, []
+    calls = []
 
     def watched(self):
         calls.append(self)
         with no_waiting():
-            advance(self)
+            self._advance()
 
-    monkeypatch.setattr(Replayed, "_advance", watched)
+    monkeypatch.setattr(Replayed, "_repeat", watched)
     history = jump(history, 4)
     jump(history, 5)
     assert len(calls) >= 2 * len(recorded.sampler.times())

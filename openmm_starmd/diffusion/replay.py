@@ -1,8 +1,8 @@
-"""Functions of tensors that are recorded as CUDA graphs: the host starts all their kernels at once.
+"""Functions of tensors that are recorded: as CUDA graphs, whose kernels are started at once, or on a CPU as tapes.
 
-A denoising step is a thousand small operations; on a GPU their start takes longer than they do. A graph reads and
-writes the same memory in every replay, so inputs are copied into buffers first, and whatever is different from call to
-call must be a tensor. Nothing that is recorded may wait for the GPU or draw random numbers.
+A denoising step is a thousand small operations, whose start takes longer than they do. A recording reads and writes the
+same memory in every replay, so inputs are copied into buffers first, and whatever is different from call to call must
+be a tensor. Nothing that is recorded may wait for the GPU or draw random numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor
+
+from openmm_starmd.diffusion.tape import Tape
 
 
 def map_tensors(function: Callable[..., Tensor], *values):
@@ -38,11 +40,14 @@ def _copied(buffer: Tensor, new: Tensor) -> Tensor:
 def warn_of_recording(error: RuntimeError) -> None:
     """Tell that something cannot be recorded and runs as it stands."""
     reason = str(error).strip().splitlines()[0]
-    warnings.warn(f"No CUDA graph could be recorded ({reason}): the same goes on without, slower.", stacklevel=3)
+    warnings.warn(f"It could not be recorded ({reason}): the same goes on without, slower.", stacklevel=3)
 
 
 class Replayed:
-    """Repeats ``state = function(given, state)`` in buffers; on a GPU it is recorded at the second call.
+    """Repeats ``state = function(given, state)`` in buffers, and records it.
+
+    On a GPU it is recorded at the second repetition. On a CPU, where recording takes as long as fifteen repetitions, it
+    is in the second run: what is run once is not worth it.
 
     Parameters
     ----------
@@ -50,18 +55,18 @@ class Replayed:
         Beside its arguments it may read, and write to, tensors that are always the same.
     device : torch.device
     pool
-        Memory pool of another one that is never replayed at the same time, optional.
+        Memory pool of another one that is never replayed at the same time, optional; of a GPU.
     """
 
     def __init__(self, function: Callable, device: torch.device, pool=None):
         self._function, self._device, self._wanted_pool = function, device, pool
-        self._given = self._state = self._graph = None
+        self._given = self._state = self._recording = None
         self._warm = False
 
     @property
     def pool(self):
         """Memory pool of the recording; None without one."""
-        return self._graph.pool() if self._graph else None
+        return self._recording.pool() if isinstance(self._recording, torch.cuda.CUDAGraph) else None
 
     def run(self, given, state, times: int = 1):
         """The state after ``times`` repetitions."""
@@ -69,6 +74,7 @@ class Replayed:
             self._given, self._state = map_tensors(torch.clone, (given, state))
         else:
             map_tensors(_copied, (self._given, self._state), (given, state))
+            self._warm = True
         for _ in range(times):
             self._repeat()
         return map_tensors(torch.clone, self._state)
@@ -77,13 +83,13 @@ class Replayed:
         map_tensors(_copied, self._state, self._function(self._given, self._state))
 
     def _repeat(self) -> None:
-        if self._graph:
-            self._graph.replay()
-        elif self._device.type != "cuda":
-            self._advance()
-        else:
+        if self._recording:
+            self._recording.replay()
+        elif self._device.type == "cuda":
             with torch.cuda.device(self._device):
-                self._record() if self._warm else self._warm_up()
+                self._record(self._graph) if self._warm else self._warm_up()
+        else:
+            self._record(self._tape) if self._warm else self._advance()
 
     def _warm_up(self) -> None:
         """The first repetition, on a stream of its own: libraries and tables are made ready before the recording."""
@@ -94,17 +100,24 @@ class Replayed:
         current.wait_stream(side)
         self._warm = True
 
-    def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+    def _record(self, recorded: Callable[[], torch.cuda.CUDAGraph | Tape]) -> None:
+        """One repetition, recorded if that can be."""
         try:
-            with torch.cuda.graph(graph, pool=self._wanted_pool, capture_error_mode="thread_local"):
-                self._advance()
+            self._recording = recorded()
         except RuntimeError as error:
             warn_of_recording(error)
             self._repeat = self._advance
-            return self._advance()
-        self._graph = graph
+            self._advance()
+
+    def _graph(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._wanted_pool, capture_error_mode="thread_local"):
+            self._advance()
         graph.replay()
+        return graph
+
+    def _tape(self) -> Tape:
+        return Tape(self._advance)
 
 
 class Eager:

@@ -149,7 +149,8 @@ class Denoiser(nn.Module):
         """Root mean square size (*, 9) of one step of ``stride`` (*) ps: translation, rotation, torsions, angle."""
         k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
         low = k.long()
-        return torch.lerp(self.step_scales[low], self.step_scales[low + 1], (k - low)[..., None])
+        below, above = (functional.embedding(i, self.step_scales) for i in (low, low + 1))
+        return torch.lerp(below, above, (k - low)[..., None])
 
     def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""

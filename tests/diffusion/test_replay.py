@@ -63,7 +63,20 @@ def test_structures_keep_their_kind():
     assert nothing is None and two.tolist() == [2.0, 2.0] and empty == ()
 
 
-def test_what_cannot_be_recorded_goes_on_as_it_stands(monkeypatch):
+def test_a_tape_is_recorded_in_the_second_run():
+    calls = []
+
+    def function(given, state):
+        calls.append(1)
+        return state + given
+
+    recording = Replayed(function, torch.device("cpu"))
+    for k, times in enumerate((3, 3, 3)):
+        assert recording.run(torch.ones(2), torch.full((2,), 1.0 * k), times).tolist() == 2 * [k + 3.0]
+        assert len(calls) == min(3 + k, 4)
+
+
+def test_what_is_no_graph_goes_on_as_it_stands(monkeypatch):
     def refused(*arguments, **settings):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -71,6 +84,16 @@ def test_what_cannot_be_recorded_goes_on_as_it_stands(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", refused)
     recording = Replayed(lambda given, state: state + given, torch.device("cpu"))
     recording.run(torch.ones(2), torch.zeros(2))
-    with pytest.warns(UserWarning, match="No CUDA graph.*not permitted when stream is capturing\\)"):
-        recording._record()
+    with pytest.warns(UserWarning, match="not be recorded.*not permitted when stream is capturing\\)"):
+        recording._record(recording._graph)
     assert recording.run(torch.ones(2), torch.zeros(2), 3).tolist() == [3.0, 3.0]
+
+
+def test_what_is_no_tape_goes_on_as_it_stands():
+    recording = Replayed(lambda given, state: state + given * state.sum().item(), torch.device("cpu"))
+    given = torch.ones(2), torch.tensor([1.0, 2.0])
+    expected = Eager(recording._function).run(*given, 3)
+    recording.run(*given, 3)
+    with pytest.warns(UserWarning, match="not be recorded.*_local_scalar_dense cannot be repeated"):
+        assert torch.equal(recording.run(*given, 3), expected)
+    assert torch.equal(recording.run(*given, 3), expected)
