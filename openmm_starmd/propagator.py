@@ -81,6 +81,7 @@ class Propagator:
         self._reference: Conformation | None = None
         self._statics: Statics | None = None
         self._moments: Moments | None = None
+        self._memory: KVCache | None = None
         self._cached: tuple[History, KVCache] | None = None
         self._grown: tuple[History, History] | None = None
         self._recordings: Recordings | None = Recordings(model.device)
@@ -209,12 +210,12 @@ class Propagator:
         """
         batch, frames, n = history.conformations.shape
         if self._reference is not history.reference:
-            with self._precision():
-                statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
-            self._statics = statics
             self._reference, self._cached = history.reference, None
-            if self._recordings:
-                self._recordings.clear()
+            known = self._statics and len(self._statics.features.residue_type) == batch
+            if not known or self.model.config.network.reference_structure:
+                with self._precision():
+                    statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
+                self._statics, self._memory = statics, None
         inputs, lasting = self._context_inputs(history), self._sinks if history.dropped else frames
         cache = self._known_part(history, lasting)
         for k in range(cache.n_frames, lasting):
@@ -257,7 +258,12 @@ class Propagator:
         if self._cached is None:
             batch, _, residues = history.conformations.shape
             capacity = max(self.context_frames, history.n_frames) + 1
-            return self.model.denoiser.cache(batch, residues, capacity, self.model.config.precision != "32-true")
+            if self._memory is None or self._memory.keys.shape[3] < capacity * residues:
+                half = self.model.config.precision != "32-true"
+                self._memory = self.model.denoiser.cache(batch, residues, capacity, half)
+                if self._recordings:
+                    self._recordings.clear()
+            return self._memory
         known, cache = self._cached
         n = min(cache.n_frames, lasting)
         if self._grown and self._grown[0] is known and self._grown[1] is history:

@@ -391,6 +391,20 @@ def assert_alike(found, expected, tolerance):
     torch.testing.assert_close(found.angles, expected.angles, atol=tolerance, rtol=0)
 
 
+def test_recordings_last_for_all_runs_of_as_many_replicas(peptide):
+    """As those that are sampled again; the numbers are those of each run alone."""
+    tokens, start = peptide
+    model = model_of(CONFIGS["peptide"])
+    p, eager = propagator_of(model, tokens, context_frames=2), unrecorded(model, tokens, context_frames=2)
+    _, history = run(p, p.start(batch_of(start, 3)), 2)
+    recordings = set()
+    for k in range(6):
+        part = history.replicas([k % 3])
+        assert equal(*(q.step(part, generators(k, 1)) for q in (p, eager)))
+        recordings.add(p._recordings.of("denoise", (3, True), None))
+    assert len(recordings) == 1 and isinstance(recordings.pop()._recording, Tape)
+
+
 def test_large_frames_are_not_recorded(peptide, monkeypatch):
     tokens, start = peptide
     p = propagator_of(model_of(CONFIGS["peptide"]), tokens, context_frames=2)

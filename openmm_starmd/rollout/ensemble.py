@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,16 +94,13 @@ class Ensemble:
             If protein, stride, temperature, System or relaxation do not fit.
         """
         frames = {"context_frames": self.context_frames, "denoising_steps": self.denoising_steps}
-        propagators = [
-            Propagator(self.model, self.tokens, self.stride, self.temperature, strict=self.strict, **frames)
-            for _ in range(2)
-        ]
-        pool = None
+        settings = self.model, self.tokens, self.stride, self.temperature
+        pool, new_propagator = None, partial(Propagator, *settings, strict=self.strict, **frames)
         if self._relaxes:
             pool = RelaxationPool(
                 self.system, self.topology, self.tokens, self.relaxation, self.temperature, self.workers
             )
-        return BatchSampler(*propagators, self.gate, pool, self.seed, self.max_retries)
+        return BatchSampler(new_propagator, self.gate, pool, self.seed, self.max_retries)
 
     def replica(self, number: int) -> Replica:
         """One of the replicas, at its start."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
+
+OFTEN = 4  # parts of a batch up to this size have propagators of their own
 
 
 def _random(*key) -> int:
@@ -25,8 +28,9 @@ class BatchSampler:
 
     Parameters
     ----------
-    propagator, again : Propagator
-        For the whole batch and for parts of it: two, because each keeps the keys and values of its batch.
+    new_propagator : callable
+        Makes a `Propagator`: one for the whole batch, and others for parts of it, because each keeps what belongs to
+        the size of its batch.
     gate : ValidityGate
     pool : RelaxationPool or None
     seed : int
@@ -35,16 +39,16 @@ class BatchSampler:
 
     def __init__(
         self,
-        propagator: Propagator,
-        again: Propagator,
+        new_propagator: Callable[[], Propagator],
         gate: ValidityGate,
         pool: RelaxationPool | None,
         seed: int,
         max_retries: int,
     ):
-        self._propagator, self._again = propagator, again
+        self._propagator = new_propagator()
+        self._again: defaultdict[int, Propagator] = defaultdict(new_propagator)
         self._gate, self._pool, self._seed, self._max_retries = gate, pool, seed, max_retries
-        self._tokens = propagator.tokens
+        self._tokens = self._propagator.tokens
         self._minimized: dict[bytes, np.ndarray] = {}
 
     def minimized(self, positions: np.ndarray) -> np.ndarray:
@@ -65,8 +69,9 @@ class BatchSampler:
         new, waiting = positions.copy(), np.arange(len(numbers))
         failed = [Counter() for _ in numbers]
         for attempt in range(self._max_retries + 1):
-            part = history if len(waiting) == len(numbers) else history.replicas(waiting)
-            propagator = self._propagator if len(waiting) == len(numbers) else self._again
+            whole = len(waiting) == len(numbers)
+            part = history if whole else history.replicas(waiting)
+            propagator = self._propagator if whole else self._again[min(len(waiting), OFTEN)]
             keys = [(self._seed, numbers[k], step, attempt) for k in waiting]
             conformation = propagator.step(part, self._generators("jump", keys)).to("cpu", torch.float64)
             old = positions[waiting]
