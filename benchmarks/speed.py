@@ -388,7 +388,7 @@ def main() -> None:
     made.add_argument("--scan-frames", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     made.add_argument("--scan-replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     made.add_argument("--molecules", nargs="+", default=["DWGR", "villin"], help="that stand beside plain MD")
-    made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement beside plain MD")
+    made.add_argument("--frames", type=int, default=16, help="of each replica that are timed beside plain MD")
     made.add_argument("--least", type=float, default=5.0, help="seconds that a measurement takes at least")
     made.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="what to measure")
     options = made.parse_args()

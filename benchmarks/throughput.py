@@ -4,7 +4,8 @@
 
 Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded model, network on one thread: without
 relaxation, and with the default one by one and by two workers of a CPU thread each. Times begin when the window of
-context frames is full; start, minimisation and files of the beginning are not counted, all else is.
+context frames is full and some steps have been made; start, minimisation, files of the beginning, and recordings that
+were made by then, are not counted, all else is.
 
 Just before a row, it measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
@@ -78,8 +79,8 @@ def plain_md(what: Molecule, options) -> np.ndarray:
 def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> np.ndarray:
     """Wall and CPU seconds a nanosecond of all replicas together."""
     bind(mode.workers)
-    timed, stamps = max(2, math.ceil(options.frames / replicas)), []
-    warm = what.model.config.context_frames + 3  # windows are full, and what they are computed with is recorded
+    timed, stamps = options.frames, []
+    warm = what.model.config.context_frames + max(3, timed // 2)  # windows are full, what is computed often is recorded
     with TemporaryDirectory() as folder:
         rollout(
             what.model,
@@ -150,7 +151,7 @@ def main() -> None:
     made.add_argument("--model", default="starmd-peptide", help="embedded name or path")
     made.add_argument("--stride", type=float, default=100.0, help="ps")
     made.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    made.add_argument("--frames", type=int, default=16, help="timed frames of a measurement, of two steps at least")
+    made.add_argument("--frames", type=int, default=16, help="of each replica that are timed")
     made.add_argument("--seconds", type=float, default=8.0, help="of plain MD a row")
     made.set_defaults(platform="CPU")
     options = made.parse_args()

@@ -217,7 +217,7 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
         way = way_between(old, new, torch.from_numpy(positions), self._tokens)
-        return way, self._gate.sampled(way(1.0), positions)
+        return way, self._gate.sampled(way(1.0)[None], positions[None])[0]
 
     def _toContext(self, context, before, old, shifts, way, attempt: int):
         """Write and relax positions, draw velocities, set the clock.

@@ -37,9 +37,10 @@ class ValidityGate:
         found = check_positions(torch.as_tensor(positions), self._tokens).culprits(())
         return [f"{self._place(found['inversions'])} has the D configuration"] if "inversions" in found else []
 
-    def sampled(self, positions, before) -> dict[str, list[int]]:
-        """Checks that positions (A, 3) of a jump from ``before`` (A, 3) fail, and atoms where they do."""
-        return check_positions(positions, self._tokens, torch.as_tensor(before), STRAINED).culprits(())
+    def sampled(self, positions, before) -> list[dict[str, list[int]]]:
+        """Checks that each of positions (B, A, 3) of jumps from ``before`` (B, A, 3) fails, and atoms where it does."""
+        checked = check_positions(positions, self._tokens, torch.as_tensor(before), STRAINED)
+        return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
 
     def relaxed(self, positions, before, energies, freedoms: int) -> dict[str, list[int]]:
         """Checks that relaxed positions (A, 3) fail, or their energy.
