@@ -217,7 +217,8 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
         way = way_between(old, new, torch.from_numpy(positions), self._tokens)
-        return way, self._gate.sampled(way(1.0)[None], positions[None])[0]
+        (failures,) = self._gate.sampled(way(1.0)[None], positions[None])
+        return way, failures
 
     def _toContext(self, context, before, old, shifts, way, attempt: int):
         """Write and relax positions, draw velocities, set the clock.
@@ -253,7 +254,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 raise
             return None, None, {"not_finite": []}
         energies = [state.getPotentialEnergy()._value for state in states]
-        failures = self._gate.relaxed(positions[0], old, energies, self._freedoms)
+        (failures,) = self._gate.relaxed(positions[0][None], old[None], [energies], self._freedoms)
         if not failures:
             drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
             context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)

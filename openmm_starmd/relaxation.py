@@ -311,7 +311,7 @@ class RelaxationPool:
         except OpenMMException as error:
             if "NaN" not in str(error):
                 raise
-            return np.full_like(sampled, np.nan), []
+            return np.full_like(sampled, np.nan), 3 * [np.nan]
         finally:
             self._free.put(context)
 

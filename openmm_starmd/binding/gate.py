@@ -39,21 +39,26 @@ class ValidityGate:
 
     def sampled(self, positions, before) -> list[dict[str, list[int]]]:
         """Checks that each of positions (B, A, 3) of jumps from ``before`` (B, A, 3) fails, and atoms where it does."""
-        checked = check_positions(positions, self._tokens, torch.as_tensor(before), STRAINED)
-        return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
+        return self._failures(positions, before, STRAINED)
 
-    def relaxed(self, positions, before, energies, freedoms: int) -> dict[str, list[int]]:
-        """Checks that relaxed positions (A, 3) fail, or their energy.
+    def relaxed(self, positions, before, energies, freedoms: int) -> list[dict[str, list[int]]]:
+        """Checks that each of relaxed positions (B, A, 3) fails, or its energy.
 
         Dynamics may bring no more potential energy than equipartition gives to a minimised structure of ``freedoms``
         degrees of freedom, and ten times its fluctuation; what is far above has not been relaxed. The ``energies``
-        (kJ/mol) are those before the jump, before and after relaxation.
+        (B, 3) are those before the jump, before and after relaxation, kJ/mol.
         """
         limits = RELAXED if self._relaxes else STRAINED
-        checked = check_positions(torch.as_tensor(positions), self._tokens, torch.as_tensor(before), limits)
-        start, _, end = energies
+        failures = self._failures(torch.as_tensor(positions), before, limits)
         excess = KB * self._temperature * (freedoms / 2 + 10 * math.sqrt(freedoms)) if self._relaxes else math.inf
-        return checked.culprits(()) | ({} if end < start + excess else {"energy": []})
+        for failure, (start, _, end) in zip(failures, energies, strict=True):
+            if "not_finite" not in failure and not end < start + excess:
+                failure["energy"] = []
+        return failures
+
+    def _failures(self, positions, before, limits) -> list[dict[str, list[int]]]:
+        checked = check_positions(positions, self._tokens, torch.as_tensor(before), limits)
+        return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
 
     def rejection(self, before, attempts: int, counts: Counter, last: dict[str, list[int]]) -> str:
         """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed."""

@@ -101,12 +101,11 @@ class BatchSampler:
             return sampled, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
         jobs = [(sampled[k], old[k], _random("relaxation", *keys[k])) for k in sound]
-        for k, (atoms, energies) in zip(sound, self._pool.relax(jobs), strict=True):
-            known = np.isfinite(atoms).all()
-            failures[k] = (
-                self._gate.relaxed(atoms, old[k], energies, self._pool.freedoms) if known else {"not_finite": []}
-            )
-            sampled[k] = atoms
+        if jobs:
+            sampled[sound], energies = map(np.array, zip(*self._pool.relax(jobs), strict=True))
+            found = self._gate.relaxed(sampled[sound], old[sound], energies, self._pool.freedoms)
+            for k, failure in zip(sound, found, strict=True):
+                failures[k] = failure
         return sampled, failures
 
     def _measured(self, positions: np.ndarray):

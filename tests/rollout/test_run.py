@@ -151,6 +151,29 @@ def test_relaxation_brings_energies_down_whoever_does_it(run, peptide):
     assert np.array_equal(run("workers", 4, 2, workers=2, **options), relaxed)
 
 
+@pytest.mark.parametrize("ending", ["NaN", "hot"])
+def test_what_relaxation_spoils_is_sampled_again(run, samples, peptide, monkeypatch, ending):
+    options = {"system": peptide[2], "relaxation": Relaxation(minimizationSteps=20, dynamicsSteps=5)}
+    whole, relax, calls = run("whole", 3, 2, **options), Relaxation.relax, []
+
+    def spoilt(self, context, *arguments):
+        relax(self, context, *arguments)
+        calls.append(1)
+        if len(calls) == 4:  # of the second replica in the second step
+            if ending == "NaN":
+                raise openmm.OpenMMException("Particle coordinate is NaN")
+            positions = context.getState(positions=True).getPositions(asNumpy=True)._value
+            context.setPositions(positions + np.random.default_rng(0).normal(0, 0.02, positions.shape))
+
+    monkeypatch.setattr(Relaxation, "relax", spoilt)
+    sizes = samples()
+    frames = run("spoilt", 3, 2, **options)
+    assert sizes == [2, 2, 1, 2]
+    np.testing.assert_allclose(frames[0], whole[0], atol=PRECISION)
+    np.testing.assert_allclose(frames[1, 0], whole[1, 0], atol=PRECISION)
+    assert np.abs(frames[1, 1] - whole[1, 1]).max() > 2 * PRECISION
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
