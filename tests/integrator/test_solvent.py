@@ -158,7 +158,7 @@ def test_a_rejected_jump_leaves_box_and_solvent_as_they_were(new_box, snapshot, 
     simulation = new_box(barostat=1, maxRetries=1)
     simulation.step(1)
     before = snapshot(simulation)
-    monkeypatch.setattr(simulation.integrator._gate, "relaxed", lambda *args: {"energy": []})
+    monkeypatch.setattr(simulation.integrator._gate, "relaxed", lambda *args: [{"energy": []}])
     with pytest.raises(JumpRejectedError, match="energy"):
         simulation.step(1)
     assert snapshot(simulation) == before
