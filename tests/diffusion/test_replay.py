@@ -89,6 +89,19 @@ def test_what_is_no_graph_goes_on_as_it_stands(monkeypatch):
     assert recording.run(torch.ones(2), torch.zeros(2), 3).tolist() == [3.0, 3.0]
 
 
+def test_an_error_behind_the_recording_is_none_of_the_function(monkeypatch):
+    """It must not be repeated: the state has moved on."""
+
+    def broken(operations):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("openmm_starmd.diffusion.tape._buffers", broken)
+    recording = Replayed(lambda given, state: state + given, torch.device("cpu"))
+    recording.run(torch.ones(2), torch.zeros(2), 3)
+    with pytest.raises(RuntimeError, match="no memory"):
+        recording.run(torch.ones(2), torch.zeros(2), 3)
+
+
 def test_what_is_no_tape_goes_on_as_it_stands():
     recording = Replayed(lambda given, state: state + given * state.sum().item(), torch.device("cpu"))
     given = torch.ones(2), torch.tensor([1.0, 2.0])
