@@ -163,7 +163,7 @@ def test_what_relaxation_spoils_is_sampled_again(run, samples, peptide, monkeypa
             if ending == "NaN":
                 raise openmm.OpenMMException("Particle coordinate is NaN")
             positions = context.getState(positions=True).getPositions(asNumpy=True)._value
-            context.setPositions(positions + np.random.default_rng(0).normal(0, 0.02, positions.shape))
+            context.setPositions(positions + np.random.default_rng(0).normal(0, 0.012, positions.shape))
 
     monkeypatch.setattr(Relaxation, "relax", spoilt)
     sizes = samples()
