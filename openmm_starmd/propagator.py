@@ -21,7 +21,7 @@ from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 
 PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together and in tapes; see benchmarks/PERFORMANCE.md
-LEAST_ROOM = 64  # frames, where denoising is recorded
+LEAST_ROOM = 64  # frames, on a GPU
 
 
 class Propagator:

@@ -49,7 +49,7 @@ class ValidityGate:
         (B, 3) are those before the jump, before and after relaxation, kJ/mol.
         """
         limits = RELAXED if self._relaxes else STRAINED
-        failures = self._failures(torch.as_tensor(positions), before, limits)
+        failures = self._failures(positions, before, limits)
         excess = KB * self._temperature * (freedoms / 2 + 10 * math.sqrt(freedoms)) if self._relaxes else math.inf
         for failure, (start, _, end) in zip(failures, energies, strict=True):
             if "not_finite" not in failure and not end < start + excess:
@@ -57,7 +57,7 @@ class ValidityGate:
         return failures
 
     def _failures(self, positions, before, limits) -> list[dict[str, list[int]]]:
-        checked = check_positions(positions, self._tokens, torch.as_tensor(before), limits)
+        checked = check_positions(torch.as_tensor(positions), self._tokens, torch.as_tensor(before), limits)
         return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
 
     def rejection(self, before, attempts: int, counts: Counter, last: dict[str, list[int]]) -> str:

@@ -96,7 +96,7 @@ class BatchSampler:
 
     def _judged(self, sampled: np.ndarray, old: np.ndarray, keys):
         """Positions, relaxed where that is asked for, and the checks that each of them fails."""
-        failures = self._gate.sampled(torch.from_numpy(sampled), old)
+        failures = self._gate.sampled(sampled, old)
         if self._pool is None:
             return sampled, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
