@@ -288,14 +288,12 @@ class Phases:
     def moves(self, least: float) -> float:
         """Seconds of all moves of a jump."""
         propagator, (given, state, times) = self.jump.propagator, self.denoising
-
-        def move(given, state):
-            x = state.x
-            none = Displacement(0 * x.frames.translations, 0 * x.frames.translations, 0 * x.torsions, 0 * x.angles)
-            return propagator.sampler.move(given[1], state, none)
-
+        x = state.x
+        none = Displacement(0 * x.frames.translations, 0 * x.frames.translations, 0 * x.torsions, 0 * x.angles)
         with torch.inference_mode():
-            recorded = Replayed(move, propagator.model.device)
+            recorded = Replayed(
+                lambda given, state: propagator.sampler.move(given[1], state, none), propagator.model.device
+            )
             return seconds(lambda: recorded.run(given, state, times), least / 10, warm=2)
 
     def run(self, least: float) -> dict[str, float]:
