@@ -288,7 +288,7 @@ class Phases:
     def moves(self, least: float) -> float:
         """Seconds of all moves of a jump."""
         propagator, (given, state, times) = self.jump.propagator, self.denoising
-        x = state.x
+        x = state.x.conformation()
         none = Displacement(0 * x.frames.translations, 0 * x.frames.translations, 0 * x.torsions, 0 * x.angles)
         with torch.inference_mode():
             recorded = Replayed(

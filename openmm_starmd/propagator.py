@@ -76,11 +76,13 @@ class Propagator:
         self.context_frames = context_frames or model.config.context_frames
         steps = denoising_steps or model.config.denoising_steps
         self.sampler = SAMPLERS[model.config.sampler](model.process, steps)
+        self._around_last = model.config.network.parameterization == "previous"
         self._precomputed = tuple(None if x is None else x.to(model.device)[None] for x in (single, pair))
         self._system = tokens.features.to(model.device)
         self._reference: Conformation | None = None
         self._statics: Statics | None = None
         self._moments: Moments | None = None
+        self._spread: torch.Tensor | None = None
         self._memory: KVCache | None = None
         self._cached: tuple[History, KVCache] | None = None
         self._grown: tuple[History, History] | None = None
@@ -108,14 +110,14 @@ class Propagator:
             given = last.map(lambda x: x[:, None]), self._moments_of_times(), index
             conditions = self.model.denoiser.conditions(self._statics, *given)
             mask = self.model.denoiser.mask_behind(cache, room, residues)
-        noise = self._prior(last, generator)
-        moves, state = self.sampler.moves(noise, features, generator), State.start(noise)
+        origin = last if self._around_last else self.model.process.origin(last)
+        moves, state = self.sampler.begin(origin, self._spread_of_noise(), features, generator)
         # the statics, constant and large, are no input
         given = replace(conditions, statics=None), moves, mask
         denoise = self._denoising(replace(cache, n_frames=room - 1))
-        repeated = self._repeated("denoise", (room, mask is None), denoise, noise)
+        repeated = self._repeated("denoise", (room, mask is None), denoise, last)
         state = repeated.run(given, state, len(moves.numbers))
-        return _shifted(state.x, history.last.frames.translations.mean(-2, keepdim=True))
+        return _shifted(state.end(), history.last.frames.translations.mean(-2, keepdim=True))
 
     def _denoising(self, cache: KVCache) -> Callable:
         """One denoising step, as a function of tensors."""
@@ -125,7 +127,7 @@ class Propagator:
             conditions, moves, mask = given
             now = replace(conditions, statics=statics).at(state.k)
             with self._precision():
-                way = self.model.denoiser.denoise(now, state.x.map(lambda x: x[:, None]), cache, mask)
+                way = self.model.denoiser.denoise(now, state.x.conformation().map(lambda x: x[:, None]), cache, mask)
             way = Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
             return self.sampler.move(moves, state, way)
 
@@ -191,15 +193,14 @@ class Propagator:
             self._moments = self.model.denoiser.moments(*levels)
         return self._moments
 
-    def _prior(self, last: Conformation, generator) -> Conformation:
-        """Noise that the reverse process starts from: about the last conformation, or the process's own prior."""
-        process, features = self.model.process, self._statics.features
-        if self.model.config.network.parameterization == "plain":
-            return process.prior(last, features, generator)
-        ones = torch.ones_like(last.angles[:, 0])
-        step = self.model.denoiser.step_size(self.stride * ones)
-        step = torch.stack([step[:, 0], step[:, 1], step[:, 2:8].mean(-1), step[:, 8]], -1)
-        return process.perturb(last, ones, (process.sigma(ones) ** 2 + step**2).sqrt(), features, generator)
+    def _spread_of_noise(self) -> torch.Tensor:
+        """Of the noise that the reverse process starts from, (4,); about the last frame steps are part of it."""
+        if self._spread is None:
+            one = torch.ones((), device=self.model.device)
+            step = self.model.denoiser.step_size(self.stride * one)
+            step = torch.stack([step[0], step[1], step[2:8].mean(), step[8]])
+            self._spread = (self.model.process.sigma(one) ** 2 + self._around_last * step**2).sqrt()
+        return self._spread
 
     def _context_cache(self, history: History) -> KVCache:
         """Keys and values of the window.

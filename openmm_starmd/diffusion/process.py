@@ -132,12 +132,11 @@ class Process:
             return constant(c.context_noise, like.dtype, like.device)
         return self.sigma(like.new_full((), c.context_time))
 
-    def prior(self, template: Conformation, features: ResidueFeatures, generator) -> Conformation:
-        """Noise at t = 1: standard normal translations, IGSO(3) rotations, wrapped normal torsions; shape (B, *, N)."""
-        one = template.angles.new_ones(template.shape[:-1])
-        frames = Rigid.identity(template.shape, template.angles.dtype, template.angles.device)
-        start = Conformation(frames, torch.zeros_like(template.torsions), template.angles)
-        return self.perturb(start, self.alpha(one), self.sigma(one), features, generator)
+    @staticmethod
+    def origin(like: Conformation) -> Conformation:
+        """Centre of the noise at t = 1 where no frame is known: nothing is moved or turned; angles of ``like``."""
+        frames = Rigid.identity(like.shape, like.angles.dtype, like.angles.device)
+        return Conformation(frames, torch.zeros_like(like.torsions), like.angles)
 
     @full_precision
     def score_displacement(

@@ -10,7 +10,7 @@ moves are alike, so that one of them can be recorded and replayed (see `replay`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +18,59 @@ from torch import Tensor
 from torch.nn import functional
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.geometry.rigid import Rigid, exponential
+from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred, grown
+from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 Denoise = Callable[[Conformation, int], Displacement]
+FLAT, TURN = slice(0, 10), slice(10, 13)  # of the 13 numbers of a displacement
+OF_PARTS = (TRANSLATION,) * 3 + (TORSION,) * 6 + (ANGLE,) + (ROTATION,) * 3  # the part that each belongs to
+NEVER = 1e30  # period of what is not periodic
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where residues are, in two tensors: a move does the same to everything that is flat.
+
+    Parameters
+    ----------
+    rotations : Tensor, shape (*, N, 3, 3)
+    flat : Tensor, shape (*, N, 10)
+        Translation, torsions, which need not be wrapped, and angle.
+    """
+
+    rotations: Tensor
+    flat: Tensor
+
+    @classmethod
+    def of(cls, x: Conformation) -> Places:
+        """Those of a conformation (*, N)."""
+        return cls(x.frames.rotations, torch.cat([x.frames.translations, x.torsions, x.angles[..., None]], -1))
+
+    def conformation(self) -> Conformation:
+        """As a conformation, which shares the memory."""
+        translations, torsions, angles = self.flat.split([3, 6, 1], -1)
+        return Conformation(Rigid(self.rotations, translations), torsions, angles[..., 0])
+
+    def way_to(self, rotations: Tensor, flat: Tensor, period: Tensor) -> Tensor:
+        """Displacement (*, N, 13) that leads to other places, the short way round ``period`` (*, N, 10)."""
+        way = flat - self.flat
+        way = torch.addcmul(way, period, (way / period).round(), value=-1)
+        return torch.cat([way, logarithm(self.rotations.transpose(-1, -2) @ rotations)], -1)
+
+    def displaced(self, way: Tensor) -> Places:
+        """Places after a displacement (*, N, 13)."""
+        return Places(self.rotations @ exponential(way[..., TURN]), self.flat + way[..., FLAT])
+
+    def kicked(self, kick: Places, growth: Tensor | float = 1.0) -> Places:
+        """What is flat times ``growth``; then the displacement by which residues at rest get to the places ``kick``."""
+        return Places(self.rotations @ kick.rotations, kick.flat + growth * self.flat)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Places:
+        """Apply ``function`` to both tensors; it may touch leading axes only."""
+        return Places(function(self.rotations), function(self.flat))
 
 
 @dataclass(frozen=True)
@@ -33,17 +79,17 @@ class Moves:
 
     Parameters
     ----------
-    numbers : Tensor, shape (S, 14)
-        Growth of translations in the move and in the one before it (1 each), fraction of the way (4), weights of the
-        way and of the way to the last denoised conformation (4 each).
-    kicks : Conformation, shape (B, S, N)
-        Noise, as the conformations that residues at rest get to.
-    period : Tensor, shape (B, N, 6)
-        Of the torsions, rad.
+    numbers : Tensor, shape (S, 46)
+        Growth in the move and in the one before it (10 each), and what the move takes of the way and of the way to the
+        last denoised conformation (13 each).
+    kicks : Places, shape (B, S, N)
+        Noise, as the places that residues at rest get to.
+    period : Tensor, shape (B, N, 10)
+        Of what is flat.
     """
 
     numbers: Tensor
-    kicks: Conformation
+    kicks: Places
     period: Tensor
 
 
@@ -55,18 +101,18 @@ class State:
     ----------
     k : Tensor of int64, shape (1,)
         Number of moves that were made. A tensor, so that a recorded move can count for itself.
-    x, denoised : Conformation, shape (B, N)
+    x, denoised : Places, shape (B, N)
         Noisy conformation, and the last denoised one.
     """
 
     k: Tensor
-    x: Conformation
-    denoised: Conformation
+    x: Places
+    denoised: Places
 
-    @classmethod
-    def start(cls, noise: Conformation) -> State:
-        """Before the first move."""
-        return cls(torch.zeros(1, dtype=torch.int64, device=noise.device), noise, noise)
+    def end(self) -> Conformation:
+        """The conformation (B, N) after the last move."""
+        x = self.x.conformation()
+        return Conformation(x.frames, wrap(x.torsions), x.angles)
 
 
 class Sampler(ABC):
@@ -77,7 +123,14 @@ class Sampler(ABC):
     process : Process
     steps : int
         Points in diffusion time.
+
+    Attributes
+    ----------
+    remembers : bool
+        Whether a move depends on the last denoised conformation.
     """
+
+    remembers = False
 
     def __init__(self, process: Process, steps: int):
         self.process, self.steps = process, steps
@@ -91,68 +144,72 @@ class Sampler(ABC):
     def coefficients(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Growth of translations (*), fraction of the way and noise levels (*, 4) of moves between two times (*)."""
 
-    def sample(self, noise: Conformation, denoise: Denoise, features: ResidueFeatures, generator) -> Conformation:
+    def sample(
+        self, origin: Conformation, spread: Tensor, denoise: Denoise, features: ResidueFeatures, generator
+    ) -> Conformation:
         """Sample a conformation.
 
         Parameters
         ----------
-        noise : Conformation, shape (B, N)
-            Sample of the prior.
+        origin : Conformation, shape (B, N)
+        spread : Tensor, shape (4,)
+            Of the noise about it that the run starts from: translation (nm), rotation, torsion and angle (rad).
         denoise : callable
             ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
         """
-        moves, state = self.moves(noise, features, generator), State.start(noise)
+        moves, state = self.begin(origin, spread, features, generator)
         for k in range(len(moves.numbers)):
-            state = self.move(moves, state, denoise(state.x, k))
-        return state.x
+            state = self.move(moves, state, denoise(state.x.conformation(), k))
+        return state.end()
 
-    def moves(self, like: Conformation, features: ResidueFeatures, generator) -> Moves:
-        """All moves of a conformation (B, N)."""
-        key = like.angles.dtype, like.device
+    def begin(self, origin: Conformation, spread: Tensor, features: ResidueFeatures, generator) -> tuple[Moves, State]:
+        """All moves, and the state before the first; arguments as of `sample`. All noise is drawn here."""
+        key = origin.angles.dtype, origin.device
         if key not in self._tables:
-            self._tables[key] = tuple(x.to(like.device) for x in self._made_tables(like.angles.dtype))
-        numbers, level = self._tables[key]
-        kicks = self._kicks(like, level, features, generator)
-        return Moves(numbers, kicks, features.per_frame("torsion_period", like.angles))
+            self._tables[key] = tuple(x.to(origin.device) for x in self._made_tables(origin.angles.dtype))
+        numbers, levels = self._tables[key]
+        template = origin.angles[:, None].expand(-1, len(levels) + 1, -1)
+        noise = self.process.noise(template, torch.cat([spread[None], levels]), features, generator)
+        flat = torch.cat([noise.translation, noise.torsion, noise.angle[..., None]], -1)
+        rotation, flat = (functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (noise.rotation, flat))  # none in the last
+        kicks = Places(exponential(rotation), flat)
+        period = functional.pad(features.per_frame("torsion_period", origin.angles), (3, 1), value=NEVER)
+        places = Places.of(origin).kicked(kicks.map(lambda x: x[:, 0]))
+        state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), places, places)
+        return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period), state
 
     def move(self, moves: Moves, state: State, way: Displacement) -> State:
         """One move, given the way (B, N) to the denoised conformation."""
+        x, denoised = state.x, state.denoised
         numbers = moves.numbers.index_select(0, state.k)
-        growth, growth_before, fraction, *weights = numbers.split([1, 1, 4, 4, 4], -1)
+        growth, growth_before, share, share_before = numbers.split([10, 10, 13, 13], -1)
+        way = torch.cat([way.translation, way.torsion, way.angle[..., None], way.rotation], -1)
+        ways = [share * way]
+        if self.remembers:
+            before = x.way_to(denoised.rotations, growth_before * denoised.flat, moves.period)
+            ways = [torch.addcmul(ways[0], share_before, before), way]
+        displaced = x.displaced(torch.stack(ways))
+        moved, denoised = (displaced.map(lambda x, k=k: x[k]) for k in (0, -1))
+        moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
         kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
-        way, denoised = self.corrected(way, state, growth_before, weights, moves.period)
-        return State(state.k + 1, _moved(state.x, way.scaled(fraction), growth, kick), denoised)
+        return State(state.k + 1, moved.kicked(kick, growth), denoised)
 
-    def corrected(
-        self, way: Displacement, state: State, growth_before: Tensor, weights: Sequence[Tensor], period: Tensor
-    ) -> tuple[Displacement, Conformation]:
-        """The way corrected by what came before, and what the next move has to know of this one."""
-        return way, state.denoised
-
-    def weights(self, times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def weights(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (S, 4) of the way and of the way to the last denoised conformation."""
-        one = torch.ones(len(times), 4, dtype=dtype)
+        one = torch.ones(len(times), 4, dtype=times.dtype)
         return one, 0 * one
 
     def _made_tables(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Numbers (S, 14) of all moves, and noise levels (S - 1, 4)."""
+        """Numbers (S, 46) of all moves, and noise levels (S - 1, 4)."""
         times = self.times()
-        growth, fraction, level = (x.to(dtype) for x in self.coefficients(times[:-1], times[1:]))
-        growth = torch.cat([growth, 1 / self.process.alpha(times[-1:]).to(dtype)])[:, None]
-        grown, whole = torch.cat([torch.ones_like(growth[:1]), growth[:-1]]), torch.ones(1, 4, dtype=dtype)
-        return torch.cat([growth, grown, torch.cat([fraction, whole]), *self.weights(times, dtype)], -1), level
-
-    def _kicks(self, like: Conformation, level: Tensor, features: ResidueFeatures, generator) -> Conformation:
-        """Noise (B, S, N) of every move, none of the last."""
-        template = like.angles[:, None].expand(-1, len(level), -1)
-        noise = self.process.noise(template, level, features, generator)
-        translation, rotation, torsion = (
-            functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (noise.translation, noise.rotation, noise.torsion)
-        )
-        return Conformation(
-            Rigid(exponential(rotation), translation), wrap(torsion), functional.pad(noise.angle, (0, 0, 0, 1))
-        )
+        growth, fraction, level = self.coefficients(times[:-1], times[1:])
+        growth = torch.cat([growth, 1 / self.process.alpha(times[-1:])])[:, None]
+        growth = functional.pad(growth.expand(-1, 3), (0, 7), value=1.0)
+        before = torch.cat([torch.ones_like(growth[:1]), growth[:-1]])
+        fraction = torch.cat([fraction, torch.ones_like(fraction[:1])])
+        shares = [(fraction * weights)[:, OF_PARTS] for weights in self.weights(times)]
+        return torch.cat([growth, before, *shares], -1).to(dtype), level.to(dtype)
 
 
 class EulerMaruyama(Sampler):
@@ -215,27 +272,14 @@ class Multistep(Ancestral):
     `starmd-peptide` (``benchmarks/samplers.md``).
     """
 
+    remembers = True
     churn: float = 1.5
 
-    def weights(self, times, dtype):
+    def weights(self, times):
         fall = self._ratio(times[:-1], times[1:])[1].log()
-        shares, (now, before) = (0.5 * fall[1:] / fall[:-1]).to(dtype), super().weights(times, dtype)
+        shares, (now, before) = 0.5 * fall[1:] / fall[:-1], super().weights(times)
         now[1:-1], before[1:-1] = 1 + shares, -shares
         return now, before
-
-    def corrected(self, way, state, growth_before, weights, period):
-        now, before = weights
-        way_to_before = Displacement.between(state.x, grown(state.denoised, growth_before), period)
-        return way.scaled(now) + way_to_before.scaled(before), way.apply(state.x)
-
-
-def _moved(x: Conformation, way: Displacement, growth: Tensor, kick: Conformation) -> Conformation:
-    """``growth * (x + way)``, then the kick."""
-    frames = Rigid(
-        x.frames.rotations @ exponential(way.rotation) @ kick.frames.rotations,
-        centred(x.frames.translations + way.translation) * growth + kick.frames.translations,
-    )
-    return Conformation(frames, wrap(x.torsions + way.torsion + kick.torsions), x.angles + way.angle + kick.angles)
 
 
 SAMPLERS = {"ancestral": Ancestral, "multistep": Multistep, "euler-maruyama": EulerMaruyama}

@@ -113,8 +113,8 @@ _OF_PRODUCTS = {
 
 
 @table
-def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Maps from products (16) to rotation matrices (9), and back to four times products less the identity."""
+def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Map from products (16) to rotation matrices (9); four times products are its transpose and the identity (16)."""
     to_matrix = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
     for (row, column), terms in _OF_PRODUCTS.items():
         for (a, b), factor in terms.items():
@@ -122,7 +122,8 @@ def _products(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]
             to_matrix[i, j, row, column] += factor / 2
             to_matrix[j, i, row, column] += factor / 2
     to_matrix = to_matrix.view(16, 9)
-    return to_matrix.to(device, dtype), to_matrix.T.contiguous().to(device, dtype)
+    maps = to_matrix, to_matrix.T.contiguous(), torch.eye(4, dtype=torch.float64).flatten()
+    return tuple(x.to(device, dtype) for x in maps)
 
 
 @full_precision
@@ -130,18 +131,24 @@ def exponential(rotvec: Tensor) -> Tensor:
     """Rotation matrix (*, 3, 3) of a rotation vector (*, 3) in radian."""
     angle = torch.linalg.vector_norm(rotvec, dim=-1, keepdim=True).clamp_min(_TINY)
     half = 0.5 * angle
-    q = torch.cat([rotvec * (half.sin() / angle), half.cos()], -1)
+    return _matrix(torch.cat([rotvec * (half.sin() / angle), half.cos()], -1))
+
+
+def _matrix(q: Tensor) -> Tensor:
+    """Rotation matrix (*, 3, 3) of a unit quaternion (*, 4), (x, y, z, w)."""
     products = (q.unsqueeze(-1) * q.unsqueeze(-2)).flatten(-2)
     return (products @ _products(q.dtype, q.device)[0]).unflatten(-1, (3, 3))
 
 
 def _quaternion(rotation: Tensor) -> Tensor:
-    """Unit quaternion (*, 4), (x, y, z, w) of either sign, of a rotation matrix (*, 3, 3); the host chooses nothing."""
-    identity = torch.eye(4, dtype=rotation.dtype, device=rotation.device)
-    products = (rotation.flatten(-2) @ _products(rotation.dtype, rotation.device)[1]).unflatten(-1, (4, 4)) + identity
+    """A multiple (*, 4), (x, y, z, w), of the unit quaternion of a rotation matrix (*, 3, 3); the host chooses nothing.
+
+    It is the unit quaternion times four times its largest element.
+    """
+    _, from_matrix, identity = _products(rotation.dtype, rotation.device)
+    products = torch.nn.functional.linear(rotation.flatten(-2), from_matrix.T, identity).unflatten(-1, (4, 4))
     largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
-    row = products.gather(-2, largest.expand(*largest.shape[:-1], 4))[..., 0, :]
-    return torch.nn.functional.normalize(row, dim=-1)
+    return products.gather(-2, largest.expand(*largest.shape[:-1], 4))[..., 0, :]
 
 
 @full_precision
@@ -158,7 +165,7 @@ def to_rodrigues(rotation: Tensor) -> Tensor:
 
     Unlike a rotation vector they need no trigonometry, and unlike a quaternion no fourth number.
     """
-    q = _quaternion(rotation)
+    q = torch.nn.functional.normalize(_quaternion(rotation), dim=-1)
     q = torch.where(q[..., 3:] < 0, -q, q)
     return q[..., :3] / (1 + q[..., 3:])
 
@@ -166,7 +173,7 @@ def to_rodrigues(rotation: Tensor) -> Tensor:
 def from_rodrigues(parameters: Tensor) -> Tensor:
     """Rotation matrix (*, 3, 3) of modified Rodrigues parameters (*, 3)."""
     square = parameters.square().sum(-1, keepdim=True)
-    return roma.unitquat_to_rotmat(torch.cat([2 * parameters, 1 - square], -1) / (1 + square))
+    return _matrix(torch.cat([2 * parameters, 1 - square], -1) / (1 + square))
 
 
 def superpose(moving: Tensor, target: Tensor) -> Rigid:

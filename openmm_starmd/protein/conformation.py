@@ -157,10 +157,10 @@ def to_positions(conformation: Conformation, positions: Tensor, tokens: ResidueT
     _turn_group(atoms, angle_group, z_axis, turn)
 
     turns = _torsion_turns(new.torsions, old_atoms, atoms, tokens)
-    for k, group in enumerate(torsion_groups):
+    for group in torsion_groups:
         if len(group.moved):
             rest, end = atoms[..., group.axis, :].unbind(-2)
-            _turn_group(atoms, group, end - rest, turns[..., group.owner, k])
+            _turn_group(atoms, group, end - rest, turns[..., group.owner, group.torsion])
     return atoms.to(positions.dtype)
 
 
@@ -177,6 +177,6 @@ def _torsion_turns(target: Tensor, old_atoms: Tensor, atoms: Tensor, tokens: Res
     phi follows from the frames, it tells how far the preceding carbonyl has moved: the amide hydrogen has to follow.
     """
     mask = tokens.features.torsion_mask.to(atoms.device)
-    measured = _measure_torsions(atoms, tokens)
-    needed = torch.where(mask, target - measured, measured - _measure_torsions(old_atoms, tokens))
+    measured, before = _measure_torsions(torch.stack([atoms, old_atoms.expand_as(atoms)]), tokens)
+    needed = torch.where(mask, target - measured, measured - before)
     return wrap(needed, tokens.features.torsion_period.to(atoms.device))

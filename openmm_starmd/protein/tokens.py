@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph
 from openmm_starmd.protein.residues import ONE_LETTER, RESIDUE_TYPES, TORSIONS
+
+LEVELS = ("angle",), ("phi", "psi", "chi1"), ("chi2",), ("chi3",), ("chi4",)
+"""What turns at a time: N and what hangs on it about the z axis of the frame, then torsions that do not move the bonds
+of each other."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +89,15 @@ class RotatableGroup:
 
     Parameters
     ----------
-    name : str
-        ``"angle"`` (N and what hangs on it, about the z axis of the frame) or one of `TORSIONS`.
-    moved, owner : Tensor of int64, shape (K,)
-        Atoms, and the token of each.
+    moved, owner, torsion : Tensor of int64, shape (K,)
+        Atoms, the token of each, and with which of its `TORSIONS` it turns; -1 for the angle.
     axis : Tensor of int64, shape (K, 2)
         Atoms from the resting to the turning side of the bond; CA, N for the angle.
     """
 
-    name: str
     moved: Tensor
     owner: Tensor
+    torsion: Tensor
     axis: Tensor
 
 
@@ -120,7 +123,7 @@ class ResidueTokens:
     heavy_atoms : Tensor of int64
         The protein atoms that are neither hydrogen nor virtual sites.
     levels : tuple of RotatableGroup
-        In the order in which the backmapping turns them: angle, phi, psi, chi1 to chi4.
+        In the order in which the backmapping turns them: `LEVELS`.
     disulfides : list of (int, int)
         Pairs of tokens.
     inner_bonds, peptide_bonds, disulfide_bonds : Tensor of int64, shape (K, 2)
@@ -149,7 +152,7 @@ class ResidueTokens:
         self.protein_atoms = torch.tensor(owned)
         self.owner = torch.tensor([graph.owner[atom] for atom in owned])
         self.heavy_atoms = torch.tensor([atom for atom in owned if graph.is_heavy(atom)])
-        self.levels = tuple(_rotatable_group(graph, name) for name in ("angle", *TORSIONS))
+        self.levels = tuple(_rotatable_group(graph, names) for names in LEVELS)
         self.disulfides = graph.disulfides
         self.features = _features(graph)
         self.inner_bonds = _atom_table([bond for bond in graph.bonds if len({graph.owner[a] for a in bond}) == 1], 2)
@@ -193,20 +196,17 @@ def _close_kin(heavy_atoms: Tensor, bonds: Tensor) -> Tensor:
     return torch.tensor(np.stack(triu(near @ near @ near, 1).nonzero(), -1), dtype=torch.int64)
 
 
-def _rotatable_group(graph: ProteinBondGraph, name: str) -> RotatableGroup:
-    """The group of all tokens for the angle or a torsion."""
-    moved, owner, axes = [], [], []
-    for i in range(len(graph.residues)):
+def _rotatable_group(graph: ProteinBondGraph, names: Sequence[str]) -> RotatableGroup:
+    """The group of all tokens for the angle or some torsions."""
+    moved, owner, torsion, axes = [], [], [], []
+    for i, name in product(range(len(graph.residues)), names):
         axis, atoms = graph.turning(i, name)
         moved += atoms
         owner += [i] * len(atoms)
+        torsion += [TORSIONS.index(name) if name in TORSIONS else -1] * len(atoms)
         axes += [axis] * len(atoms)
-    return RotatableGroup(
-        name,
-        torch.tensor(moved, dtype=torch.int64),
-        torch.tensor(owner, dtype=torch.int64),
-        torch.tensor(axes, dtype=torch.int64).reshape(-1, 2),
-    )
+    indices = (torch.tensor(x, dtype=torch.int64) for x in (moved, owner, torsion))
+    return RotatableGroup(*indices, _atom_table(axes, 2))
 
 
 def _features(graph: ProteinBondGraph) -> ResidueFeatures:

@@ -136,11 +136,9 @@ def sampled_variance(denoiser, sampler, variance, batch=4_000):
     """Of the angle, where a sampler calls a denoiser, from the noise of a normal distribution of this variance."""
     process, generator = sampler.process, torch.Generator().manual_seed(3)
     like = point(0).map(lambda x: x.expand(batch, *x.shape))
-    one = torch.ones(batch)
     angles = 1.96 + variance**0.5 * torch.randn(like.angles.shape, generator=generator)
     start = Conformation(like.frames, like.torsions, angles)
-    noise = process.perturb(start, process.alpha(one), process.sigma(one), residues(batch), generator)
-    times = sampler.times().float()
+    spread, times = process.sigma(torch.ones(())), sampler.times().float()
 
     def denoise(noisy, k):
         time = times[k].expand(batch, 1)
@@ -150,7 +148,7 @@ def sampled_variance(denoiser, sampler, variance, batch=4_000):
         way = denoiser(None, None, asked)[0]
         return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
 
-    return float(sampler.sample(noise, denoise, residues(batch), generator).angles.detach().var())
+    return float(sampler.sample(start, spread, denoise, residues(batch), generator).angles.detach().var())
 
 
 def test_two_calls_of_a_student_have_the_spread_that_two_calls_of_its_teacher_have_not():

@@ -81,18 +81,18 @@ def test_exact_score_gives_the_target(sampler, config, steps):
         target.torsion.expand(SAMPLES, RESIDUES, 6),
         frames.translations[..., 0] + target.angle,
     )
-    one = torch.ones(SAMPLES, dtype=torch.float64)
+    spread = process.sigma(torch.ones((), dtype=torch.float64))
     if config.process.schedule == "paper":
-        noise = process.prior(start, features, generator)
-        noise = Conformation(
-            Rigid(target.rotation @ noise.frames.rotations, noise.frames.translations), noise.torsions, noise.angles
+        start = process.origin(start)
+        start = Conformation(
+            Rigid(target.rotation @ start.frames.rotations, start.frames.translations), start.torsions, start.angles
         )
     else:
-        spread = torch.tensor([SPREAD[k] for k in ("translation", "rotation", "torsion", "angle")]).double()
-        noise = process.perturb(start, one, (process.sigma(one) ** 2 + spread**2).sqrt(), features, generator)
+        known = torch.tensor([SPREAD[k] for k in ("translation", "rotation", "torsion", "angle")]).double()
+        spread = (spread**2 + known**2).sqrt()
     sampler = sampler(process, steps)
     times = sampler.times()
-    x = sampler.sample(noise, lambda noisy, k: target.denoise(noisy, times[k]), features, generator)
+    x = sampler.sample(start, spread, lambda noisy, k: target.denoise(noisy, times[k]), features, generator)
 
     # of two centred residues only the difference is free
     n = SAMPLES

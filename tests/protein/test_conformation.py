@@ -93,8 +93,8 @@ def test_there_and_back_again(protein):
     again = to_positions(random_conformation(tokens), back, tokens)
     # symmetric groups may come back with their ends exchanged, so compare what has no period of pi
     fixed = torch.ones(tokens.n_atoms, dtype=torch.bool)
-    for k, group in enumerate(tokens.levels[1:]):
-        fixed[group.moved[tokens.features.torsion_period[group.owner, k] < 4]] = False
+    for group in tokens.levels[1:]:
+        fixed[group.moved[tokens.features.torsion_period[group.owner, group.torsion] < 4]] = False
     torch.testing.assert_close(back[fixed], positions[fixed])
     torch.testing.assert_close(again[fixed], away[fixed])
 

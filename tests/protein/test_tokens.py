@@ -7,7 +7,7 @@ from openmm.app import Element, Topology
 from openmm_starmd.protein.bond_graph import BONDED, CAPPED, FREE
 from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import RESIDUE_TYPES, TORSIONS
-from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
+from openmm_starmd.protein.tokens import LEVELS, ResidueFeatures, ResidueTokens
 
 
 def names_of(topology, indices):
@@ -15,9 +15,16 @@ def names_of(topology, indices):
     return {atoms[i].name for i in indices}
 
 
-def moved(topology, tokens, level, token):
-    group = next(g for g in tokens.levels if g.name == level)
-    return names_of(topology, group.moved[group.owner == token])
+def turning(tokens, name, token=None):
+    """Atoms that turn with the angle or a torsion, of one token or of all."""
+    torsion = TORSIONS.index(name) if name in TORSIONS else -1
+    group = next(g for g, names in zip(tokens.levels, LEVELS, strict=True) if name in names)
+    of_it = group.torsion == torsion
+    return set(group.moved[of_it if token is None else of_it & (group.owner == token)].tolist())
+
+
+def moved(topology, tokens, name, token):
+    return names_of(topology, turning(tokens, name, token))
 
 
 def phrase(name):
@@ -44,10 +51,15 @@ def test_every_protein_atom_has_one_owner_and_turns_with_it(system):
         assert len(group.moved.unique()) == len(group.moved)
 
 
+def test_what_turns_at_a_time_moves_no_bond_that_others_turn_about(system):
+    _, *torsions = ResidueTokens.from_topology(system[0]).levels
+    assert all(not torch.isin(group.axis, group.moved).any() for group in torsions)
+
+
 def test_later_side_chain_groups_are_inside_earlier_ones(system):
     tokens = ResidueTokens.from_topology(system[0])
-    groups = {g.name: set(g.moved.tolist()) for g in tokens.levels}
-    assert [g.name for g in tokens.levels] == ["angle", *TORSIONS]
+    groups = {name: turning(tokens, name) for name in ("angle", *TORSIONS)}
+    assert [name for names in LEVELS for name in names if "chi" in name] == ["chi1", "chi2", "chi3", "chi4"]
     assert groups["chi1"] >= groups["chi2"] >= groups["chi3"] >= groups["chi4"]
     assert groups["angle"] > groups["phi"]
     assert not groups["angle"] & groups["psi"]
