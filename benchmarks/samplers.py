@@ -35,11 +35,9 @@ from openmm_starmd.evaluation.kinetics import percentile_interval
 from openmm_starmd.protein.validity import STRAINED, check_positions
 
 STRIDE = 100.0  # ps
-ROWS = ["ancestral 200", "euler-maruyama 200", *(f"ancestral {n}" for n in (1, 2, 3, 4, 5, 8, 10, 12, 15, 20, 25, 50))]
-ROWS += [f"multistep {n}" for n in (5, 8, 10, 12, 15)]
-ROWS += [f"multistep {n} churn 1.0" for n in (3, 4, 5, 8, 10, 12, 15, 20, 25)]
-ROWS += [f"ancestral 15 churn {c}" for c in (0.0, 0.5, 1.5, 2.0)] + [f"ancestral 15 grid {g}" for g in (0.7, 1.4)]
-ROWS += [f"multistep 10 {c}" for c in ("churn 0.5", "churn 2.0", "churn 1.0 grid 0.7", "churn 1.0 grid 1.4")]
+ROWS = ["ancestral 200", "euler-maruyama 200", *(f"ancestral {n}" for n in (4, 5, 10, 15, 25, 50))]
+ROWS += [f"multistep {n}" for n in (4, 5, 7, 8, 9, 10, 12, 15, 25)]
+ROWS += [f"multistep 9 {c}" for c in ("churn 0.0", "churn 1.0", "churn 2.0", "grid 1.0", "grid 1.4")]
 DISTILLED = "starmd-peptide-fast"
 ROWS += [f"{DISTILLED} 4"]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")

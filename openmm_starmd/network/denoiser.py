@@ -299,7 +299,7 @@ class Denoiser(nn.Module):
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
             s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
-        return s, estimate, way, odds
+        return s, replace(estimate, translation=centred(estimate.translation)), way, odds
 
     def _answer(
         self, conditions: Conditions, conformation: Conformation, s: Tensor, estimate: Displacement, way, odds
@@ -341,7 +341,7 @@ class Denoiser(nn.Module):
         step = (moved.rotations @ local[..., None])[..., 0]
         estimate = replace(
             estimate,
-            translation=centred(estimate.translation + scale.translation * step),
+            translation=estimate.translation + scale.translation * step,
             rotation=estimate.rotation + scale.rotation * turn,
         )
         return s, z, estimate

@@ -44,7 +44,7 @@ class InvariantPointAttention(nn.Module):
         s : Tensor, shape (B, T, N, C)
         z : Tensor, shape (B, T, N, N, C)
         frames : Rigid, shape (B, T, N)
-            Centred, nm.
+            nm, not far from the origin.
 
         Returns
         -------

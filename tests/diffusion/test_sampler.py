@@ -1,12 +1,13 @@
 """With the exact score of a known target both samplers reproduce it (6 sigma, 4,096 samples)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep
+from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep, Places
 from openmm_starmd.geometry import igso3
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
@@ -123,3 +124,64 @@ def test_calls_of_the_reference_sampler():
     process = Process(paper().process)
     times = EulerMaruyama(process, 200).times()
     assert len(times) == 199 and times[0] == 1 and times[-1] > 0.01
+
+
+def begun(sampler, features):
+    """Moves, and the state before the first, from noise about residues at rest."""
+    batch = len(features.residue_type)
+    frames = Rigid.identity((batch, RESIDUES), dtype=torch.float64)
+    origin = Conformation(frames, torch.zeros(batch, RESIDUES, 6).double(), frames.translations[..., 0] + 1.95)
+    spread = sampler.process.sigma(torch.ones((), dtype=torch.float64))
+    return sampler.begin(origin, spread, features, torch.Generator().manual_seed(4))
+
+
+class OneStep(Ancestral):
+    churn, grid = Multistep.churn, Multistep.grid
+
+
+@pytest.mark.parametrize("config", [paper(), peptide()], ids=["paper", "peptide"])
+def test_where_the_answer_is_always_the_same_one_step_is_as_good_as_two(config):
+    """The last answer, grown to the present level, is the present one: nothing to extrapolate."""
+    process = Process(config.process)
+    target, features = Target(process), two_residues(64)
+
+    def places(sampler):
+        times = sampler.times()
+
+        def denoise(noisy, k):
+            return Displacement(
+                process.alpha(times[k]) * target.translation - noisy.frames.translations,
+                logarithm(noisy.frames.rotations.transpose(-1, -2) @ target.rotation),
+                wrap(target.torsion - noisy.torsions),
+                target.angle - noisy.angles,
+            )
+
+        moves, state = begun(sampler, features)
+        found = []
+        for k in range(len(times)):
+            state = sampler.move(moves, state, denoise(state.x.conformation(), k))
+            found.append(state.x)
+        return found
+
+    for a, b in zip(places(OneStep(process, 6)), places(Multistep(process, 6)), strict=True):
+        torch.testing.assert_close(a.rotations, b.rotations)
+        torch.testing.assert_close(a.flat, b.flat)
+
+
+def test_a_move_asks_neither_for_whole_turns_of_torsions_nor_for_a_shift_of_all():
+    process, generator = Process(peptide().process), torch.Generator().manual_seed(5)
+    sampler, features = Multistep(process, 6), two_residues(64)
+    shape = 64, RESIDUES
+    random = [torch.randn(*shape, n, generator=generator, dtype=torch.float64) for n in (3, 3, 6, 1)]
+    way = Displacement(*random[:3], random[3][..., 0])
+    moves, state = begun(sampler, features)
+    state = sampler.move(moves, state, way)
+    turned = state.denoised.flat.clone()
+    turned[..., 3:9] += 2 * math.pi * torch.randint(-2, 3, (*shape, 6), generator=generator)
+    one, other = (
+        sampler.move(moves, replace(state, denoised=Places(state.denoised.rotations, flat)), way)
+        for flat in (state.denoised.flat, turned)
+    )
+    torch.testing.assert_close(one.x.flat, other.x.flat)
+    translations = one.x.conformation().frames.translations
+    torch.testing.assert_close(translations.mean(-2), torch.zeros_like(translations[:, 0]))

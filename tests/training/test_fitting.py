@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -297,9 +298,29 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("distilled_steps", [0, 3])
-def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path, distilled_steps):
-    """As torchrun starts them; each computes half of every batch."""
+def started_by_torchrun(command: list, environment: dict):
+    """Two processes on one machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [subprocess.Popen([*launcher, *command], env=environment)]
+
+
+def started_by_slurm(command: list, environment: dict):
+    """One process on each of two nodes, as srun would; both are this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = environment | {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    environment |= {"SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}
+    environment |= {"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [environment | {"SLURM_PROCID": str(k), "SLURM_NODEID": str(k)} for k in range(2)]
+    return [subprocess.Popen([sys.executable, *command], env=rank) for rank in ranks]
+
+
+@pytest.mark.parametrize(
+    ("started", "distilled_steps"), [(started_by_torchrun, 0), (started_by_torchrun, 3), (started_by_slurm, 0)]
+)
+def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path, started, distilled_steps):
+    """Each computes half of every batch."""
     settings = {"batch_size": 4, "frames": 3, "total_steps": 4, "warmup_steps": 1, "validation_sequences": ["SVE"]}
     settings |= {"validation_steps": 2, "validation_batches": 2, "accelerator": "cpu", "data": str(folder)}
     network = (
@@ -310,13 +331,15 @@ def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path, distil
         settings |= {"start_from": "base/model.safetensors", "distilled_steps": distilled_steps}
         network = ""
     for name in ("one", "two"):
-        lines = [f"{key} = {json.dumps(value)}" for key, value in (settings | {"output": name}).items()]
+        nodes = 2 if name == "two" and started is started_by_slurm else 1
+        own = settings | {"output": name, "num_nodes": nodes}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in own.items()]
         (tmp_path / f"{name}.toml").write_text("\n".join([*lines, network]))
     train(TrainingConfig.from_toml(tmp_path / "one.toml"))
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*command, tmp_path / "script.py", tmp_path / "two.toml"], check=True, timeout=300, env=environment)
+    processes = started([str(tmp_path / "script.py"), str(tmp_path / "two.toml")], environment)
+    assert [process.wait(300) for process in processes] == [0] * len(processes)
     for table in ("train", "validation"):
         one, two = (read_log(tmp_path / name / f"{table}.csv") for name in ("one", "two"))
         assert len(one) == len(two) > 0
