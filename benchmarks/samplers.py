@@ -35,11 +35,10 @@ from openmm_starmd.evaluation.kinetics import percentile_interval
 from openmm_starmd.protein.validity import STRAINED, check_positions
 
 STRIDE = 100.0  # ps
-ROWS = ["ancestral 200", "euler-maruyama 200", *(f"ancestral {n}" for n in (4, 5, 10, 15, 25, 50))]
-ROWS += [f"multistep {n}" for n in (4, 5, 7, 8, 9, 10, 12, 15, 25)]
-ROWS += [f"multistep 9 {c}" for c in ("churn 0.0", "churn 1.0", "churn 2.0", "grid 1.0", "grid 1.4")]
 DISTILLED = "starmd-peptide-fast"
-ROWS += [f"{DISTILLED} 4"]
+ROWS = ["ancestral 200", *(f"multistep {n}" for n in (4, 5, 7, 8, 9, 10, 12, 15, 25))]
+ROWS += [f"multistep 9 {c}" for c in ("churn 0.0", "churn 1.0", "churn 2.0", "grid 1.0", "grid 1.4")]
+ROWS += [f"{DISTILLED} 4", *(f"ancestral {n}" for n in (4, 5, 10, 15, 25, 50)), "euler-maruyama 200"]
 SCORES = ("JSD backbone", "JSD side chain", "JSD tICA-0", "hop rate difference", "hop rate", "validity")
 COLOURS = {"ancestral": "tab:blue", "multistep": "tab:orange", "euler-maruyama": "tab:green", DISTILLED: "tab:red"}
 N_RESAMPLES = 100
