@@ -380,7 +380,7 @@ def main() -> None:
     made.set_defaults(threads=2)
     made.add_argument("--residues", type=int, nargs="+", default=[39, 58], help="of the proteins of paper size")
     made.add_argument("--context", type=int, default=8, help="context frames behind them, at least 2")
-    made.add_argument("--steps", type=int, nargs=2, default=[200, 9], help="of the reference and of the short sampler")
+    made.add_argument("--steps", type=int, nargs=2, default=[200, 10], help="of the reference and of the short sampler")
     made.add_argument("--replicas", type=int, default=32, help="of the tetrapeptide")
     made.add_argument("--scan-residues", type=int, nargs="+", default=[10, 20, 39, 80, 150, 300])
     made.add_argument("--scan-frames", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])

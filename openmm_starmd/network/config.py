@@ -141,7 +141,7 @@ class ModelConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     process: ProcessConfig = field(default_factory=ProcessConfig)
     context_frames: int = 3
-    denoising_steps: int = 9
+    denoising_steps: int = 10
     sampler: str = "multistep"
     sink_frames: int = field(default=0, repr=False)
     precision: str = field(default="32-true", repr=False)
