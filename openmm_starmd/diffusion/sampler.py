@@ -206,8 +206,8 @@ class Sampler(ABC):
         growth, fraction, level = self.coefficients(times[:-1], times[1:])
         growth = torch.cat([growth, 1 / self.process.alpha(times[-1:])])[:, None]
         growth = functional.pad(growth.expand(-1, 3), (0, 7), value=1.0)
-        before = torch.cat([torch.ones_like(growth[:1]), growth[:-1]])
-        fraction = torch.cat([fraction, torch.ones_like(fraction[:1])])
+        before = functional.pad(growth[:-1], (0, 0, 1, 0), value=1.0)
+        fraction = functional.pad(fraction, (0, 0, 0, 1), value=1.0)
         shares = [(fraction * weights)[:, OF_PARTS] for weights in self.weights(times)]
         return torch.cat([growth, before, *shares], -1).to(dtype), level.to(dtype)
 

@@ -185,3 +185,17 @@ def test_a_move_asks_neither_for_whole_turns_of_torsions_nor_for_a_shift_of_all(
     torch.testing.assert_close(one.x.flat, other.x.flat)
     translations = one.x.conformation().frames.translations
     torch.testing.assert_close(translations.mean(-2), torch.zeros_like(translations[:, 0]))
+
+
+@pytest.mark.parametrize(
+    "sampler", [EulerMaruyama(Process(paper().process), 2), Multistep(Process(peptide().process), 1)]
+)
+def test_a_single_call_leads_to_its_answer(sampler):
+    features = two_residues(64)
+    moves, state = begun(sampler, features)
+    zero = torch.zeros(64, RESIDUES, 3, dtype=torch.float64)
+    way = Displacement(zero, zero, torch.full((64, RESIDUES, 6), 0.25).double(), zero[..., 0])
+    assert len(moves.numbers) == 1
+    x = sampler.move(moves, state, way).x
+    torch.testing.assert_close(x.flat[..., 3:9], state.x.flat[..., 3:9] + 0.25)
+    torch.testing.assert_close(x.rotations, state.x.rotations)
