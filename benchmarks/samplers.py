@@ -25,7 +25,7 @@ import mdtraj
 import numpy as np
 import torch
 from common import circumstances, parser, results_so_far, table, write
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from quality import Judge, Reference, propagate
 
 from openmm_starmd import StarMDModel, load_model
@@ -108,8 +108,9 @@ def draw(rows: dict[str, dict], path: Path):
         margin = 0.1 * (max(shown) - min(shown)) or 0.1
         ax.set(xscale="log", xlabel="network calls a frame", title=name)
         ax.set(ylim=(min(shown) - margin, max(shown) + margin))
-        for which in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-            which(ScalarFormatter())
+        ax.set_xticks([5, 10, 20, 50, 100, 200])
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
