@@ -8,9 +8,7 @@ go on with a run that was interrupted; memory and speed are those of the last pr
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import resource
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
+from common import circumstances, parser, table, write
 from openmm import Platform
 from openmm.app import CheckpointReporter, Simulation, XTCReporter
 
@@ -41,7 +40,7 @@ def simulate(topology, positions, options) -> dict[str, float]:
     """Run to the end; memory and speed."""
     integrator = StarMDIntegrator(topology, TEMPERATURE, options.stride, options.model, randomSeed=options.seed)
     platform = Platform.getPlatform("CPU")
-    simulation = Simulation(topology, peptide_system(topology), integrator, platform, {"Threads": "1"})
+    simulation = Simulation(topology, peptide_system(topology), integrator, platform, {"Threads": str(options.threads)})
     simulation.context.setPositions(positions)
     simulation.minimizeEnergy()
     names = [f"{options.output}.{ending}" for ending in ("chk", "xtc", "csv")]
@@ -106,23 +105,19 @@ def jumps(options) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sequence", nargs="?", default="DWGR")
-    parser.add_argument("--model", default="starmd-peptide", help="embedded name or path")
-    parser.add_argument("--jumps", type=int, default=10_000)
-    parser.add_argument("--stride", type=float, default=100.0, help="ps")
-    parser.add_argument("--output", default="soak", help="stem of the files")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+    made = parser(__doc__, "soak")
+    made.add_argument("sequence", nargs="?", default="DWGR")
+    made.add_argument("--model", default="starmd-peptide", help="embedded name or path")
+    made.add_argument("--jumps", type=int, default=10_000)
+    made.add_argument("--stride", type=float, default=100.0, help="ps")
+    options = made.parse_args()
+    torch.set_num_threads(options.threads)
     topology, positions = build_peptide(options.sequence, seed=1)
     result = simulate(topology, positions, options) | frames(topology, options) | jumps(options)
-    text = [f"# {options.sequence}: {options.jumps} jumps of {options.stride:g} ps by {options.model}", ""]
-    text += ["| Quantity | Value |", "|---|---|", *(f"| {name} | {value:.6g} |" for name, value in result.items())]
-    print("\n".join(text))
-    Path(f"{options.output}.md").write_text("\n".join(text) + "\n")
-    Path(f"{options.output}.json").write_text(
-        json.dumps({"settings": vars(options), "result": result}, indent=1) + "\n"
-    )
+    title = f"{options.sequence}: {options.jumps} jumps of {options.stride:g} ps by {Path(options.model).name}"
+    text = table({name: {"value": value} for name, value in result.items()}, "quantity")
+    print(text)
+    write(options.output, title, circumstances(), {"": text}, result)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmark scripts on tiny data: they run, resume, write what they promise, and their own arithmetic is right."""
 
+import csv
 import importlib
 import json
 import shutil
@@ -477,6 +478,16 @@ def test_a_long_run_is_made_as_soak_makes_it(run, tmp_path):
     rows = read(tmp_path / "out")[1]["results"]
     assert set(rows) == {"valid frames", "radius of gyration (nm)"}  # four jumps leave no line in the table
     assert rows["valid frames"]["window 2"] == 1.0
+
+
+def test_soak_counts_what_a_run_left(run, tmp_path):
+    run("soak", "GAG", "--jumps", 10, "--output", tmp_path / "out")
+    text, written = read(tmp_path / "out")
+    found = written["results"]
+    assert (found["jumps of this process"], found["frames"], found["valid frames (%)"]) == (10, 10, 100)
+    retries = int(next(csv.DictReader((tmp_path / "out.csv").open()))["Retries"])
+    assert found["accepted conformations (%)"] == pytest.approx(1000 / (10 + retries))
+    assert "- command: python benchmarks/soak.py GAG --jumps 10 --output out" in text
 
 
 @pytest.fixture(scope="module")
