@@ -54,19 +54,20 @@ class Places:
         translations, torsions, angles = self.flat.split([3, 6, 1], -1)
         return Conformation(Rigid(self.rotations, translations), torsions, angles[..., 0])
 
+    @classmethod
+    def reached(cls, way: Tensor) -> Places:
+        """The places that residues at rest get to by a displacement (*, N, 13)."""
+        return cls(exponential(way[..., TURN]), way[..., FLAT])
+
     def way_to(self, rotations: Tensor, flat: Tensor, period: Tensor) -> Tensor:
         """Displacement (*, N, 13) that leads to other places, the short way round ``period`` (*, N, 10)."""
         way = flat - self.flat
         way = torch.addcmul(way, period, (way / period).round(), value=-1)
         return torch.cat([way, logarithm(self.rotations.transpose(-1, -2) @ rotations)], -1)
 
-    def displaced(self, way: Tensor) -> Places:
-        """Places after a displacement (*, N, 13)."""
-        return Places(self.rotations @ exponential(way[..., TURN]), self.flat + way[..., FLAT])
-
-    def kicked(self, kick: Places, growth: Tensor | float = 1.0) -> Places:
-        """What is flat times ``growth``; then the displacement by which residues at rest get to the places ``kick``."""
-        return Places(self.rotations @ kick.rotations, kick.flat + growth * self.flat)
+    def displaced(self, by: Places, growth: Tensor | float = 1.0) -> Places:
+        """What is flat times ``growth``; then displaced as residues at rest that get to the places ``by``."""
+        return Places(self.rotations @ by.rotations, by.flat + growth * self.flat)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Places:
         """Apply ``function`` to both tensors; it may touch leading axes only."""
@@ -171,11 +172,9 @@ class Sampler(ABC):
         numbers, levels = self._tables[key]
         template = origin.angles[:, None].expand(-1, len(levels) + 1, -1)
         noise = self.process.noise(template, torch.cat([spread[None], levels]), features, generator)
-        flat = torch.cat([noise.translation, noise.torsion, noise.angle[..., None]], -1)
-        rotation, flat = (functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (noise.rotation, flat))  # none in the last
-        kicks = Places(exponential(rotation), flat)
+        kicks = Places.reached(functional.pad(_numbers(noise), (0, 0, 0, 0, 0, 1)))  # none in the last move
         period = functional.pad(features.per_frame("torsion_period", origin.angles), (3, 1), value=NEVER)
-        places = Places.of(origin).kicked(kicks.map(lambda x: x[:, 0]))
+        places = Places.of(origin).displaced(kicks.map(lambda x: x[:, 0]))
         state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), places, places)
         return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period), state
 
@@ -184,16 +183,16 @@ class Sampler(ABC):
         x, denoised = state.x, state.denoised
         numbers = moves.numbers.index_select(0, state.k)
         growth, growth_before, share, share_before = numbers.split([10, 10, 13, 13], -1)
-        way = torch.cat([way.translation, way.torsion, way.angle[..., None], way.rotation], -1)
+        way = _numbers(way)
         ways = [share * way]
         if self.remembers:
             before = x.way_to(denoised.rotations, growth_before * denoised.flat, moves.period)
             ways = [torch.addcmul(ways[0], share_before, before), way]
-        displaced = x.displaced(torch.stack(ways))
+        displaced = x.displaced(Places.reached(torch.stack(ways)))
         moved, denoised = (displaced.map(lambda x, k=k: x[k]) for k in (0, -1))
         moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
         kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
-        return State(state.k + 1, moved.kicked(kick, growth), denoised)
+        return State(state.k + 1, moved.displaced(kick, growth), denoised)
 
     def weights(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (S, 4) of the way and of the way to the last denoised conformation."""
@@ -210,6 +209,11 @@ class Sampler(ABC):
         fraction = functional.pad(fraction, (0, 0, 0, 1), value=1.0)
         shares = [(fraction * weights)[:, OF_PARTS] for weights in self.weights(times)]
         return torch.cat([growth, before, *shares], -1).to(dtype), level.to(dtype)
+
+
+def _numbers(way: Displacement) -> Tensor:
+    """A displacement (*, N) as 13 numbers (*, N, 13)."""
+    return torch.cat([way.translation, way.torsion, way.angle[..., None], way.rotation], -1)
 
 
 class EulerMaruyama(Sampler):

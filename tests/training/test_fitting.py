@@ -339,7 +339,11 @@ def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path, starte
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = started([str(tmp_path / "script.py"), str(tmp_path / "two.toml")], environment)
-    assert [process.wait(300) for process in processes] == [0] * len(processes)
+    try:
+        assert [process.wait(300) for process in processes] == [0] * len(processes)
+    finally:
+        for process in processes:
+            process.kill()
     for table in ("train", "validation"):
         one, two = (read_log(tmp_path / name / f"{table}.csv") for name in ("one", "two"))
         assert len(one) == len(two) > 0
