@@ -4,8 +4,9 @@
 
 Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded model, network on one thread: without
 relaxation, and with the default one by one and by two workers of a CPU thread each. Times begin when the window of
-context frames is full and some steps have been made; start, minimisation, files of the beginning, and recordings that
-were made by then, are not counted, all else is.
+context frames is full and some steps have been made, and end before a replica has arrived; start, minimisation, files
+of the beginning, recordings that were made by then, and the waiting for the last replica are not counted, all else is,
+also what failed and was sampled again.
 
 Just before a row, it measures plain MD of the same System in one trajectory (LangevinMiddle, 4 fs, 4-amu hydrogens,
 HBonds, ff14SB and native OBC2, no cutoff; one thread): "x MD" is the ratio to it, of all replicas together, for two
@@ -79,15 +80,20 @@ def plain_md(what: Molecule, options) -> np.ndarray:
 def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> np.ndarray:
     """Wall and CPU seconds a nanosecond of all replicas together."""
     bind(mode.workers)
-    timed, stamps = options.frames, []
+    timed, stamps, frames = options.frames, [], []
     warm = what.model.config.context_frames + max(3, timed // 2)  # windows are full, what is computed often is recorded
+
+    def stamp(new: int):
+        stamps.append(clocks())
+        frames.append(new)
+
     with TemporaryDirectory() as folder:
         rollout(
             what.model,
             what.topology,
             what.positions,
             stride=what.stride,
-            n_steps=warm + timed,
+            n_steps=warm + timed + timed // 4,
             n_replicas=replicas,
             seed=options.seed,
             output=folder,
@@ -95,9 +101,11 @@ def replicas_of_rollout(what: Molecule, replicas: int, mode: Mode, options) -> n
             relaxation=mode.relaxation or Relaxation(),
             workers=mode.workers,
             max_retries=50,
-            progress=lambda frames: stamps.append(clocks()),
+            progress=stamp,
         )
-    return (stamps[-1] - stamps[warm - 1]) / (replicas * timed * what.stride / 1000)
+    made = np.cumsum(frames)
+    begin, end = np.searchsorted(made, [replicas * warm, replicas * (warm + timed)])
+    return (stamps[end] - stamps[begin]) / ((made[end] - made[begin]) * what.stride / 1000)
 
 
 def measure(what: Molecule, replicas: int, modes: dict[str, Mode], options) -> Iterator[tuple[str, dict[str, float]]]:

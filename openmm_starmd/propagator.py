@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 
@@ -22,6 +23,8 @@ from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 
 PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together and in tapes; see benchmarks/PERFORMANCE.md
 LEAST_ROOM = 64  # frames, on a GPU
+
+_numbers = attrgetter("frames.rotations", "frames.translations", "torsions", "angles")
 
 
 class Propagator:
@@ -210,7 +213,7 @@ class Propagator:
         encoded anew in every step: those that have left must not be remembered through deeper layers.
         """
         batch, frames, n = history.conformations.shape
-        if self._reference is not history.reference:
+        if not _equal(self._reference, history.reference):
             self._reference, self._cached = history.reference, None
             known = self._statics and len(self._statics.features.residue_type) == batch
             if not known or self.model.config.network.reference_structure:
@@ -272,6 +275,10 @@ class Propagator:
         then, now = (x.conformations.frames.rotations[:, :n] for x in (known, history))
         alike = (then == now).transpose(0, 1).flatten(1).all(1).cpu() & (known.times[:n] == history.times[:n])
         return replace(cache, n_frames=int(alike.cumprod(0).sum()))
+
+
+def _equal(a: Conformation | None, b: Conformation) -> bool:
+    return a is b or (a is not None and all(map(torch.equal, _numbers(a), _numbers(b))))
 
 
 def _shifted(conformation: Conformation, shift: torch.Tensor) -> Conformation:

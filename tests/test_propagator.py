@@ -236,6 +236,29 @@ def test_sinks_are_encoded_once(peptide, monkeypatch):
     assert seen == [[0], [1], [2], [3], [2, 3], [2, 3]]
 
 
+def test_replicas_that_part_and_join_keep_what_is_known_of_them(peptide, monkeypatch):
+    tokens, start = peptide
+    p, seen = with_sinks(tokens, 1, 3), []
+    monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
+    together = parted = p.start(batch_of(start, 2))
+    for k in range(4):
+        parted = History.join([parted.replicas([b]) for b in range(2)])
+        assert equal(p.step(parted, generators(k)), p.step(together, generators(k)))
+        parted, together = (p.extend(h, h.last, generators(k)) for h in (parted, together))
+    assert seen == [[0], [1], [2], [1, 2], [1, 2]]
+
+
+def test_a_reference_with_residues_farther_apart_is_another(peptide):
+    tokens, start = peptide
+    model = model_of(CONFIGS["paper"])
+    wide = replace(start, frames=Rigid(start.frames.rotations, 1.5 * start.frames.translations))
+    starts = [batch_of(start, 1), batch_of(wide, 1)]
+    p, fresh = propagator_of(model, tokens), propagator_of(model, tokens)
+    histories = [replace(p.start(starts[0]), reference=reference) for reference in starts]
+    one, other = (p.step(history, generators(0, 1)) for history in histories)
+    assert equal(other, fresh.step(histories[1], generators(0, 1))) and not equal(one, other)
+
+
 def test_of_a_replaced_frame_alone_keys_and_values_are_made_anew(peptide, monkeypatch):
     tokens, start = peptide
     p, seen = with_sinks(tokens, 0, 8), []

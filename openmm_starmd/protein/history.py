@@ -46,7 +46,7 @@ class History:
 
     @classmethod
     def join(cls, histories: Sequence[History]) -> History:
-        """One history of the replicas of several, which have the same times."""
+        """One history of the replicas of several whose times have the same differences; the clock is the first's."""
         first = histories[0]
         windows, references = ([getattr(h, name) for h in histories] for name in ("conformations", "reference"))
         return cls(Conformation.cat(windows), first.times, Conformation.cat(references), first.dropped)

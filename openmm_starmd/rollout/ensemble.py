@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class Ensemble:
             pool = RelaxationPool(
                 self.system, self.topology, self.tokens, self.relaxation, self.temperature, self.workers
             )
-        return BatchSampler(new_propagator, self.gate, pool, self.seed, self.max_retries)
+        return BatchSampler(new_propagator, self.gate, pool, self.seed)
 
     def replica(self, number: int) -> Replica:
         """One of the replicas, at its start."""
@@ -110,6 +111,7 @@ class Ensemble:
             self.topology,
             self.tokens.features.torsion_mask,
             self.stride,
+            self.model.config.sink_frames,
             self._identity,
             self.starts[number],
         )
@@ -132,10 +134,11 @@ class Ensemble:
         wait: bool = False,
         progress: Callable[[int], None] = lambda frames: None,
     ) -> list[Reached]:
-        """Bring replicas from their last states to the step ``until``, in one batch.
+        """Bring replicas from their last states to the step ``until``.
 
-        Those that are behind come first and go on together with the others where they meet. One whose jump is rejected
-        stops with its last state saved; the others go on. Whatever ends this, the states are those of the last step.
+        In every round those that can be sampled together, having windows alike, try a jump each; those with the
+        shortest windows come first. What fails waits for the next round. One whose jump is rejected stops with its last
+        state saved; the others go on. Whatever ends this, the states are those of the last steps.
 
         Parameters
         ----------
@@ -157,45 +160,46 @@ class Ensemble:
                 held.enter_context(replica.held(wait))
             for replica in batch:
                 replica.load()
-            for replica in batch:
-                if not replica.step:
-                    replica.positions = sampler.minimized(replica.positions)
-            while going := [replica for replica in batch if replica.step < until and not replica.rejection]:
-                first = min(replica.step for replica in going)
-                group = [replica for replica in going if replica.step == first]
-                meeting = min([replica.step for replica in going if replica.step > first], default=until)
-                self._advance(sampler, group, meeting, progress)
+            try:
+                for replica in batch:
+                    if replica.history is None:
+                        replica.positions = sampler.minimized(replica.positions)
+                        replica.history = sampler.start(replica.positions[None])
+                going = [replica for replica in batch if replica.step < until]
+                while shortest := min((r.window for r in going if r.step < until), default=None):
+                    progress(self._round(sampler, [r for r in going if r.window == shortest], until))
+                    going = [replica for replica in going if not replica.rejection]
+            finally:
+                for replica in batch:
+                    replica.save()
         return [Reached(replica.number, replica.step, replica.rejection) for replica in batch]
 
-    def _advance(self, sampler: BatchSampler, group: list[Replica], until: int, progress):
-        """Bring replicas that are at one step to another; whatever happens, the last step of all is saved."""
-        step, positions = group[0].step, np.stack([replica.positions for replica in group])
-        history = History.join([replica.history for replica in group]) if step else sampler.start(positions)
-        try:
-            while step < until:
-                numbers = [replica.number for replica in group]
-                new, rejected = sampler.sample(history, positions, numbers, step)
-                if rejected:
-                    for k, reason in rejected.items():
-                        _save(group[k : k + 1], step, positions[k : k + 1], history.replicas([k]))
-                        group[k].rejection = f"Replica {numbers[k]}, step {step + 1}: {reason}"
-                        logger.error("%s", group[k].rejection)
-                    kept = [k for k in range(len(group)) if k not in rejected]
-                    if not kept:
-                        return
-                    group, numbers = [group[k] for k in kept], [numbers[k] for k in kept]
-                    positions, new, history = positions[kept], new[kept], history.replicas(kept)
-                for replica, atoms in zip(group, new, strict=True):
-                    replica.write(atoms)
-                history, positions, step = sampler.extend(history, new, numbers, step), new, step + 1
-                if step % self.checkpoint_steps == 0:
-                    _save(group, step, positions, history)
-                progress(len(group))
-        finally:
-            _save(group, step, positions, history)
+    def _round(self, sampler: BatchSampler, group: list[Replica], until: int) -> int:
+        """A try of a jump for each of a group of replicas whose windows are alike; the number of new frames.
 
+        Those that have arrived stay in the batch: how the others' numbers are rounded depends on its size.
+        """
+        history, before = History.join([r.history for r in group]), np.stack([r.positions for r in group])
+        keys = [(replica.number, replica.step, len(replica.failures)) for replica in group]
+        asked = [k for k, replica in enumerate(group) if replica.step < until]
+        positions, failures = sampler.sample(history, before, keys, asked)
+        history = sampler.extend(history, positions, keys)
+        for k in asked:
+            if k in failures:
+                self._fail(group[k], failures[k])
+            else:
+                group[k].accept(positions[k], history.replicas([k]))
+                if group[k].step % self.checkpoint_steps == 0:
+                    group[k].save()
+        return len(asked) - len(failures)
 
-def _save(group: list[Replica], step: int, positions: np.ndarray, history: History):
-    for k, replica in enumerate(group):
-        if replica.step < step:
-            replica.save(step, positions[k], history.replicas([k]))
+    def _fail(self, replica: Replica, failure: dict[str, list[int]]):
+        """Note the failure of a try, and stop the replica if it was the last."""
+        replica.failures.append(failure)
+        tries = len(replica.failures)
+        if tries > self.max_retries:
+            counts = Counter(name for failure in replica.failures for name in failure)
+            reason = self.gate.rejection(replica.positions, tries, counts, failure)
+            replica.rejection = f"Replica {replica.number}, step {replica.step + 1}: {reason}"
+            replica.save()
+            logger.error("%s", replica.rejection)

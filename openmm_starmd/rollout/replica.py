@@ -34,19 +34,25 @@ class Replica:
     torsion_mask : Tensor, shape (N, 6)
     stride : float
         ps.
+    sinks : int
+        First frames of the run that stay in the window.
     identity : str
         What a state must agree in to be gone on from.
     start : array, shape (A, 3)
         nm.
     """
 
-    def __init__(self, folder: Path, number: int, topology: Topology, torsion_mask, stride, identity: str, start):
+    def __init__(
+        self, folder: Path, number: int, topology: Topology, torsion_mask, stride, sinks: int, identity: str, start
+    ):
         self.number, self.step, self.positions, self.rejection = number, 0, start, None
         self.history: History | None = None
+        self.failures: list[dict] = []  # of the tries of the jump from here
         self.trajectory = folder / f"replica{number:04d}.xtc"
         self._state, self._lock = self.trajectory.with_suffix(".state"), folder / LOCKS / self.trajectory.stem
-        self._topology, self._mask, self._stride, self._identity = topology, torsion_mask, stride, identity
-        self._bytes, self._file = 0, None  # length of the trajectory at the last state
+        self._topology, self._mask, self._identity = topology, torsion_mask, identity
+        self._stride, self._sinks = stride, sinks
+        self._saved, self._bytes, self._file = 0, 0, None  # step of the last state, length of the trajectory there
 
     @contextmanager
     def held(self, wait: bool):
@@ -65,32 +71,48 @@ class Replica:
                 f"Another process is writing {self.trajectory}; let it finish or stop it, or name another folder."
             ) from None
 
-    def write(self, positions: np.ndarray):
-        """Add a frame."""
+    @property
+    def window(self) -> tuple[int, bool]:
+        """Frames in the window and whether some have left it: what replicas in a batch must have in common."""
+        return self.history.n_frames, self.history.dropped > 0
+
+    def accept(self, positions: np.ndarray, history: History):
+        """Go on to positions (A, 3), the last of a history, and add them to the trajectory.
+
+        Of the history's times only differences count; its clock may be that of another replica.
+        """
+        self._write(positions)
+        self.step, self.positions, self.history, self.failures = self.step + 1, positions, history, []
+
+    def _write(self, positions: np.ndarray):
         if self._file is None:
-            append = self.step > 0
+            append = self._saved > 0
             self._file = XTCFile(str(self.trajectory), self._topology, self._stride, firstStep=1, append=append)
         self._file.writeModel(positions)
 
-    def save(self, step: int, positions: np.ndarray, history: History):
-        """Keep the state after ``step``, with the length of the trajectory that belongs to it.
+    def save(self):
+        """Keep the state, if it is new, with the length of the trajectory that belongs to it.
 
         Raises
         ------
         OSError
             If trajectory or state cannot be written. OpenMM does not tell of a frame that it could not write.
         """
-        end = self._end_of(step - self.step)
-        clock = {"step": step, "dropped": history.dropped, "bytes": end}
-        tensors = {"positions": torch.from_numpy(positions), "times": history.times}
-        tensors["history"] = history.pack(self._mask)
+        if self.step == self._saved:
+            return
+        end = self._end_of(self.step - self._saved)
+        frames = torch.arange(self.step + 1)[-self.history.n_frames :]
+        clock = {"step": self.step, "dropped": int(frames[0]), "bytes": end}
+        frames[: self._sinks] = torch.arange(self._sinks)[: len(frames)]
+        tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
+        tensors["history"] = self.history.pack(self._mask)
         partial = self._state.with_suffix(".part")
         try:
             save_file(tensors, partial, {"identity": self._identity, "clock": json.dumps(clock)})
         except SafetensorError as error:
             raise OSError(f"{self._state} could not be written ({error}).") from error
         os.replace(partial, self._state)
-        self.step, self.positions, self.history, self._bytes = step, positions, history, end
+        self._saved, self._bytes = self.step, end
 
     def look(self) -> int:
         """Steps that a resumed run has already; nothing is changed.
@@ -112,6 +134,7 @@ class Replica:
         clock, vector, times, positions = found
         self.history = History.unpack(vector, self._mask, times, clock["dropped"])
         self.step, self.positions, self._bytes = clock["step"], positions.numpy(), clock["bytes"]
+        self._saved = self.step
         os.truncate(self.trajectory, self._bytes)
 
     def _read(self):

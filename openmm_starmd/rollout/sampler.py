@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -15,8 +15,6 @@ from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
 
-OFTEN = 4  # parts of a batch up to this size have propagators of their own
-
 
 def _random(*key) -> int:
     """Counter-based random numbers: a hash of the key."""
@@ -24,31 +22,23 @@ def _random(*key) -> int:
 
 
 class BatchSampler:
-    """Sample, move the atoms, check, relax, check; what fails is sampled again on its own.
+    """Sample, move the atoms, check, relax, check.
 
     Parameters
     ----------
     new_propagator : callable
-        Makes a `Propagator`: one for the whole batch, and others for parts of it, because each keeps what belongs to
-        the size of its batch.
+        Makes a `Propagator`. Batches of about one size share one, because it keeps what belongs to the size.
     gate : ValidityGate
     pool : RelaxationPool or None
     seed : int
-    max_retries : int
     """
 
     def __init__(
-        self,
-        new_propagator: Callable[[], Propagator],
-        gate: ValidityGate,
-        pool: RelaxationPool | None,
-        seed: int,
-        max_retries: int,
+        self, new_propagator: Callable[[], Propagator], gate: ValidityGate, pool: RelaxationPool | None, seed: int
     ):
-        self._propagator = new_propagator()
-        self._again: defaultdict[int, Propagator] = defaultdict(new_propagator)
-        self._gate, self._pool, self._seed, self._max_retries = gate, pool, seed, max_retries
-        self._tokens = self._propagator.tokens
+        self._propagators: defaultdict[int, Propagator] = defaultdict(new_propagator)
+        self._gate, self._pool, self._seed = gate, pool, seed
+        self._tokens, self._device = self._of(1).tokens, self._of(1).model.device
         self._minimized: dict[bytes, np.ndarray] = {}
 
     def minimized(self, positions: np.ndarray) -> np.ndarray:
@@ -62,37 +52,42 @@ class BatchSampler:
 
     def start(self, positions: np.ndarray) -> History:
         """History of positions (B, A, 3)."""
-        return self._propagator.start(self._measured(positions))
+        return self._of(len(positions)).start(self._measured(positions))
 
-    def sample(self, history: History, positions: np.ndarray, numbers: list[int], step: int):
-        """Positions (B, A, 3) a stride after ``positions``; and why, by their places in the batch, some have none."""
-        new, waiting = positions.copy(), np.arange(len(numbers))
-        failed = [Counter() for _ in numbers]
-        for attempt in range(self._max_retries + 1):
-            whole = len(waiting) == len(numbers)
-            part = history if whole else history.replicas(waiting)
-            propagator = self._propagator if whole else self._again[min(len(waiting), OFTEN)]
-            keys = [(self._seed, numbers[k], step, attempt) for k in waiting]
-            conformation = propagator.step(part, self._generators("jump", keys)).to("cpu", torch.float64)
-            old = positions[waiting]
-            sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
-            found, failures = self._judged(sampled, old, keys)
-            for k, atoms, failure in zip(waiting, found, failures, strict=True):
-                new[k] = positions[k] if failure else atoms
-                failed[k].update(list(failure))
-            waiting, failures = waiting[[bool(failure) for failure in failures]], [f for f in failures if f]
-            if not len(waiting):
-                break
-        reasons = [
-            self._gate.rejection(positions[k], self._max_retries + 1, failed[k], failure)
-            for k, failure in zip(waiting, failures, strict=True)
-        ]
-        return new, dict(zip(waiting.tolist(), reasons, strict=True))
+    def sample(self, history: History, positions: np.ndarray, keys: list[tuple], asked: list[int]):
+        """One try of a jump.
 
-    def extend(self, history: History, positions: np.ndarray, numbers: list[int], step: int) -> History:
-        """History with the positions (B, A, 3) that `sample` has found after ``step`` steps."""
-        noise = self._generators("context", [(self._seed, number, step, 0) for number in numbers])
-        return self._propagator.extend(history, self._measured(positions), noise)
+        Parameters
+        ----------
+        history : History
+        positions : array, shape (B, A, 3)
+            Before the jumps, nm.
+        keys : list of tuple of int
+            Number, step and attempt of each replica, which its random numbers belong to.
+        asked : list of int
+            Places in the batch of those that are to jump; the others are along for the size of the batch.
+
+        Returns
+        -------
+        positions : array, shape (B, A, 3)
+            Where no jump has been asked for or it fails the checks, those before.
+        failures : dict of int to dict
+            The checks that it fails and atoms where it does, by places in the batch.
+        """
+        conformation = self._of(len(keys)).step(history, self._generators("jump", keys))
+        old, new = positions[asked], positions.copy()
+        conformation = conformation[asked].to("cpu", torch.float64)
+        sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
+        found, failures = self._judged(sampled, old, [keys[k] for k in asked])
+        for k, atoms, failure in zip(asked, found, failures, strict=True):
+            if not failure:
+                new[k] = atoms
+        return new, {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
+
+    def extend(self, history: History, positions: np.ndarray, keys: list[tuple]) -> History:
+        """History with the positions (B, A, 3) that `sample` has found."""
+        noise = self._generators("context", [(number, step, 0) for number, step, _ in keys])
+        return self._of(len(keys)).extend(history, self._measured(positions), noise)
 
     def _judged(self, sampled: np.ndarray, old: np.ndarray, keys):
         """Positions, relaxed where that is asked for, and the checks that each of them fails."""
@@ -100,7 +95,7 @@ class BatchSampler:
         if self._pool is None:
             return sampled, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
-        jobs = [(sampled[k], old[k], _random("relaxation", *keys[k])) for k in sound]
+        jobs = [(sampled[k], old[k], _random("relaxation", self._seed, *keys[k])) for k in sound]
         if jobs:
             sampled[sound], energies = map(np.array, zip(*self._pool.relax(jobs), strict=True))
             found = self._gate.relaxed(sampled[sound], old[sound], energies, self._pool.freedoms)
@@ -112,5 +107,7 @@ class BatchSampler:
         return from_positions(torch.from_numpy(positions), self._tokens)
 
     def _generators(self, purpose: str, keys) -> list[torch.Generator]:
-        device = self._propagator.model.device
-        return [torch.Generator(device).manual_seed(_random(purpose, *key)) for key in keys]
+        return [torch.Generator(self._device).manual_seed(_random(purpose, self._seed, *key)) for key in keys]
+
+    def _of(self, batch: int) -> Propagator:
+        return self._propagators[batch.bit_length()]

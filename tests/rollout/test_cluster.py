@@ -89,19 +89,19 @@ def test_a_rejected_replica_stops_alone(run, samples, client):
     sizes = samples(spoilt=(3, 4))
     with pytest.raises(JumpRejectedError, match="1 of 3 .*\nReplica 2, step 4: "):
         run("a", 6, 3, client=client, max_retries=1)
-    assert sizes == [3, 3, 3, 3, 1, 2, 2]
+    assert sizes == [3, 3, 3, 3, 3, 2, 2]
 
 
 def test_when_a_batch_fails_the_others_go_on(run, tmp_path, client, monkeypatch):
-    whole, write = run("whole", 6, 4, batch_size=2), Replica.write
+    whole, accept = run("whole", 6, 4, batch_size=2), Replica.accept
 
-    def broken(self, positions):
+    def broken(self, positions, history):
         if self.number == 2 and self.step == 2:
             raise OSError("no more")
-        write(self, positions)
+        accept(self, positions, history)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Replica, "write", broken)
+        patch.setattr(Replica, "accept", broken)
         with pytest.raises(OSError, match="no more"):
             run("a", 6, 4, batch_size=2, client=client)
     lengths = {name: len(data) for name, data in trajectories(tmp_path / "whole").items()}

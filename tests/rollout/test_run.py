@@ -1,5 +1,7 @@
 """Rollouts: a replica is the same alone and in company, and goes on where it was."""
 
+import json
+
 import mdtraj
 import numpy as np
 import openmm
@@ -7,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 from openmm import unit
+from safetensors import safe_open
 
 from openmm_starmd import (
     HistoryError,
@@ -21,6 +24,13 @@ from openmm_starmd.protein.validity import check_positions
 
 PRECISION = 2e-3  # nm; XTC rounds to 0.001
 LARGEST_FILE = 3_000  # bytes; state and topology fit in, 16 frames do not
+
+
+def clock_of(state):
+    """Step, dropped frames and times that a state tells."""
+    with safe_open(state, "pt") as file:
+        clock = json.loads(file.metadata()["clock"])
+        return clock["step"], clock["dropped"], file.get_tensor("times").tolist()
 
 
 def test_frames_are_whole_valid_and_a_stride_apart(run, peptide, tmp_path):
@@ -110,6 +120,30 @@ def test_only_what_fails_is_sampled_again(run, monkeypatch, samples):
     assert np.abs(frames[1] - whole[1]).max() > 2 * PRECISION
 
 
+def test_behind_full_windows_what_fails_waits_in_the_batch(run, samples, tmp_path):
+    """The others lose nothing, to the last bit; a run that is broken off while one is behind goes on as well."""
+    whole = run("whole", 8, 3)
+    sizes = samples(spoilt=(5,))
+    frames = run("spoilt", 8, 3)
+    assert sizes == [3] * 9
+    assert np.array_equal(frames[:2], whole[:2]) and np.array_equal(frames[2, :5], whole[2, :5])
+    assert np.abs(frames[2, 5:] - whole[2, 5:]).max(axis=(1, 2)).min() > 2 * PRECISION
+    clocks = [clock_of(tmp_path / name / "replica0002.state") for name in ("whole", "spoilt")]
+    assert clocks[0] == clocks[1] == (8, 6, [600.0, 700.0, 800.0])
+    sizes, new = samples(spoilt=(5,)), []
+
+    def interrupt(frames):
+        new.append(frames)
+        if len(new) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", 8, 3, progress=interrupt)
+    assert new == [3, 3, 3, 3, 3, 2, 3]
+    assert np.array_equal(run("broken", 8, 3), frames)
+    assert sizes == [3] * 9
+
+
 def test_a_rejected_jump_stops_one_replica_and_it_can_go_on(run, samples, tmp_path, monkeypatch):
     whole = run("whole", 6, 3)
     with monkeypatch.context():
@@ -117,11 +151,11 @@ def test_a_rejected_jump_stops_one_replica_and_it_can_go_on(run, samples, tmp_pa
         message = "1 of 3 .* the others are complete.\nReplica 2, step 4: None of 2 .*peptide_breaks in 2.*more retries"
         with pytest.raises(JumpRejectedError, match=message):
             run("broken", 6, 3, max_retries=1, checkpoint_steps=100)
-        assert sizes == [3, 3, 3, 3, 1, 2, 2]
+        assert sizes == [3, 3, 3, 3, 3, 2]
         there = [mdtraj.load(str(f), top=str(tmp_path / "whole/topology.pdb")) for f in tmp_path.glob("broken/*.xtc")]
         assert sorted(len(frames) for frames in there) == [3, 6, 6]
         np.testing.assert_allclose(run("broken", 6, 3), whole, atol=PRECISION)
-        assert sizes[7:] == [1, 1, 1]
+        assert sizes[6:] == [1, 1, 1]
 
 
 def test_when_all_are_rejected_the_run_ends(run, samples):
