@@ -242,7 +242,7 @@ def test_replicas_that_part_and_join_keep_what_is_known_of_them(peptide, monkeyp
     monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
     together = parted = p.start(batch_of(start, 2))
     for k in range(4):
-        parted = History.join([parted.replicas([b]) for b in range(2)])
+        parted = History.join(parted.split())
         assert equal(p.step(parted, generators(k)), p.step(together, generators(k)))
         parted, together = (p.extend(h, h.last, generators(k)) for h in (parted, together))
     assert seen == [[0], [1], [2], [1, 2], [1, 2]]
@@ -397,7 +397,7 @@ def test_recorded_jumps_are_the_same_to_the_last_bit(config, peptide):
         history = eager.extend(history, expected, generators(k))
     taped = [known for _, known in recorded._recordings._known.values() if isinstance(known._recording, Tape)]
     assert len(taped) >= 2
-    one = history.replicas([1])
+    one = history.split()[1]
     assert equal(*(p.step(one, generators(9, 1)) for p in (eager, recorded)))
 
 
@@ -422,7 +422,7 @@ def test_recordings_last_for_all_runs_of_as_many_replicas(peptide):
     _, history = run(p, p.start(batch_of(start, 3)), 2)
     recordings = set()
     for k in range(6):
-        part = history.replicas([k % 3])
+        part = history.split()[k % 3]
         assert equal(*(q.step(part, generators(k, 1)) for q in (p, eager)))
         recordings.add(p._recordings.of("denoise", (3, True), None))
     assert len(recordings) == 1 and isinstance(recordings.pop()._recording, Tape)
@@ -462,7 +462,7 @@ def test_another_past_is_not_mixed_up_with_the_recorded_one(peptide):
     first = eager.start(batch_of(start, 2))
     later = eager.extend(first, eager.step(first, generators(0)), generators(0))
     other, replaced = eager.start(batch_of(start, 2), time=100.0), eager.replace(later, first.last, 30.0, generators(3))
-    pasts = [first, later, other, later, later.replicas([1]), replaced, first]
+    pasts = [first, later, other, later, later.split()[1], replaced, first]
     for history in pasts:
         given = generators(5, len(history.last.angles))
         found, expected = (p.step(history, [g.clone_state() for g in given]) for p in (recorded, eager))

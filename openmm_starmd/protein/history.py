@@ -51,10 +51,10 @@ class History:
         windows, references = ([getattr(h, name) for h in histories] for name in ("conformations", "reference"))
         return cls(Conformation.cat(windows), first.times, Conformation.cat(references), first.dropped)
 
-    def replicas(self, index: Sequence[int]) -> History:
-        """History of some of the replicas."""
-        index = torch.as_tensor(index, device=self.conformations.angles.device)
-        return History(self.conformations[index], self.times, self.reference[index], self.dropped)
+    def split(self) -> list[History]:
+        """Histories of the single replicas, which share the memory: the inverse of `join`."""
+        rows = [slice(k, k + 1) for k in range(len(self.reference.angles))]
+        return [History(self.conformations[k], self.times, self.reference[k], self.dropped) for k in rows]
 
     @property
     def n_frames(self) -> int:

@@ -148,7 +148,7 @@ class Ensemble:
         wait : bool
             Whether to wait for another process that is writing the same replicas, rather than refuse.
         progress : callable
-            Gets the number of new frames after each step.
+            Gets the number of new frames after each round.
         """
         if not (self.folder / LOCKS).is_dir():
             raise StarMDError(
@@ -183,12 +183,12 @@ class Ensemble:
         keys = [(replica.number, replica.step, len(replica.failures)) for replica in group]
         asked = [k for k, replica in enumerate(group) if replica.step < until]
         positions, failures = sampler.sample(history, before, keys, asked)
-        history = sampler.extend(history, positions, keys)
+        histories = sampler.extend(history, positions, keys).split()
         for k in asked:
             if k in failures:
                 self._fail(group[k], failures[k])
             else:
-                group[k].accept(positions[k], history.replicas([k]))
+                group[k].accept(positions[k], histories[k])
                 if group[k].step % self.checkpoint_steps == 0:
                     group[k].save()
         return len(asked) - len(failures)

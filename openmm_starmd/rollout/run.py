@@ -104,7 +104,7 @@ def rollout(
     client : distributed.Client, optional
         Its workers do the work, best of one thread each; ``device`` and ``workers`` hold for every one of them.
     progress : callable
-        Gets numbers of frames that add up: those that the folder holds first, then the new ones of each step, or of
+        Gets numbers of frames that add up: those that the folder holds first, then the new ones of each round, or of
         each stretch between states with a ``client``.
 
     Returns

@@ -1,4 +1,4 @@
-"""One step of a batch of replicas."""
+"""One round of a batch of replicas."""
 
 from __future__ import annotations
 
