@@ -145,7 +145,7 @@ def light(measure: Measure, generated: Estimate, oracle: Estimate, nulls: dict[s
     if math.isnan(own) or own > WEAK * floor or own > measure.most:
         return UNCLEAR
     if error <= spread or (best <= spread and not worst >= floor):
-        return GREEN
+        return UNCLEAR if error >= CLOSE * floor else GREEN  # MD's own spread may reach to the null models
     if math.isnan(floor):
         return AMBER if error <= spread + measure.slack else RED
     return RED if error >= CLOSE * floor else AMBER if worst < floor else UNCLEAR

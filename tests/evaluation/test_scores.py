@@ -56,6 +56,15 @@ def test_light_of_a_ratio_looks_at_its_logarithm(value, low, high, expected):
     assert scores.light(kinetic, Estimate(value, low, high), known, {"frozen": 0.0, "shuffled": 0.01}) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.3, GREEN), (0.47, GREEN), (0.5, UNCLEAR), (0.73, UNCLEAR), (0.9, RED)]
+)
+def test_what_is_no_better_than_a_null_model_is_not_green(value, expected):
+    """Where the spread of a reference that is short reaches as far as the models that know nothing."""
+    known, nulls = Estimate(0.2, 0.1, 0.8), {"frozen": 0.6, "shuffled": 0.0}
+    assert scores.light(measure(), Estimate(value, value, value), known, nulls) == expected
+
+
 def test_light_without_null_models_goes_by_the_slack():
     check = measure("higher", "share", floors=(), slack=0.05)
 
