@@ -17,10 +17,10 @@ shuffled       the frames of "MD n" in random order: right distributions, no kin
 
 Rows: Jensen-Shannon divergences in bits; slowest implied timescale of a 20-state MSM (k-means on the reference's first
 two tICs) at a lag of one step, as a ratio to MD with MD's bootstrap interval; share of steps that turn a torsion by
-more than 60 degrees, mean absolute difference from MD; share of frames in which the side chains of two residues touch
-(heavy atoms within 0.45 nm; neighbours left out), mean over pairs and mean absolute difference from MD; share of jumps
-that pass the BioEmu filter; slopes per 1,000 steps of validity and radius of gyration, with standard errors from 20
-blocks.
+more than 60 degrees, of all torsions and of backbone and side chains apart, mean absolute difference from MD; share of
+frames in which the side chains of two residues touch (heavy atoms within 0.45 nm; neighbours left out), mean over pairs
+and mean absolute difference from MD; share of jumps that pass the BioEmu filter; slopes per 1,000 steps of validity and
+radius of gyration, with standard errors from 20 blocks.
 
 From MD frames: hops in one jump from 400 frames of the reference, beside those of the reference from the same frames
 (in the column "MD halves"). What is wrong there is wrong in single jumps, not brought about by earlier ones.
@@ -245,10 +245,13 @@ class Judge:
         hops = np.mean([kinetics.hop_rate(a, self.periods, lag=lag) for a in angles], 0)
         states = [self.states.transform(self.project(a)) for a in angles]
         timescale = markov.slowest_timescale(states, lag) * self.stride / lag
+        side = hops[~self.backbone]
         return {
             "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,
             "hop rate difference": float(np.abs(hops - self.hops).mean()),
             "hop rate": float(hops.mean()),
+            "hop rate, backbone": float(hops[self.backbone].mean()),
+            "hop rate, side chain": float(side.mean()) if len(side) else math.nan,
         }
 
 
@@ -261,8 +264,7 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
     fewer = angles[np.linspace(0, len(angles) - 1, n).round().astype(int)]
     first, second = scorer.rates([angles[:half]], lag), scorer.rates([angles[half:]], lag)
     columns = {
-        "MD halves": scorer.divergences(angles[:half], angles[half:])
-        | {k: (first[k] + second[k]) / 2 for k in ("timescale ratio", "hop rate difference", "hop rate")},
+        "MD halves": scorer.divergences(angles[:half], angles[half:]) | {k: (first[k] + second[k]) / 2 for k in first},
         f"MD {n}": scorer.divergences(fewer) | scorer.rates([angles], lag),
     }
     positions, extra = (integrate if options.integrator else propagate)(reference, model, options)

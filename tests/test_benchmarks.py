@@ -357,6 +357,16 @@ def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeyp
     assert of_model["hop rate from MD frames, difference"] == pytest.approx(0, abs=1e-12)
 
 
+def test_quality_tells_hops_of_backbone_and_side_chains_apart(script, peptides):
+    quality = script("quality")
+    scorer = quality.Judge(quality.Reference.load(next(peptides.glob("*.pdb"))), 100.0, 0)
+    angles = np.zeros((8, len(scorer.backbone)))
+    angles[1::2, ~scorer.backbone] = 2.0
+    rates = scorer.rates([angles])
+    assert (rates["hop rate, backbone"], rates["hop rate, side chain"]) == (0, 1)
+    assert rates["hop rate"] == pytest.approx((~scorer.backbone).mean()) and 0 < rates["hop rate"] < 1
+
+
 def test_quality_scores_contacts_where_there_are_any(script):
     quality = script("quality")
     touching, expected = np.array([[True, False], [False, False]]), np.array([[0.2, 0.2]])
