@@ -101,7 +101,7 @@ class Replica:
         if self.step == self._saved:
             return
         end = self._end_of(self.step - self._saved)
-        frames = torch.arange(self.step + 1)[-self.history.n_frames :]
+        frames = torch.arange(self.step + 1 - self.history.n_frames, self.step + 1)
         clock = {"step": self.step, "dropped": int(frames[0]), "bytes": end}
         frames[: self._sinks] = torch.arange(self._sinks)[: len(frames)]
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}

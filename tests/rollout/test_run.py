@@ -1,5 +1,6 @@
 """Rollouts: a replica is the same alone and in company, and goes on where it was."""
 
+import dataclasses
 import json
 
 import mdtraj
@@ -142,6 +143,17 @@ def test_behind_full_windows_what_fails_waits_in_the_batch(run, samples, tmp_pat
     assert new == [3, 3, 3, 3, 3, 2, 3]
     assert np.array_equal(run("broken", 8, 3), frames)
     assert sizes == [3] * 9
+
+
+def test_a_state_tells_the_times_of_the_frames_that_stay(run, tiny_model, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny_model.config, context_frames=3, sink_frames=1)
+    monkeypatch.setattr(tiny_model, "config", config)
+    whole = run("a", 6)
+    assert clock_of(tmp_path / "a" / "replica0000.state") == (6, 4, [0.0, 500.0, 600.0])
+    run("b", 1)
+    assert clock_of(tmp_path / "b" / "replica0000.state") == (1, 0, [0.0, 100.0])
+    run("b", 4)
+    assert np.array_equal(run("b", 6), whole)
 
 
 def test_a_rejected_jump_stops_one_replica_and_it_can_go_on(run, samples, tmp_path, monkeypatch):
