@@ -1,14 +1,22 @@
-// Langevin dynamics of 16 replicas of one molecule side by side, one in each lane of a vector register: bonds, angles,
+// Langevin dynamics of 16 replicas of one molecule side by side, one in each lane of the vector registers: bonds, angles,
 // periodic torsions, all pairs (Coulomb, Lennard-Jones, GBSA-OBC2 with its surface term), constraints by SHAKE and
-// RATTLE. Units are OpenMM's: nm, ps, amu, kJ/mol. Arrays of positions and velocities are (atoms, 3, lanes).
+// RATTLE. Units are OpenMM's: nm, ps, amu, kJ/mol. Replicas come in groups as wide as a register; positions and
+// velocities are (16 / W, atoms, 3, W). Nothing is kept of a pair that is far apart: reading it back from memory would
+// take longer than computing it again.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <immintrin.h>
 #include <vector>
 
+#ifdef __AVX512F__
 constexpr int W = 16;
+#else
+constexpr int W = 8;
+#endif
 typedef float V __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
 
 #define IN_EACH_LANE(name, expression)                   \
     static inline V name(V a) {                          \
@@ -36,6 +44,40 @@ static inline float greatest(V a) {
     return r;
 }
 
+// The processor's estimates of 1/a and 1/sqrt(a), made exact to the last bits by one step of Newton's.
+#if defined(__AVX512F__)
+static inline V estimate(V a) { return (V)_mm512_rcp14_ps((__m512)a); }
+static inline V root_estimate(V a) { return (V)_mm512_rsqrt14_ps((__m512)a); }
+static inline bool any_below(V a, float limit) {
+    return _mm512_cmp_ps_mask((__m512)a, _mm512_set1_ps(limit), _CMP_LT_OQ);
+}
+#elif defined(__AVX2__)
+static inline V estimate(V a) { return (V)_mm256_rcp_ps((__m256)a); }
+static inline V root_estimate(V a) { return (V)_mm256_rsqrt_ps((__m256)a); }
+static inline bool any_below(V a, float limit) {
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, _mm256_set1_ps(limit), _CMP_LT_OQ));
+}
+#else
+#error "lanes.cpp needs a processor with AVX2"
+#endif
+static inline V reciprocal(V a) {
+    V y = estimate(a);
+    return y * (2.0f - a * y);
+}
+static inline V inverse_root(V a) {
+    V y = root_estimate(a);
+    return y * (1.5f - 0.5f * a * y * y);
+}
+// exp(a) of a <= 0: two to the whole part by the exponent's bits, to the rest by its Taylor series.
+static inline V decay_of(V a) {
+    a = greater(a * 1.44269504f, all(-126.0f));
+    V shifted = a + 12582912.0f;  // 1.5 * 2^23: the last bits are the nearest whole number
+    asm("" : "+v"(shifted));      // which -ffast-math would cancel
+    V f = a - (shifted - 12582912.0f);
+    V p = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f + f * 0.00133335581f))));
+    return (V)((I)p + ((I)shifted << 23));
+}
+
 struct Vec {
     V x, y, z;
 };
@@ -61,18 +103,36 @@ struct Molecule {  // the layout of lanes.py
 constexpr float OFFSET = 0.009f, PROBE = 0.14f;  // nm
 constexpr float ALPHA = 1.0f, BETA = 0.8f, GAMMA = 4.85f;  // of OBC2
 
-static inline float reduced(const Molecule &m, int i) { return m.radius[i] - OFFSET; }
+// How an atom descreens others: beyond FAR_FROM times its reduced and scaled radius s, a series in t = (s / r)^2 replaces
+// the logarithm, to one part in a million. A neighbour takes 2 s^3 / r^4 (1/3 + 2/5 t + 3/7 t^2 + ...).
+constexpr float FAR_FROM = 4.0f;
+static inline V taken(V t) {
+    return 1.0f / 3 + t * (2.0f / 5 + t * (3.0f / 7 + t * (4.0f / 9 + t * (5.0f / 11))));
+}
+static inline V taken_slope(V t) {  // minus half its derivative by r, over r, is 2 s^3 / r^6 times this
+    return 2.0f / 3 + t * (6.0f / 5 + t * (12.0f / 7 + t * (20.0f / 9 + t * (30.0f / 11))));
+}
 
 struct Work {
-    std::vector<V> square, slope, first, second;  // of each pair: r^2, (dE/dr)/r, and how it descreens its two atoms
-    std::vector<V> born, chain, descreening, born_force;
+    std::vector<uint8_t> near;     // of each pair: whether it is, in any lane
+    std::vector<V> first, second;  // of each near pair: how it descreens its two atoms, the derivatives
+    std::vector<V> born, inverse_born, chain, descreening, born_force;
     std::vector<Vec> force;
-    explicit Work(int n)
-        : square(n * (n - 1) / 2), slope(square), first(square), second(square), born(n), chain(n), descreening(n),
-          born_force(n), force(n) {}
+    std::vector<float> reduced, scaled, square, cube;  // radii of atoms; s^2 and 2 s^3
+    explicit Work(const Molecule &m)
+        : near(m.n * (m.n - 1) / 2), born(m.n), inverse_born(m.n), chain(m.n), descreening(m.n), born_force(m.n),
+          force(m.n) {
+        for (int i = 0; i < m.n; i++) {
+            float r = m.radius[i] - OFFSET, s = m.scale[i] * r;
+            reduced.push_back(r);
+            scaled.push_back(s);
+            square.push_back(s * s);
+            cube.push_back(2 * s * s * s);
+        }
+    }
 };
 
-// What a neighbour at distance r takes from the solvent around an atom, and the derivative, over r.
+// What a neighbour at distance r takes from the solvent around an atom, and minus half the derivative, over r.
 static inline V descreen(V r, V inverse, float atom, float neighbour, V &derivative) {
     V lower = 1.0f / greater(all(atom), absolute(r - neighbour)), upper = 1.0f / (r + neighbour);
     V l2 = lower * lower, u2 = upper * upper, ratio = logarithm(upper / lower), inverse2 = inverse * inverse;
@@ -129,70 +189,124 @@ static V bonded(const Molecule &m, const Vec *x, Vec *f) {
     return energy;
 }
 
-// Potential energy; forces into work.force.
-static V potential(const Molecule &m, Work &w, const Vec *x) {
-    int n = m.n;
-    Vec *f = w.force.data();
-    std::fill(w.force.begin(), w.force.end(), Vec{});
+// What every atom's neighbours take from the solvent around it.
+static void descreen_all(const Molecule &m, Work &w, const Vec *x) {
     std::fill(w.descreening.begin(), w.descreening.end(), V{});
-    V energy = bonded(m, x, f);
-    for (int i = 0, p = 0; i < n; i++) {
-        float ri = reduced(m, i), si = m.scale[i] * ri;
+    w.first.clear();
+    w.second.clear();
+    for (int i = 0, p = 0; i < m.n; i++) {
+        float ri = w.reduced[i], si = w.scaled[i], qi = w.square[i], ci = w.cube[i];
+        Vec xi = x[i];
         V sum{};
-        for (int j = i + 1; j < n; j++, p++) {
-            float rj = reduced(m, j), sj = m.scale[j] * rj;
-            const float *of = m.pair + 3 * (i * n + j);
-            Vec d = x[j] - x[i];
-            V square = dot(d, d), inverse = 1.0f / root(square), inverse2 = inverse * inverse;
-            V inverse6 = inverse2 * inverse2 * inverse2, r = square * inverse;
-            V coulomb = of[0] * inverse, repulsion = of[1] * inverse6 * inverse6, dispersion = of[2] * inverse6;
-            energy += coulomb + repulsion - dispersion;
-            w.slope[p] = -(coulomb + 12.0f * repulsion - 6.0f * dispersion) * inverse2;
-            w.square[p] = square;
-            sum += descreen(r, inverse, ri, sj, w.first[p]);
-            w.descreening[j] += descreen(r, inverse, rj, si, w.second[p]);
+        for (int j = i + 1; j < m.n; j++, p++) {
+            Vec d = x[j] - xi;
+            V square = dot(d, d);
+            float limit = FAR_FROM * FAR_FROM * std::fmax(qi, w.square[j]);
+            bool near = any_below(square, limit);
+            w.near[p] = near;
+            if (__builtin_expect(near, 0)) {
+                V inverse = inverse_root(square), r = square * inverse, first, second;
+                sum += descreen(r, inverse, ri, w.scaled[j], first);
+                w.descreening[j] += descreen(r, inverse, w.reduced[j], si, second);
+                w.first.push_back(first);
+                w.second.push_back(second);
+            } else {
+                V u = reciprocal(square), u2 = u * u;
+                sum += (w.cube[j] * u2) * taken(w.square[j] * u);
+                w.descreening[j] += (ci * u2) * taken(qi * u);
+            }
         }
         w.descreening[i] += sum;
     }
-    for (int i = 0; i < n; i++) {
-        float r = reduced(m, i), full = m.radius[i], charge = m.charge[i];
+}
+
+// Born radii, their derivatives and what the energy of single atoms depends on them; returns that energy.
+static V born_radii(const Molecule &m, Work &w) {
+    V energy{};
+    for (int i = 0; i < m.n; i++) {
+        float r = w.reduced[i], full = m.radius[i], charge = m.charge[i];
         V psi = 0.5f * r * w.descreening[i], psi2 = psi * psi;
         V tanh = 1.0f - 2.0f / (exponential(2.0f * psi * (ALPHA - BETA * psi + GAMMA * psi2)) + 1.0f);
-        V born = 1.0f / (1.0f / r - tanh / full);
+        V inverse = 1.0f / r - tanh / full, born = 1.0f / inverse;
         w.chain[i] = (1.0f - tanh * tanh) * (r / full) * (ALPHA - 2.0f * BETA * psi + 3.0f * GAMMA * psi2);
-        V ratio = full / born, ratio3 = ratio * ratio * ratio;
+        V ratio = full * inverse, ratio3 = ratio * ratio * ratio;
         V surface = m.surface * (full + PROBE) * (full + PROBE) * ratio3 * ratio3;
-        V self = -0.5f * m.solvent * charge * charge / born;
+        V self = -0.5f * m.solvent * charge * charge * inverse;
         energy += surface + self;
         w.born[i] = born;
-        w.born_force[i] = -(6.0f * surface + self) / born;
+        w.inverse_born[i] = inverse;
+        w.born_force[i] = -(6.0f * surface + self) * inverse;
     }
-    for (int i = 0, p = 0; i < n; i++) {
+    return energy;
+}
+
+// Coulomb, Lennard-Jones and solvent of all pairs at fixed Born radii, and the forces on these; returns the energy.
+static V pairs(const Molecule &m, Work &w, const Vec *x, Vec *f) {
+    V energy{};
+    for (int i = 0; i < m.n; i++) {
         float charge = -m.solvent * m.charge[i];
-        V born = w.born[i], sum{};
-        for (int j = i + 1; j < n; j++, p++) {
-            V product = born * w.born[j], ratio = 0.25f * w.square[p] / product, decay = exponential(-ratio);
-            V inverse = 1.0f / root(w.square[p] + product * decay), inverse2 = inverse * inverse;
-            V term = charge * m.charge[j] * inverse;
-            energy += term;
-            w.slope[p] -= term * (1.0f - 0.25f * decay) * inverse2;
-            V by_product = -0.5f * term * decay * (1.0f + ratio) * inverse2;
+        Vec xi = x[i], force{};
+        V born = w.born[i], inverse_born = -0.25f * w.inverse_born[i], sum{};
+        for (int j = i + 1; j < m.n; j++) {
+            const float *of = m.pair + 3 * (i * m.n + j);
+            Vec d = x[j] - xi;
+            V square = dot(d, d), inverse = inverse_root(square), inverse2 = inverse * inverse;
+            V inverse6 = inverse2 * inverse2 * inverse2;
+            V coulomb = of[0] * inverse, dispersion = of[2] * inverse6, repulsion = of[1] * inverse6 * inverse6;
+            V ratio = square * inverse_born * w.inverse_born[j], product = born * w.born[j], decay = decay_of(ratio);
+            V screened = inverse_root(square + product * decay), screened2 = screened * screened;
+            V term = (charge * m.charge[j]) * screened, by_square = term * screened2;
+            energy += coulomb + repulsion - dispersion + term;
+            V slope = (6.0f * dispersion - 12.0f * repulsion - coulomb) * inverse2 - by_square * (1.0f - 0.25f * decay);
+            V by_product = by_square * decay * (0.5f * ratio - 0.5f);
             sum += by_product * w.born[j];
             w.born_force[j] += by_product * born;
-        }
-        w.born_force[i] += sum;
-    }
-    for (int i = 0; i < n; i++) w.born_force[i] *= w.born[i] * w.born[i] * w.chain[i];
-    for (int i = 0, p = 0; i < n; i++) {
-        Vec sum{};
-        for (int j = i + 1; j < n; j++, p++) {
-            V slope = w.slope[p] - w.born_force[i] * w.first[p] - w.born_force[j] * w.second[p];
-            Vec g = slope * (x[j] - x[i]);
-            sum += g;
+            Vec g = slope * d;
+            force += g;
             f[j] -= g;
         }
-        f[i] += sum;
+        w.born_force[i] += sum;
+        f[i] += force;
     }
+    return energy;
+}
+
+// Forces by the Born radii of all pairs.
+static void chain_rule(const Molecule &m, Work &w, const Vec *x, Vec *f) {
+    for (int i = 0; i < m.n; i++) w.born_force[i] *= w.born[i] * w.born[i] * w.chain[i];
+    size_t known = 0;
+    for (int i = 0, p = 0; i < m.n; i++) {
+        float qi = w.square[i];
+        Vec xi = x[i], force{};
+        V by_i = -w.born_force[i];
+        float ci = w.cube[i];
+        for (int j = i + 1; j < m.n; j++, p++) {
+            Vec d = x[j] - xi;
+            V slope;
+            if (__builtin_expect(w.near[p], 0)) {
+                slope = by_i * w.first[known] - w.born_force[j] * w.second[known];
+                known++;
+            } else {
+                V u = reciprocal(dot(d, d));
+                slope = by_i * w.cube[j] * taken_slope(w.square[j] * u) - w.born_force[j] * ci * taken_slope(qi * u);
+                slope *= u * u * u;
+            }
+            Vec g = slope * d;
+            force += g;
+            f[j] -= g;
+        }
+        f[i] += force;
+    }
+}
+
+// Potential energy; forces into work.force.
+static V potential(const Molecule &m, Work &w, const Vec *x) {
+    Vec *f = w.force.data();
+    std::fill(w.force.begin(), w.force.end(), Vec{});
+    descreen_all(m, w, x);
+    V energy = bonded(m, x, f) + born_radii(m, w);
+    energy += pairs(m, w, x, f);
+    chain_rule(m, w, x, f);
     return energy;
 }
 
@@ -257,9 +371,33 @@ static void constrain_positions(const Molecule &m, const Vec *old, Vec *x) {
     }
 }
 
-extern "C" {
+// LangevinMiddle (Zhang et al. 2019): kick, half a drift, friction and noise, half a drift.
+static void run(const Molecule &m, Vec *x, Vec *v, Random &random, int steps, float dt, float friction, float kT) {
+    Work w(m);
+    std::vector<Vec> old(m.n), unconstrained(m.n), noise(m.n);
+    float stay = std::exp(-friction * dt), width = std::sqrt(kT * (1 - stay * stay));
+    for (int step = 0; step < steps; step++) {
+        potential(m, w, x);
+        for (int i = 0; i < m.n; i++) v[i] += all(dt / m.mass[i]) * w.force[i];
+        constrain_velocities(m, x, v);
+        random.normal(noise);
+        for (int i = 0; i < m.n; i++) {
+            old[i] = x[i];
+            x[i] += all(0.5f * dt) * v[i];
+            v[i] = all(stay) * v[i] + all(width / std::sqrt(m.mass[i])) * noise[i];
+            x[i] += all(0.5f * dt) * v[i];
+            unconstrained[i] = x[i];
+        }
+        constrain_positions(m, old.data(), x);
+        for (int i = 0; i < m.n; i++) v[i] += all(1 / dt) * (x[i] - unconstrained[i]);
+    }
+}
+
+extern "C" {  // each is given one group of replicas
+int lanes_width() { return W; }
+
 void lanes_potential(const Molecule *m, const float *positions, float *forces, float *energies) {
-    Work w(m->n);
+    Work w(*m);
     V energy = potential(*m, w, (const Vec *)positions);
     std::memcpy(forces, w.force.data(), sizeof(Vec) * m->n);
     std::memcpy(energies, &energy, sizeof energy);
@@ -273,27 +411,8 @@ void lanes_velocities(const Molecule *m, const float *positions, float *velociti
     constrain_velocities(*m, (const Vec *)positions, v);
 }
 
-// LangevinMiddle (Zhang et al. 2019): kick, half a drift, friction and noise, half a drift.
 void lanes_run(const Molecule *m, float *positions, float *velocities, Random *random, int steps, float dt,
                float friction, float kT) {
-    Vec *x = (Vec *)positions, *v = (Vec *)velocities;
-    Work w(m->n);
-    std::vector<Vec> old(m->n), unconstrained(m->n), noise(m->n);
-    float stay = std::exp(-friction * dt), width = std::sqrt(kT * (1 - stay * stay));
-    for (int step = 0; step < steps; step++) {
-        potential(*m, w, x);
-        for (int i = 0; i < m->n; i++) v[i] += all(dt / m->mass[i]) * w.force[i];
-        constrain_velocities(*m, x, v);
-        random->normal(noise);
-        for (int i = 0; i < m->n; i++) {
-            old[i] = x[i];
-            x[i] += all(0.5f * dt) * v[i];
-            v[i] = all(stay) * v[i] + all(width / std::sqrt(m->mass[i])) * noise[i];
-            x[i] += all(0.5f * dt) * v[i];
-            unconstrained[i] = x[i];
-        }
-        constrain_positions(*m, old.data(), x);
-        for (int i = 0; i < m->n; i++) v[i] += all(1 / dt) * (x[i] - unconstrained[i]);
-    }
+    run(*m, (Vec *)positions, (Vec *)velocities, *random, steps, dt, friction, kT);
 }
 }

@@ -77,27 +77,31 @@ class Lanes:
             kept["solvent"].item(),
             kept["surface"].item(),
         )
-        self._positions = _aligned((system.getNumParticles(), 3, LANES))
+        width = self._library.lanes_width()
+        self._groups = LANES // width
+        self._positions = _aligned((self._groups, system.getNumParticles(), 3, width))
         self._velocities = _aligned(self._positions.shape)
-        self._random = _aligned((4, LANES)).view(np.uint32)
-        self._random[:] = np.random.default_rng(seed).integers(1, 2**32, self._random.shape, dtype=np.uint64)
+        self._random = _aligned((self._groups, 4, width)).view(np.uint32)
+        states = np.random.default_rng(seed).integers(1, 2**32, (4, LANES), dtype=np.uint64)
+        self._random[:] = np.moveaxis(states.reshape(4, self._groups, width), 1, 0)
         self._positions[:] = positions[:, :, None]
 
     @property
     def positions(self) -> np.ndarray:
         """(16, A, 3), nm."""
-        return np.moveaxis(self._positions, -1, 0).copy()
+        return _by_replica(self._positions)
 
     @property
     def velocities(self) -> np.ndarray:
         """(16, A, 3), nm/ps."""
-        return np.moveaxis(self._velocities, -1, 0).copy()
+        return _by_replica(self._velocities)
 
     def potential(self) -> tuple[np.ndarray, np.ndarray]:
         """Energies (16,), kJ/mol, and forces (16, A, 3), kJ/mol/nm."""
-        energies, forces = _aligned((LANES,)), _aligned(self._positions.shape)
+        forces = _aligned(self._positions.shape)
+        energies = _aligned((self._groups, forces.shape[-1]))
         self._call("potential", self._positions, forces, energies)
-        return energies.copy(), np.moveaxis(forces, -1, 0).copy()
+        return energies.reshape(-1).copy(), _by_replica(forces)
 
     def draw_velocities(self, temperature: float):
         """Velocities of the temperature (K)."""
@@ -107,12 +111,20 @@ class Lanes:
         """Advance all replicas (K, ps, 1/ps), and bring their centres back to the origin."""
         where = self._positions, self._velocities, self._random
         self._call("run", *where, steps, time_step, friction, GAS_CONSTANT * temperature)
-        self._positions -= self._positions.mean(0)
+        self._positions -= self._positions.mean(1, keepdims=True)
 
     def _call(self, name: str, *values):
+        """Call a function of the library for each group of replicas; arrays have a row for each."""
         kinds = {np.ndarray: lambda a: ctypes.c_void_p(a.ctypes.data), int: ctypes.c_int, float: ctypes.c_float}
-        arguments = [kinds[type(value)](value) for value in values]
-        getattr(self._library, f"lanes_{name}")(ctypes.byref(self._molecule), *arguments)
+        for group in range(self._groups):
+            own = [value[group] if isinstance(value, np.ndarray) else value for value in values]
+            arguments = [kinds[type(value)](value) for value in own]
+            getattr(self._library, f"lanes_{name}")(ctypes.byref(self._molecule), *arguments)
+
+
+def _by_replica(array: np.ndarray) -> np.ndarray:
+    """(16, A, 3) of an array of groups (G, A, 3, W)."""
+    return np.moveaxis(array, -1, 1).reshape(LANES, *array.shape[1:3]).copy()
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
