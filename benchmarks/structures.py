@@ -42,7 +42,7 @@ from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.training import peptide_system, prepare
-from openmm_starmd.training.prepare import is_protein
+from openmm_starmd.systems.chains import is_protein
 
 FOLDERS = ("clean", "fast_folders", "monomers", "awkward")
 PREPARED, AS_IT_COMES = "prepared", "as it comes"

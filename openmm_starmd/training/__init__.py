@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from openmm_starmd.training.build import build_peptide
-from openmm_starmd.training.prepare import prepare
+from openmm_starmd.systems.prepare import prepare
 from openmm_starmd.training.simulate import coverage_sequences, peptide_system, simulate
 
 _NAMES = {
