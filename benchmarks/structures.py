@@ -8,7 +8,7 @@ beside the table (STRUCTURES.jsonl), so that an interrupted run goes on where it
 
 What happens to a file
 ----------------------
-prepared     by `openmm_starmd.training.prepare`
+prepared     by `openmm_starmd.systems.prepare`
 as it comes  (only `awkward`) what OpenMM's reader makes of the file, unchanged
 
 Then, on one thread of the CPU platform: ForceField (ff14SB and OBC2, with a cutoff of 1 nm in large proteins; Amber 14
@@ -41,8 +41,9 @@ from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training import peptide_system, prepare
+from openmm_starmd.systems import prepare
 from openmm_starmd.systems.chains import is_protein
+from openmm_starmd.training import peptide_system
 
 FOLDERS = ("clean", "fast_folders", "monomers", "awkward")
 PREPARED, AS_IT_COMES = "prepared", "as it comes"

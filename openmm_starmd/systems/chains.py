@@ -75,7 +75,11 @@ def _has_backbone(residue: Residue) -> bool:
 def bonds_between_residues(fixer: PDBFixer, links: list[Link]) -> list[tuple]:
     """(atom, atom, record) of every bond between residues that the file names, but not to symmetry copies."""
     atoms = {(place_of(atom.residue), atom.name): atom for atom in fixer.topology.atoms()}
-    bonds = [(a, b, "CONECT") for a, b in fixer.topology.bonds() if a.residue is not b.residue]
+    bonds = [
+        (a, b, "CONECT")
+        for a, b in fixer.topology.bonds()
+        if a.residue is not b.residue and not a.name == b.name == "SG"  # made by distance
+    ]
     for link in links:
         if not link.to_copy and link.first in atoms and link.second in atoms:
             bonds.append((atoms[link.first], atoms[link.second], link.record))
@@ -94,7 +98,7 @@ def refuse_links(bonds: list[tuple], chain_residues: set[Residue]) -> None:
             continue
         raise UnsupportedTopologyError(
             f"{record} bonds {a.name} of {label(a.residue)} to {b.name} of {label(b.residue)}. Between residues only "
-            "peptide bonds in sequence and disulfides are supported: no staples, rings of residues or other cross-links."
+            "peptide bonds in sequence and disulfides are supported: no staples, rings of residues or cross-links."
         )
 
 

@@ -91,7 +91,7 @@ def select(rows: list[AtomRow]) -> Selection:
 
 
 def _residues(rows: list[AtomRow]) -> list[list[int]]:
-    """Atoms of each residue: neighbours in the file with one place and name, and their alternates wherever these are."""
+    """Atoms of each residue: neighbours in the file with one place and name, and their alternates anywhere."""
     runs: list[list[int]] = []
     for number, row in enumerate(rows):
         before = rows[number - 1] if number else None

@@ -11,8 +11,6 @@ from openmm.app import Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
-from openmm_starmd.protein.bond_graph import label
-from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.systems.chains import Place, coordinates, names_of, place_of, rebuild
 
 HYDROGEN_BOND = 0.35  # nm; between donor and acceptor

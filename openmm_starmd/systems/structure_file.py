@@ -107,6 +107,7 @@ def _read_pdb(text: str) -> StructureFile:
     for number, new in zip(atom_lines, selection.rows, strict=True):
         lines[number] = None if new is None else _pdb_line(lines[number], new)
     fixer = PDBFixer(pdbfile=StringIO("\n".join(line for line in lines if line is not None) + "\nEND\n"))
+    links += _recorded_disulfides(fixer, [line for line in lines if line and line.startswith("CONECT")])
     return _structure(fixer, selection, links, model + has_atoms)
 
 
@@ -142,11 +143,25 @@ def _pdb_line(line: str, row: AtomRow) -> str:
 
 
 def _pdb_link(record: str, line: str) -> Link:
-    starts = (21, 51) if record == "LINK" else (15, 29)
-    places = [(line[i], line[i + 1 : i + 5].strip(), line[i + 5].strip()) for i in starts]
+    starts = ((21, 22), (51, 52)) if record == "LINK" else ((15, 17), (29, 31))
+    places = [(line[chain], line[i : i + 4].strip(), line[i + 4].strip()) for chain, i in starts]
     atoms = (line[12:16].strip(), line[42:46].strip()) if record == "LINK" else ("SG", "SG")
     operators = line[59:65].strip(), line[66:72].strip()
     return Link(record, (places[0], atoms[0]), (places[1], atoms[1]), to_copy=operators[0] != operators[1])
+
+
+def _recorded_disulfides(fixer: PDBFixer, records: list[str]) -> list[Link]:
+    """Disulfides of CONECT records; OpenMM's reader makes others by distance."""
+    pairs = set()
+    for line in records:
+        first, *others = (line[i : i + 5].strip() for i in range(6, min(len(line.rstrip()), 31), 5))
+        pairs |= {frozenset((first, other)) for other in others}
+    links = []
+    for a, b in fixer.topology.bonds():
+        if a.name == b.name == "SG" and frozenset((a.id, b.id)) in pairs:
+            ends = [((r.chain.id, r.id, r.insertionCode.strip()), "SG") for r in (a.residue, b.residue)]
+            links.append(Link("CONECT", *ends))
+    return links
 
 
 def _read_mmcif(text: str) -> StructureFile:

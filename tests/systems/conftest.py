@@ -27,5 +27,3 @@ def peptide():
         return modeller
 
     return peptide
-
-
