@@ -180,11 +180,13 @@ def rollout(
     from openmm.app import PDBFile
 
     from openmm_starmd.rollout import rollout as run
+    from openmm_starmd.systems.chains import refuse_missing_hydrogens
     from openmm_starmd.training import peptide_system
 
     if not structure.is_file():
         raise StarMDError(f"there is no file {structure}")
     pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
+    refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 

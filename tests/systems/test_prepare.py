@@ -3,9 +3,10 @@
 import openmm
 import pytest
 from openmm import unit
-from openmm.app import Element, ForceField, Modeller, Topology
+from openmm.app import Element, ForceField, Modeller, PDBxFile, Topology
 from pdbfixer import PDBFixer
 
+from openmm_starmd import cli
 from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.systems import prepare
 
@@ -227,3 +228,18 @@ def test_a_residue_that_no_template_matches_is_named(write, peptide):
     path.write_text(path.read_text().replace("HETATM", "ATOM  ").replace(" O   GLY", " X9  GLY"))
     with pytest.raises(UnsupportedTopologyError, match="X9 of residue GLY 2 of chain A match no template"):
         prepare(path)
+
+
+@pytest.mark.parametrize("option", ["--relax", "--no-relax"])
+def test_a_rollout_of_heavy_atoms_is_refused_and_leads_to_prepare(write, peptide, tmp_path, capsys, option):
+    path = write(peptide("AKA", keep=is_heavy))
+    assert cli.main(["rollout", str(path), "--nanoseconds", "1", option, "-o", str(tmp_path / "run")]) == 1
+    assert "hydrogens are missing in residue ALA 1 of chain A and 2 more" in (error := capsys.readouterr().err)
+    assert "starmd prepare" in error and not (tmp_path / "run").exists()
+
+
+def test_the_command_writes_what_its_options_choose(write, peptide, tmp_path, capsys):
+    path = write(peptide("ADA", keep=is_heavy))
+    assert cli.main(["prepare", str(path), "--ph", "3", "-o", str(tmp_path / "out.cif")]) == 0
+    assert "ASP 2 of chain A became ASH: pH 3" in capsys.readouterr().out
+    assert "HD2" in {atom.name for atom in PDBxFile(str(tmp_path / "out.cif")).topology.atoms()}
