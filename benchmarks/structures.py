@@ -166,7 +166,7 @@ def examine(path: Path, way: str) -> dict:
         if way == AS_IT_COMES:
             row["tokens"] = tokens_or_error(topology)
         if way == ONLY_PREPARED:
-            row |= {"residues": topology.getNumResidues(), "atoms": topology.getNumAtoms(), "outcome": "valid"}
+            row |= {"residues": topology.getNumResidues(), "atoms": topology.getNumAtoms(), "outcome": "prepared"}
         else:
             run(topology, positions, row)
             row["outcome"] = "INVALID" if row["failures"] else "valid"
@@ -217,7 +217,9 @@ def table(rows: list[dict]) -> str:
         "each one line that names the cause, ours; those of OpenMM come before this package sees a file.",
         "",
     ]
-    head = ["folder", "files", "valid", "our errors", "OpenMM's errors", "not valid", "CPU minutes"]
+    if any(row["way"] == ONLY_PREPARED for row in rows):
+        lines += ["These files were only prepared (`--only-prepare`): the remarks are what `prepare` says.", ""]
+    head = ["folder", "files", "valid (or prepared)", "our errors", "OpenMM's errors", "not valid", "CPU minutes"]
     lines += _markdown(head, _summary(rows))
     for folder in FOLDERS:
         found = sorted((r for r in rows if r["file"].startswith(f"{folder}/")), key=lambda r: (r["file"], r["way"]))
@@ -238,7 +240,12 @@ def _summary(rows: list[dict]) -> list[list[str]]:
             name = folder if folder != "awkward" else f"{folder}, {way}"
             ours = sum(row["outcome"] == "error" and row["origin"] == "openmm_starmd" for row in part)
             errors = ours, outcomes["error"] - ours
-            numbers = len(part), outcomes["valid"], *errors, outcomes["INVALID"] + outcomes["BUG"]
+            numbers = (
+                len(part),
+                outcomes["valid"] + outcomes["prepared"],
+                *errors,
+                outcomes["INVALID"] + outcomes["BUG"],
+            )
             cells.append([name, *map(str, numbers), f"{sum(row['seconds'] for row in part) / 60:.1f}"])
     return cells
 

@@ -169,8 +169,9 @@ def refuse_traces(fixer: PDBFixer) -> None:
     if traces:
         more = f" and {len(traces) - 3} more" if len(traces) > 3 else ""
         raise UnsupportedTopologyError(
-            f"{', '.join(map(label, traces[:3]))}{more} lack the backbone atoms ({', '.join(sorted(BACKBONE))}) that "
-            "side chains are built on. Build the backbone with another program, or remove the residues."
+            f"backbone atoms (of N, CA, C) that side chains are built on are missing in "
+            f"{', '.join(map(label, traces[:3]))}{more}. Build the backbone with another program, or remove the "
+            "residues."
         )
 
 

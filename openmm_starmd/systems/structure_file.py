@@ -103,6 +103,8 @@ def _read_pdb(text: str) -> StructureFile:
             lines.append(line)
         elif record in ("LINK", "SSBOND"):
             links.append(_pdb_link(record, line.ljust(80)))
+    if not rows:
+        raise ValueError("there are no ATOM records in it")
     selection = select(rows)
     for number, new in zip(atom_lines, selection.rows, strict=True):
         lines[number] = None if new is None else _pdb_line(lines[number], new)

@@ -180,7 +180,9 @@ def test_a_cross_link_is_looked_at_before_its_residues_are_replaced(write, pepti
 
 def test_a_trace_of_ca_atoms_is_refused_at_once(write, peptide, monkeypatch):
     monkeypatch.setattr(PDBFixer, "addMissingAtoms", lambda *_: pytest.fail("built"))
-    with pytest.raises(UnsupportedTopologyError, match="ALA 1 of chain A, .* and 17 more .* backbone atoms"):
+    with pytest.raises(
+        UnsupportedTopologyError, match="backbone atoms .* missing in residue ALA 1 of chain A, .* and 17 more"
+    ):
         prepare(write(peptide("AGKL" * 5, keep=lambda atom: atom.name == "CA")))
 
 
