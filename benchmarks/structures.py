@@ -8,7 +8,7 @@ beside the table (STRUCTURES.jsonl), so that an interrupted run goes on where it
 
 What happens to a file
 ----------------------
-prepared     by `openmm_starmd.training.prepare`
+prepared     by `openmm_starmd.systems.prepare`
 as it comes  (only `awkward`) what OpenMM's reader makes of the file, unchanged
 
 Then, on one thread of the CPU platform: ForceField (ff14SB and OBC2, with a cutoff of 1 nm in large proteins; Amber 14
@@ -35,14 +35,14 @@ from openmm import GBSAOBCForce, NonbondedForce, Platform, System, unit
 from openmm.app import CutoffNonPeriodic, ForceField, HBonds, PDBFile, PDBxFile, Simulation, Topology
 
 from openmm_starmd import StarMDIntegrator, StarMDModel
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.model import Domain
 from openmm_starmd.network.config import ModelConfig, NetworkConfig
 from openmm_starmd.protein.conformation import from_positions, to_positions
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training import peptide_system, prepare
-from openmm_starmd.training.prepare import is_protein
+from openmm_starmd.systems import peptide_system, prepare
+from openmm_starmd.systems.prepare import is_protein
 
 FOLDERS = ("clean", "fast_folders", "monomers", "awkward")
 PREPARED, AS_IT_COMES = "prepared", "as it comes"
@@ -265,7 +265,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(__file__).resolve().parents[1] / "../shared/data/structures"
     parser.add_argument("folder", nargs="?", type=Path, default=shared)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("STRUCTURES.md"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "STRUCTURES.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = options.output.with_suffix(".jsonl")

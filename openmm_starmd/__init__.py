@@ -5,16 +5,16 @@ Importing the package lets every `openmm.Context` tell a `StarMDIntegrator` its 
 """
 
 from openmm_starmd.binding.schedule import HybridSchedule
-from openmm_starmd.integrator import StarMDIntegrator
-from openmm_starmd.model import StarMDModel, available_models, load_model
-from openmm_starmd.propagator import Propagator
-from openmm_starmd.protein.errors import (
+from openmm_starmd.errors import (
     HistoryError,
     JumpRejectedError,
     ModelDomainError,
     StarMDError,
     UnsupportedTopologyError,
 )
+from openmm_starmd.integrator import StarMDIntegrator
+from openmm_starmd.model import StarMDModel, available_models, load_model
+from openmm_starmd.propagator import Propagator
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.reporters import StarMDReporter, resume
 from openmm_starmd.rollout import rollout

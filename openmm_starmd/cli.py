@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.relaxation import Relaxation
 
 try:
@@ -131,7 +131,7 @@ def prepare(
     """Make a structure ready for implicit solvent: hydrogens and missing atoms added, all but protein removed."""
     from openmm.app import PDBFile
 
-    from openmm_starmd.training import prepare as run
+    from openmm_starmd.systems import prepare as run
 
     topology, positions, changes = run(structure)
     with open(output, "w", encoding="utf-8") as file:
@@ -169,7 +169,7 @@ def rollout(
     from openmm.app import PDBFile
 
     from openmm_starmd.rollout import rollout as run
-    from openmm_starmd.training import peptide_system
+    from openmm_starmd.systems import peptide_system
 
     if not structure.is_file():
         raise StarMDError(f"there is no file {structure}")

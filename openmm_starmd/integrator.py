@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, unit
 
-from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import (
     checkedPositions,
     checkIntegrator,
@@ -30,14 +29,15 @@ from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore, identityOf
+from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
-from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation
+from openmm_starmd.units import require, valueIn, wholeNumber
 
 PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
 NOT_FINITE = (OpenMMException, StarMDError)

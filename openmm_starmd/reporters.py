@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from openmm import unit
 
+from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.integrator import StarMDIntegrator
-from openmm_starmd.protein.errors import HistoryError, StarMDError
 
 HEADERS = (
     "Step",

@@ -15,7 +15,7 @@ from openmm.app import Topology, XTCFile
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from openmm_starmd.protein.errors import HistoryError, StarMDError
+from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.protein.history import History
 
 LOCKS = ".locks"

@@ -11,13 +11,13 @@ import numpy as np
 from openmm import System, unit
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.binding.arguments import valueIn, wholeNumber
 from openmm_starmd.binding.context import refuseWater
+from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.model import StarMDModel, load_model
-from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
+from openmm_starmd.units import valueIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.training.captured import Ahead, Captured
 from openmm_starmd.training.config import TrainingConfig
 

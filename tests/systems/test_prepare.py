@@ -5,8 +5,8 @@ import pytest
 from openmm import unit
 from openmm.app import Element, ForceField, Modeller, PDBFile, Topology
 
-from openmm_starmd.protein.errors import UnsupportedTopologyError
-from openmm_starmd.training import build_peptide, prepare
+from openmm_starmd.errors import UnsupportedTopologyError
+from openmm_starmd.systems import build_peptide, prepare
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from openmm import Platform, unit
 from openmm.app import Element, ForceField, Modeller, Topology
 from pdbfixer import PDBFixer
 
-from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.residues import ONE_LETTER
 
 FORCE_FIELD = "amber14/protein.ff14SB.xml"

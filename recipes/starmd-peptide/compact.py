@@ -1,12 +1,12 @@
 """Conformations in 16 bits a number: what simulate_blocks.py writes, and how trajectories are kept in the repository.
 
-    python data/compact.py pack FOLDER [FOLDER ...] OUTPUT    # of trajectories that training can read
-    python data/compact.py unpack FOLDER OUTPUT               # to encoded trajectories, which training can read
+    python recipes/starmd-peptide/compact.py pack FOLDER [FOLDER ...] OUTPUT    # of trajectories for training
+    python recipes/starmd-peptide/compact.py unpack FOLDER OUTPUT               # to encoded trajectories for training
 
 A folder holds ``length_N.npy``, int16 (frames, N, 13), the conformations of all peptides of N residues, one trajectory
 behind the other, and ``index.npz``, which says where each begins. The 13 numbers of a residue are those of
-`openmm_starmd.training.store.pack`: translations from the centre of all CA in units of 1e-4 nm, all others in units of
-pi / 32767.
+`openmm_starmd.trajectories.packed.pack`: translations from the centre of all CA in units of 1e-4 nm, all others in
+units of pi / 32767.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from peptide_set import FEATURES
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training.dataset import TrajectoryDataset
-from openmm_starmd.training.store import NUMBERS, Writer, pack
+from openmm_starmd.trajectories.packed import NUMBERS, Writer, pack
 
 UNITS = np.full(NUMBERS, np.pi / 32767)
 UNITS[:3] = 1e-4  # nm
 
 
 class Trajectory(NamedTuple):
-    """Of one replica; ``numbers`` is what `openmm_starmd.training.store.unpack` takes, float32 (T, N, 13)."""
+    """Of one replica; ``numbers`` is what `openmm_starmd.trajectories.packed.unpack` takes, float32 (T, N, 13)."""
 
     name: str
     replica: int

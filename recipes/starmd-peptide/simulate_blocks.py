@@ -1,6 +1,6 @@
 """Training MD of very many peptides on one GPU (blocks.py), from a file of prepare_blocks.py into that of compact.py.
 
-    python data/simulate_blocks.py peptides.npz OUTPUT --replicas 2 --minutes 5
+    python recipes/starmd-peptide/simulate_blocks.py peptides.npz OUTPUT --replicas 2 --minutes 5
 
 Each replica starts from 10 ps at 300 K, 40 ps at 600 K and 60 ps at 300 K, as in simulate_starts.py; then frames every
 10 ps. Replicas that come to what `check_positions` finds unsound are left out. The machine needs no force field, since
@@ -11,6 +11,7 @@ Ctrl-C or SIGTERM ends it after the frames that are under way; what there is by 
 
 import argparse
 import signal
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ import compact
 import numpy as np
 import peptide_set
 import torch
-from blocks import Blocks
 
 from openmm_starmd.protein.validity import check_positions
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
+from blocks import Blocks  # noqa: E402
 
 FRAME_STEPS, TIME_STEP = 2500, 0.004  # 10 ps
 PREPARATION = ((2_500, 300), (10_000, 600), (15_000, 300))  # steps, K

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
-from openmm_starmd.training.checks import Inspection
-from openmm_starmd.training.reading import ProteinTrajectory
-from openmm_starmd.training.sources import TrajectoryFile
-from openmm_starmd.training.store import NUMBERS, SUFFIX, StoredConformations, Writer, pack, read
+from openmm_starmd.trajectories.inspection import Inspection
+from openmm_starmd.trajectories.packed import NUMBERS, SUFFIX, StoredConformations, Writer, pack, read
+from openmm_starmd.trajectories.reader import ProteinTrajectory
+from openmm_starmd.trajectories.sources import TrajectoryFile
 
 _CACHE_VERSION = 2
 

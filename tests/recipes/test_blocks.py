@@ -2,27 +2,26 @@
 
 import shutil
 import sys
-from pathlib import Path
 
+import compact
 import mdtraj
 import numpy as np
 import openmm
+import peptide_set
+import prepare_blocks
 import pytest
+import simulate_blocks
 import torch
+from blocks import Blocks
+from terms import GAS_CONSTANT, terms
 
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.systems import build_peptide, peptide_system
+from openmm_starmd.systems.peptide import split_caps
 from openmm_starmd.training.dataset import TrajectoryDataset
-from openmm_starmd.training.simulate import build_peptide, peptide_system, split_caps, within_one_residue
-from openmm_starmd.training.store import pack
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import compact  # noqa: E402
-import peptide_set  # noqa: E402
-import prepare_blocks  # noqa: E402
-import simulate_blocks  # noqa: E402
-from blocks import Blocks  # noqa: E402
-from terms import GAS_CONSTANT, terms  # noqa: E402
+from openmm_starmd.training.simulate import within_one_residue
+from openmm_starmd.trajectories.packed import pack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
 PEPTIDES = [("WPCR", True, True), ("AGVD", False, False)]  # of three warps and of two

@@ -1,6 +1,6 @@
 """Pulls (`openmm_starmd.network.pulls`) for a model that has none, or has others; all else of it stays.
 
-    python data/fit_pulls.py MODEL OUTPUT.safetensors DATA [DATA ...] [--steps 1500] [--strength 3]
+    python recipes/starmd-peptide/fit_pulls.py MODEL OUTPUT.safetensors DATA [DATA ...] [--steps 1500] [--strength 3]
 
 DATA are folders of trajectories in which side chains hold each other. The loss is that of training, of the weights
 of the pulls alone. Trained like this they come out too weak, see benchmarks/EXPERIMENTS.md; the model is saved with

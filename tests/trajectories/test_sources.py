@@ -9,14 +9,14 @@ import torch
 from openmm import unit
 from openmm.app import Element, Modeller, PDBFile, Topology
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.conformation import from_positions
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 from openmm_starmd.training.dataset import TrajectoryDataset
-from openmm_starmd.training.sources import ATLAS, Files, Folder, MdCATH, source_from_table
-from openmm_starmd.training.trajectories import encode_trajectory
+from openmm_starmd.trajectories.encoding import encode_trajectory
+from openmm_starmd.trajectories.sources import ATLAS, Files, Folder, MdCATH, source_from_table
 
 h5py = pytest.importorskip("h5py")
 FORMATS = ["xtc", "dcd", "trr", "nc", "h5"]
@@ -322,7 +322,7 @@ def test_repeats_are_seen_where_two_chunks_meet(peptide, tmp_path, monkeypatch):
     frames = jitter(peptide[1])
     frames[2] = frames[1]
     save(tmp_path / "AKF.xtc", peptide[0], frames)
-    monkeypatch.setattr("openmm_starmd.training.reading._CHUNK_ATOMS", 2 * len(peptide[1]))
+    monkeypatch.setattr("openmm_starmd.trajectories.reader._CHUNK_ATOMS", 2 * len(peptide[1]))
     with pytest.raises(StarMDError, match="1 of 6 frames, the first of them frame 2"):
         only(Folder(tmp_path))
 

@@ -14,13 +14,14 @@ import torch
 from openmm import unit
 from openmm.app import PDBFile
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.training import Folder, build_peptide, reading, store, trajectories
+from openmm_starmd.systems import build_peptide
 from openmm_starmd.training import dataset as dataset_module
 from openmm_starmd.training.dataset import TrajectoryDataset, step_scales
+from openmm_starmd.trajectories import Folder, encoding, packed, reader
 
 
 def generator(seed=0):
@@ -40,9 +41,9 @@ def random_conformations(n_frames=50, n_residues=7):
 
 def test_a_round_trip_keeps_single_precision():
     whole = random_conformations()
-    numbers = store.pack(whole)
+    numbers = packed.pack(whole)
     assert numbers.shape == (50, 7, 13) and numbers.dtype == np.float32
-    found = store.unpack(numbers)
+    found = packed.unpack(numbers)
     assert torch.equal(found.frames.translations, whole.frames.translations.float())
     assert torch.equal(found.torsions, whole.torsions.float())
     assert torch.equal(found.angles, whole.angles.float())
@@ -52,33 +53,33 @@ def test_a_round_trip_keeps_single_precision():
 @pytest.mark.parametrize("index", [3, slice(2, 9, 2), torch.tensor([40, 4, 4, 0])])
 def test_disk_and_memory_give_the_frames_of_an_index(tmp_path, index):
     whole = random_conformations()
-    numbers = store.pack(whole)
-    with store.Writer(tmp_path / "name") as writer:
+    numbers = packed.pack(whole)
+    with packed.Writer(tmp_path / "name") as writer:
         for chunk in np.array_split(numbers, 3):
             writer.append(chunk)
         writer.finish({"source": 1, "n": 7})
-    facts, disk = store.read(tmp_path / "name", 1, lambda facts: facts["n"])
+    facts, disk = packed.read(tmp_path / "name", 1, lambda facts: facts["n"])
     assert facts["frames"] == 50 and disk.shape == (50, 7)
-    for found in (disk[index], store.StoredConformations(numbers, (50, 7))[index]):
+    for found in (disk[index], packed.StoredConformations(numbers, (50, 7))[index]):
         assert torch.equal(found.torsions, whole.torsions[index].float())
         assert torch.equal(found.frames.translations, whole.frames.translations[index].float())
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), store.Writer(tmp_path / "name") as writer:
-        writer.append(store.pack(random_conformations()))
+    with pytest.raises(KeyboardInterrupt), packed.Writer(tmp_path / "name") as writer:
+        writer.append(packed.pack(random_conformations()))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_source_or_size_is_not_trusted(tmp_path):
-    with store.Writer(tmp_path / "name") as writer:
-        writer.append(store.pack(random_conformations()))
+    with packed.Writer(tmp_path / "name") as writer:
+        writer.append(packed.pack(random_conformations()))
         writer.finish({"source": [1, "a"], "n": 7})
-    assert store.read(tmp_path / "name", [1, "a"], lambda facts: facts["n"])
-    assert store.read(tmp_path / "name", [2, "a"], lambda facts: facts["n"]) is None
-    assert store.read(tmp_path / "name", [1, "a"], lambda facts: 6) is None
-    assert store.read(tmp_path / "other", [1, "a"], lambda facts: 7) is None
+    assert packed.read(tmp_path / "name", [1, "a"], lambda facts: facts["n"])
+    assert packed.read(tmp_path / "name", [2, "a"], lambda facts: facts["n"]) is None
+    assert packed.read(tmp_path / "name", [1, "a"], lambda facts: 6) is None
+    assert packed.read(tmp_path / "other", [1, "a"], lambda facts: 7) is None
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_only_the_frames_that_are_needed_are_read(long_trajectory, monkeypatch):
 
     monkeypatch.setattr(dataset_module, "HELD_BYTES", 0)
     dataset = TrajectoryDataset(long_trajectory, cache=long_trajectory / "cache")
-    monkeypatch.setattr(store, "open", lambda path, *_, **__: Counting(path), raising=False)
+    monkeypatch.setattr(packed, "open", lambda path, *_, **__: Counting(path), raising=False)
     frame = 4 * 13 * 3
     assert TrajectoryDataset(long_trajectory, cache=long_trajectory / "cache").lengths and not read
     dataset.window_batch(8, 4, generator())
@@ -153,12 +154,12 @@ def test_an_encoded_folder_is_a_source_of_its_own(long_trajectory, tmp_path):
 
 
 def test_a_long_trajectory_is_encoded_in_pieces(long_trajectory, monkeypatch):
-    monkeypatch.setattr(reading, "_CHUNK_ATOMS", 50_000)
+    monkeypatch.setattr(reader, "_CHUNK_ATOMS", 50_000)
     (file,) = Folder(long_trajectory).find()
     whole = mdtraj.load(str(file.path), top=str(file.topology)).xyz.nbytes
     tracemalloc.start()
     try:
-        trajectory = trajectories.load_trajectory(file, long_trajectory / "cache")
+        trajectory = encoding.load_trajectory(file, long_trajectory / "cache")
         assert tracemalloc.get_traced_memory()[1] < whole
     finally:
         tracemalloc.stop()
@@ -169,7 +170,7 @@ class Zeros:
     """10,000 frames that are a hole in a file."""
 
     def __init__(self, n_residues):
-        self.nbytes = 10_000 * n_residues * store.NUMBERS * 4
+        self.nbytes = 10_000 * n_residues * packed.NUMBERS * 4
 
     def __len__(self):
         return 10_000
@@ -183,7 +184,7 @@ def draw_from_a_thousand(folder):
     sequence = "ADEFGHIKLMNPQRSTVWYC"
     features = ResidueTokens.from_topology(build_peptide(sequence, seed=1)[0]).features
     zeros = Zeros(len(sequence))
-    trajectories._encode = lambda file, append: append(zeros) or (sequence, features, 10.0)
+    encoding._encode = lambda file, append: append(zeros) or (sequence, features, 10.0)
     for number in range(1000):
         (folder / f"{number}.pdb").touch()
         (folder / f"{number}.xtc").touch()
@@ -200,11 +201,11 @@ def test_a_thousand_trajectories_train_within_four_gib(tmp_path):
     script = """
         import pathlib, resource, sys
         sys.path[:0] = sys.argv[2:]
-        import test_store
-        frames = test_store.draw_from_a_thousand(pathlib.Path(sys.argv[1]))
+        import test_packed
+        frames = test_packed.draw_from_a_thousand(pathlib.Path(sys.argv[1]))
         print(frames, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     """
-    folders = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.path.dirname(store.__file__)))]
+    folders = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.path.dirname(packed.__file__)))]
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), *folders]
     frames, peak = map(int, subprocess.run(command, check=True, capture_output=True).stdout.split())
     assert peak < 4 * 2**30 < frames

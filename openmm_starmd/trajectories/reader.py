@@ -15,10 +15,10 @@ import numpy as np
 from openmm import unit
 from openmm.app import Element, Modeller, PDBFile, Topology
 
-from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
+from openmm_starmd.errors import StarMDError, UnsupportedTopologyError
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.training.sources import TrajectoryFile, open_mdcath
+from openmm_starmd.trajectories.sources import TrajectoryFile, open_mdcath
 
 _CHUNK_ATOMS = 1_000_000  # positions of atoms that are in memory at a time
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError, StopIteration, EOFError)

@@ -1,6 +1,6 @@
 """Training MD for starmd-peptide: 0.5 ns each of about 200 peptides of 3 to 12 residues; resumable.
 
-    python data/simulate_peptides.py OUTPUT [PROCESSES]
+    python recipes/starmd-peptide/simulate_peptides.py OUTPUT [PROCESSES]
 
 Every residue type comes to stand in every position, with free and with capped ends. Sequences kept for judging are not
 made, nor what is within one residue of them; MDGen's test split is a list of one's own, RESERVED, where it is at hand.

@@ -2,18 +2,17 @@
 
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
+import simulate_starts
+from lanes import GAS_CONSTANT, LANES, Lanes
 
+from openmm_starmd.systems import build_peptide, peptide_system
+from openmm_starmd.systems.peptide import split_caps
 from openmm_starmd.training import TrajectoryDataset
-from openmm_starmd.training.simulate import build_peptide, peptide_system, split_caps, within_one_residue
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-import simulate_starts  # noqa: E402
-from lanes import GAS_CONSTANT, LANES, Lanes  # noqa: E402
+from openmm_starmd.training.simulate import within_one_residue
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
 

@@ -1,20 +1,16 @@
-"""`data/fit_pulls.py` gives a model pulls and leaves all else of it alone."""
+"""`recipes/starmd-peptide/fit_pulls.py` gives a model pulls and leaves all else of it alone."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import mdtraj
 import numpy as np
 import torch
+from fit_pulls import fit, with_pulls
 
 from openmm_starmd import Propagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.training import TrajectoryDataset
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-from fit_pulls import fit, with_pulls  # noqa: E402
 
 
 def test_pulls_are_put_to_a_model_and_fitted_alone(tiny_model, build_peptide, tmp_path):

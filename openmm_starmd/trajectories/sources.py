@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 
-from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.training.store import SUFFIX as ENCODED
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.trajectories.packed import SUFFIX as ENCODED
 
 SUFFIXES = (".xtc", ".dcd", ".trr", ".nc", ".h5")
 """Formats that are read; an HDF5 file may hold its own topology."""

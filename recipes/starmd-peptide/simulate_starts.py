@@ -1,6 +1,6 @@
 """Training MD for starmd-peptide from many starts: 16 x 0.5 ns each of 277 peptides of 3 to 6 residues; resumable.
 
-    python data/simulate_starts.py OUTPUT [--processes 2] [--frames 50] [--many | --charged]
+    python recipes/starmd-peptide/simulate_starts.py OUTPUT [--processes 2] [--frames 50] [--many | --charged]
 
 With --many the peptides are those of prepare_blocks.py, 1,529 of 3 to 12 residues, with --charged 90 tetrapeptides with
 opposite charges; a frame is 10 ps.
@@ -12,6 +12,7 @@ conformation does not come to are among the starts. Made by lanes.py; the sequen
 import argparse
 import os
 import random
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations, product
 from pathlib import Path
@@ -19,20 +20,16 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
-from lanes import LANES, Lanes
 from simulate_peptides import JUDGED, reserved, sequences
 
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training.simulate import (
-    coverage_sequences,
-    file_name,
-    minimized_peptide,
-    peptide_system,
-    seed_of,
-    split_caps,
-    within_one_residue,
-)
+from openmm_starmd.systems import peptide_system
+from openmm_starmd.systems.peptide import file_name, minimized_peptide, split_caps
+from openmm_starmd.training.simulate import coverage_sequences, seed_of, within_one_residue
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
+from lanes import LANES, Lanes  # noqa: E402
 
 FRAMES, FRAME_STEPS = 50, 2500  # of 4 fs: 10 ps
 VALIDATION = "TMFP NQRE VWCW NEGP LDHP GMIR TTDTT MPRYE RMCF KRGYD TIAKVG ALN".split()

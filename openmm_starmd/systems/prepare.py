@@ -12,8 +12,8 @@ from openmm.app import ForceField, Modeller, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import label
-from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import C_CAPS, N_CAPS, canonical_name
 
 NUCLEOTIDES = {"A", "C", "G", "U", "DA", "DC", "DG", "DT"}

@@ -1,6 +1,6 @@
 """Build and minimise peptides for simulate_blocks.py, into one file that holds all it has to know; resumable.
 
-    RESERVED=mdgen_test_split.txt python data/prepare_blocks.py peptides.npz [PROCESSES]
+    RESERVED=mdgen_test_split.txt python recipes/starmd-peptide/prepare_blocks.py peptides.npz [PROCESSES]
 
 Some 1,550 sequences of 3 to 12 residues, in random order; the file holds those made so far, after every 100. Every
 residue type comes to stand in every position, and 150 have two opposite charges two or three residues apart.
@@ -16,19 +16,16 @@ import numpy as np
 import peptide_set
 from simulate_peptides import JUDGED, reserved
 from simulate_starts import VALIDATION
-from terms import terms
 
-from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.residues import ONE_LETTER
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.training.simulate import (
-    coverage_sequences,
-    file_name,
-    minimized_peptide,
-    peptide_system,
-    seed_of,
-    within_one_residue,
-)
+from openmm_starmd.systems import peptide_system
+from openmm_starmd.systems.peptide import file_name, minimized_peptide
+from openmm_starmd.training.simulate import coverage_sequences, seed_of, within_one_residue
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
+from terms import terms  # noqa: E402
 
 BLOCKS = {3: 6, 4: 28, 5: 13, 6: 10, 8: 7, 10: 4, 12: 3}  # of 20 sequences
 CHARGED = 150
