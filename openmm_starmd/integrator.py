@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import math
 import secrets
 import weakref
@@ -38,6 +37,7 @@ from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation
+from openmm_starmd.seeds import derived
 from openmm_starmd.units import require, valueIn, wholeNumber
 
 PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
@@ -408,9 +408,8 @@ class StarMDIntegrator(CompoundIntegrator):
         return context
 
     def _random(self, purpose: str, number: int) -> int:
-        """Counter-based random numbers: a hash of the seed, the jump, the purpose and a number."""
-        key = (self.getRandomNumberSeed(), self._store.jump, number, purpose)
-        return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+        """Seed of a draw of this jump."""
+        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose)
 
     def __deepcopy__(self, memo):
         return _create(self._settings)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
 FLOORS = [
-    "errors units protein.residues",
+    "errors files seeds units protein.residues",
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "systems trajectories",
@@ -71,7 +71,7 @@ def test_inner_packages_open_no_back_doors():
 
 
 def test_the_root_holds_no_other_modules():
-    allowed = {"errors", "units", "model", "propagator", "relaxation", "integrator", "reporters", "rollout", "cli"}
+    allowed = set("errors files seeds units model propagator relaxation integrator reporters rollout cli".split())
     assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed
 
 

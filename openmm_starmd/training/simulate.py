@@ -22,6 +22,7 @@ from openmm import LangevinMiddleIntegrator, Platform, unit
 from openmm.app import PDBFile, Simulation, Topology, XTCFile
 
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.files import replacing
 from openmm_starmd.systems.build import THREE_LETTER
 from openmm_starmd.systems.peptide import (
     ONE_THREAD,
@@ -141,9 +142,8 @@ def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
     """Write the checkpoint with the lengths of the trajectories that belong to it, in one atomic step."""
     sizes = {run.name: run.path("xtc").stat().st_size for run in runs}
     header = json.dumps({"step": simulation.currentStep, "xtc_bytes": sizes})
-    part = runs[0].path("chk.part")
-    part.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
-    os.replace(part, runs[0].path("chk"))
+    with replacing(runs[0].path("chk")) as partial:
+        partial.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
 
 
 def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openmm_starmd.files import replacing
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.protein.conformation import Conformation
 
@@ -105,9 +106,8 @@ class Writer:
         self._file.close()
         _json(self._path).unlink(missing_ok=True)
         os.replace(self._partial, _frames(self._path))
-        partial = self._partial.with_suffix(".json.tmp")
-        partial.write_text(json.dumps(facts | {"frames": self._length}), encoding="utf-8")
-        os.replace(partial, _json(self._path))
+        with replacing(_json(self._path)) as partial:
+            partial.write_text(json.dumps(facts | {"frames": self._length}), encoding="utf-8")
 
 
 def read(path: Path, source, n_residues_of) -> tuple[dict, StoredConformations] | None:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from openmm_starmd.files import replacing
+
 FEATURES = "residue_type residue_index chain_index n_end c_end torsion_mask torsion_period".split()
 TOKENS = (
     "backbone torsion_atoms protein_atoms heavy_atoms inner_bonds peptide_bonds disulfide_bonds adjacent_ca close_kin "
@@ -29,9 +31,8 @@ def write(path: Path, molecules: list[dict[str, np.ndarray]]):
             arrays[name] = np.concatenate([part for part in parts if len(part)] or parts)
         else:
             arrays[name] = np.stack(parts)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
-    partial.replace(path)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read(path: Path) -> list[dict[str, np.ndarray]]:
