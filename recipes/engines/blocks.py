@@ -7,12 +7,10 @@ C++, slowly, which is what the tests hold to OpenMM. Needs numpy, and nvcc or g+
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import compiled
 import numpy as np
 from terms import GAS_CONSTANT, coefficients
 
@@ -25,16 +23,8 @@ COMPILERS = {
 
 
 def library(device: bool) -> ctypes.CDLL:
-    """The compiled blocks.cu, which is compiled once for each version of it; for a GPU or for the CPU."""
-    source = Path(__file__).with_name("blocks.cu")
-    version = hashlib.sha256(source.read_bytes() + COMPILERS[device].encode()).hexdigest()[:12]
-    compiled = Path(tempfile.gettempdir()) / f"starmd_blocks_{version}.so"
-    if not compiled.exists():
-        with tempfile.TemporaryDirectory(dir=compiled.parent) as folder:
-            made = Path(folder) / "blocks.so"
-            subprocess.run([*COMPILERS[device].split(), "-o", made, source], check=True)
-            made.replace(compiled)
-    found = ctypes.CDLL(str(compiled))
+    """The compiled blocks.cu, for a GPU or for the CPU."""
+    found = compiled.library(Path(__file__).with_name("blocks.cu"), COMPILERS[device])
     found.blocks_error.restype, found.blocks_new.restype = ctypes.c_char_p, ctypes.c_void_p
     for name in ("read", "write", "velocities", "potential", "run"):
         getattr(found, f"blocks_{name}").restype = ctypes.c_bool

@@ -8,11 +8,9 @@ hydrogens will do; the dynamics are those of LangevinMiddleIntegrator. Needs g++
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import subprocess
-import tempfile
 from pathlib import Path
 
+import compiled
 import numpy as np
 import openmm
 from terms import GAS_CONSTANT, pair_coefficients, terms
@@ -22,16 +20,8 @@ COMPILER = "g++ -std=c++17 -O3 -march=native -mprefer-vector-width=512 -ffast-ma
 
 
 def library() -> ctypes.CDLL:
-    """The compiled lanes.cpp, which is compiled once for each version of it."""
-    source = Path(__file__).with_name("lanes.cpp")
-    version = hashlib.sha256(source.read_bytes() + COMPILER.encode()).hexdigest()[:12]
-    compiled = Path(tempfile.gettempdir()) / f"starmd_lanes_{version}.so"
-    if not compiled.exists():
-        with tempfile.TemporaryDirectory(dir=compiled.parent) as folder:
-            made = Path(folder) / "lanes.so"
-            subprocess.run([*COMPILER.split(), "-o", made, source, "-lmvec", "-lm"], check=True)
-            made.replace(compiled)
-    return ctypes.CDLL(str(compiled))
+    """The compiled lanes.cpp."""
+    return compiled.library(Path(__file__).with_name("lanes.cpp"), COMPILER, ("-lmvec", "-lm"))
 
 
 _INTS, _FLOATS = ("bond", "angle", "torsion", "constraint"), ("mass", "charge", "radius", "scale")
