@@ -11,61 +11,25 @@ conformation does not come to are among the starts. Made by lanes.py; the sequen
 
 import argparse
 import os
-import random
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from itertools import combinations, product
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 import torch
-from simulate_peptides import JUDGED, reserved, sequences
+from sequences import all_lengths, charged_tetrapeptides, many_starts
 
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems import peptide_system
-from openmm_starmd.systems.peptide import file_name, minimized_peptide, split_caps
-from openmm_starmd.training.simulate import coverage_sequences, seed_of, within_one_residue
+from openmm_starmd.systems.peptide import file_name, minimized_peptide
+from openmm_starmd.training.simulate import seed_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
 from lanes import LANES, Lanes  # noqa: E402
 
 FRAMES, FRAME_STEPS = 50, 2500  # of 4 fs: 10 ps
-VALIDATION = "TMFP NQRE VWCW NEGP LDHP GMIR TTDTT MPRYE RMCF KRGYD TIAKVG ALN".split()
-FIRST = (
-    "CTVL EAKS GYNC HAPF KTNF KWRL LAKQ LLCC LRCW LYCT MRVV MVSL NCTQ NLMT RHAT SGMK SHQN THDF TNIF TQHM WANF WQDT WSWY"
-).split()
-BLOCKS_AND_CAPS = {4: (4, 3), 3: (1, 4), 5: (1, 4)}
-
-
-def peptides() -> list[str]:
-    """In random order: tetrapeptides rather earlier than others, new sequences rather later."""
-    known = [name for name in [*FIRST, *sequences()] if len(split_caps(name)[0]) <= 6]
-    known = [name for name in known if split_caps(name)[0] not in VALIDATION]
-    exclude, new = JUDGED + reserved() + VALIDATION, []
-    for length, (blocks, caps) in BLOCKS_AND_CAPS.items():
-        for k, sequence in enumerate(coverage_sequences(length, blocks, seed=5050 + length, exclude=exclude)):
-            new.append(f"ace-{sequence}-nme" if k % caps == caps - 1 else sequence)
-
-    def rank(name):
-        late = 0.3 * (len(split_caps(name)[0]) != 4) + 0.35 * (name in new)
-        return random.Random(f"fast{name}").random() + late
-
-    return sorted({*known, *new}, key=rank)
-
-
-def charged() -> list[str]:
-    """Tetrapeptides with two opposite charges, every pair of residues in every two places twice, in random order."""
-    exclude, rng, names = JUDGED + reserved() + VALIDATION, random.Random(5), []
-    pairs = [pair for a, b in product("DE", "KR") for pair in ((a, b), (b, a))]
-    for (first, second), (i, j) in product(2 * pairs, combinations(range(4), 2)):
-        sequence = rng.choices("ACFGHILMNPQSTVWY", k=4)
-        sequence[i], sequence[j] = first, second
-        name = "".join(sequence)
-        if not any(within_one_residue(name, other) for other in exclude):
-            names.append(f"ace-{name}-nme" if rng.random() < 0.25 else name)
-    return rng.sample(names, len(names))
 
 
 def simulate(molecule: str, output: Path, count: int = FRAMES) -> str:
@@ -110,9 +74,8 @@ if __name__ == "__main__":
     which.add_argument("--charged", action="store_true", help="tetrapeptides that hold opposite charges")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    if given.many:
-        from prepare_blocks import peptides  # which takes names from here
-    names = charged() if given.charged else peptides()
+    chosen = charged_tetrapeptides if given.charged else all_lengths if given.many else many_starts
+    names = chosen()
     with ProcessPoolExecutor(given.processes) as pool:
         for line in pool.map(simulate, names, len(names) * [given.output], len(names) * [given.frames]):
             print(line, flush=True)

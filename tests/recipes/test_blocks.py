@@ -18,9 +18,7 @@ from terms import GAS_CONSTANT, terms
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.systems import build_peptide, peptide_system
-from openmm_starmd.systems.peptide import split_caps
 from openmm_starmd.training.dataset import TrajectoryDataset
-from openmm_starmd.training.simulate import within_one_residue
 from openmm_starmd.trajectories.packed import pack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
@@ -285,13 +283,6 @@ def test_unsound_replicas_are_seen(prepared):
     positions[2, 5] = np.nan
     positions[3, prepared[0]["backbone"][1, 1]] += 0.3
     assert simulate_blocks.sound([positions], prepared[:1])[0].tolist() == [True, False, False, False]
-
-
-def test_no_judged_peptide_is_prepared():
-    names = [split_caps(name)[0] for name in prepare_blocks.peptides()]
-    assert len(names) > 1400
-    kept = prepare_blocks.JUDGED + prepare_blocks.VALIDATION
-    assert not [name for name in names if any(within_one_residue(name, other) for other in kept)]
 
 
 def _masses(system):
