@@ -1,5 +1,6 @@
 """Packaging of openmm-starmd; the build system and the settings of ruff and pytest stand in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -16,11 +17,16 @@ EXTRAS["test"] = ["pytest", "pytest-xdist", "ruff", "distributed"]
 EXTRAS["test"] += [name for extra in ("train", "analysis", "cli") for name in EXTRAS[extra]]
 EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})
 
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "openmm_starmd" / "__init__.py").read_text(encoding="utf-8"), re.M
+)[1]
+
 setup(
     name="openmm-starmd",
-    version="0.1.0",
+    version=VERSION,
     description="A learned integrator for OpenMM: autoregressive SE(3) diffusion instead of femtosecond steps",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="openmm-starmd developers",
     license="MIT",
@@ -28,7 +34,7 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["openmm_starmd", "openmm_starmd.*"]),
     package_data={
-        "openmm_starmd": ["models/*.safetensors", "models/*.md", "models/*.json"],
+        "openmm_starmd": ["py.typed", "models/*.safetensors", "models/*.md", "models/*.json"],
         "openmm_starmd.evaluation": ["*.html", "*.css", "*.js"],
     },
     entry_points={"console_scripts": ["starmd = openmm_starmd.cli:main"]},

@@ -1,6 +1,6 @@
 """What each part of the model is worth: variants trained briefly from scratch under one budget, one table.
 
-    python benchmarks/ablations.py --data training_folder --validation CTVL LAKQ --steps 1500 --output ablations
+    python benchmarks/ablations.py --data training_folder --validation CTVL LAKQ --steps 1500
 
 The folder holds NAME.pdb and NAME.xtc; --validation names the sequences held out of training, and --reference the
 folder with their MD, if it is another. Every variant has the embedded model's size and the same data, seed, number of

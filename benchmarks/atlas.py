@@ -1,6 +1,6 @@
 """The ATLAS protocol: generated trajectories of the test chains against molecular dynamics, with oracle and nulls.
 
-    python benchmarks/atlas.py atlas_folder --split atlas.csv --task 100ns --generated folder --output atlas
+    python benchmarks/atlas.py atlas_folder --split atlas.csv --task 100ns --generated folder
 
 The folder is laid out as ATLAS is (NAME/NAME.pdb, NAME/NAME_prod_R1_fit.xtc, R2, R3); the split is a CSV file with the
 columns name and release_date (YYYY-MM-DD), of which chains released on or after --after are tested (82 in ATLAS).
@@ -49,8 +49,8 @@ from quality import jump
 from sklearn.decomposition import PCA
 
 from openmm_starmd import load_model
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.evaluation import ensemble, kinetics, metrics, nulls, structure
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 
 TASKS = {"100ns": (80, 1200.0), "240ns": (200, 1200.0), "1us": (400, 2500.0)}  # frames, ps

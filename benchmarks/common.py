@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+RESULTS = Path(__file__).with_name("results")
 LIBRARIES = ("openmm", "torch", "mdtraj", "numpy", "deeptime")
 
 
@@ -109,7 +110,7 @@ def results_so_far(stem: Path, facts: dict) -> dict:
 def parser(doc: str, stem: str) -> argparse.ArgumentParser:
     """A parser that shows the module's docstring, with the options that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--output", type=Path, default=Path(stem), help="stem of the .md and .json files")
+    made.add_argument("--output", type=Path, default=RESULTS / stem, help="stem of the .md and .json files")
     made.add_argument("--threads", type=int, default=1, help="of PyTorch and of OpenMM's CPU platform")
     made.add_argument("--seed", type=int, default=1)
     return made

@@ -1,6 +1,6 @@
 """Speed and effective samples beside plain MD: same System, same machine, one run.
 
-    python benchmarks/compare_md.py --minutes 5 --reference reference_folder --output compare_md
+    python benchmarks/compare_md.py --minutes 5 --reference reference_folder
 
 Molecules: a tetrapeptide, a peptide of 10 residues and villin (35 residues, of OpenMM's own files, without water). The
 embedded model knows 3 to 10 residues: beyond that only the speed means something. For villin, where its conformations
@@ -51,7 +51,7 @@ from openmm_starmd.model import StarMDModel
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
-from openmm_starmd.training import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 TEMPERATURE, TIME_STEP = 300.0, 0.004
 PHASES = ("network", "backmapping", "relaxation", "other")

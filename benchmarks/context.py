@@ -1,6 +1,6 @@
 """Quality and cost of the window: how many past frames, with the first of the run kept or not?
 
-    python benchmarks/context.py reference_folder --output context
+    python benchmarks/context.py reference_folder
 
 The folder holds NAME.pdb and NAME.xtc of reference MD. Every row makes as many frames of each peptide by `Propagator`,
 without relaxation, and is scored as in `samplers.py`; means over the peptides. Rows are named by the frames of the

@@ -1,6 +1,6 @@
 """What only a GPU can show: that what it records and runs by itself is right, and how fast it trains and does MD.
 
-    python benchmarks/gpu.py --data training_folder --molecules peptides.npz --output gpu
+    python benchmarks/gpu.py --data training_folder --molecules peptides.npz
 
 A failed check does not hide the others; the last line names all that failed. `speed.py --sections goals` times frames.
 Without a GPU the same runs on the CPU at small size, which only tests this script.
@@ -13,7 +13,7 @@ training             of the embedded model, on windows of --data
     recorded steps   largest relative differences of losses and gradient norms to steps that are not recorded
     batch sizes      a step as in training, batches of all lengths drawn ahead; and one whose batch is at hand
     kernels          those of a step that take most time
-md                   data/blocks.cu, of --molecules that data/prepare_blocks.py made
+md                   recipes/engines/blocks.cu, of --molecules that recipes/starmd-peptide/prepare_blocks.py made
     forces           largest difference to the same source as C++ on the CPU, over the largest force; energies in kJ/mol
     ensemble         from 4 ps on: temperature (300 K expected), its error in standard errors of independent frames, its
                      width over the expected; "difference" is the largest relative error of a constrained length
@@ -47,7 +47,8 @@ from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.loop import Run
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+sys.path += [str(RECIPES / "engines"), str(RECIPES / "starmd-peptide")]
 import peptide_set  # noqa: E402
 from blocks import Blocks  # noqa: E402
 from terms import GAS_CONSTANT  # noqa: E402

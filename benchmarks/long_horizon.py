@@ -1,6 +1,6 @@
 """Does a long run drift? Validity, size and divergences against the step, in ten windows, with slopes.
 
-    python benchmarks/long_horizon.py DWGR --jumps 10000 --reference reference_folder --output long_horizon
+    python benchmarks/long_horizon.py DWGR --jumps 10000 --reference reference_folder
 
 Makes the run as soak.py does (an ordinary Simulation, resumable), or reads one that soak.py has made:
 
@@ -38,7 +38,7 @@ from scipy.stats import t as student
 from soak import rows_of, simulate, valid_frames
 
 from openmm_starmd.evaluation import kinetics, metrics
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 
 LEAST_JUMPS = 2  # in a window
 

@@ -1,6 +1,6 @@
 """How good a model is: distributions, kinetics and validity of peptides beside MD's own spread and null models.
 
-    python benchmarks/quality.py reference_folder --model starmd-peptide --output quality
+    python benchmarks/quality.py reference_folder --model starmd-peptide
 
 The folder holds NAME.pdb and NAME.xtc of reference MD. Writes quality.md and quality.json. All runs of a peptide start
 from NAME.pdb, never from frames of the reference.
@@ -49,7 +49,7 @@ from openmm_starmd.evaluation import contacts, kinetics, markov, metrics
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
-from openmm_starmd.training.simulate import peptide_system
+from openmm_starmd.systems import peptide_system
 
 TEMPERATURE = 300.0
 N_STATES = 20
@@ -338,7 +338,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference", type=Path, help="folder with NAME.pdb and NAME.xtc")
     parser.add_argument("--model", default="starmd-peptide", help="embedded name or path")
-    parser.add_argument("--output", default="quality", help="stem of the .md and .json files")
+    stem = Path(__file__).with_name("results") / "quality"
+    parser.add_argument("--output", default=stem, help="stem of the .md and .json files")
     parser.add_argument("--frames", type=int, default=2000, help="frames of each peptide, all replicas together")
     parser.add_argument("--replicas", type=int, default=16, help="runs at a time (one with --integrator)")
     parser.add_argument("--stride", type=float, default=100.0, help="ps")

@@ -1,6 +1,6 @@
 """What relaxation does to jumped structures, beside MD of the same System: ways to minimise, energies after dynamics.
 
-    python benchmarks/relaxation.py --output benchmarks/relaxation
+    python benchmarks/relaxation.py
 
 Makes its own MD (300 K, as `openmm_starmd.training.simulate`, HBonds constraints) of the tetrapeptide DWGR and of
 villin, which OpenMM ships. Jumps of DWGR are those of `starmd-peptide`; random ones move every residue by 0.01 nm along
@@ -48,7 +48,7 @@ from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.displacement import tangent_noise
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training.simulate import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 TEMPERATURE, STRIDE, SEED = 300.0, 100.0, 1
 TOLERANCE = 1e-5
@@ -367,7 +367,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="relaxation", help="stem of the .md and .json files")
+    stem = Path(__file__).with_name("results") / "relaxation"
+    parser.add_argument("--output", default=stem, help="stem of the .md and .json files")
     parser.add_argument("--frames", type=int, default=500, help="frames of DWGR, 4 ps apart")
     parser.add_argument("--jumps", type=int, nargs=2, default=(100, 30), help="to minimise, of DWGR and of villin")
     parser.add_argument("--md", type=Path, help="folder that keeps the MD for another run")

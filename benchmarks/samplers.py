@@ -1,6 +1,6 @@
 """Quality against cost of the samplers: how few calls of the network are enough?
 
-    python benchmarks/samplers.py reference_folder --output samplers
+    python benchmarks/samplers.py reference_folder
 
 The folder holds NAME.pdb and NAME.xtc of reference MD. Every row makes as many frames of each peptide by `Propagator`,
 without relaxation, and is scored as in `quality.py`; means over the peptides. The first row is the reference sampler

@@ -1,6 +1,6 @@
 """A long run in an ordinary Simulation: does memory grow, do the frames stay valid, how fast is it?
 
-    python benchmarks/soak.py DWGR --jumps 10000 --output soak
+    python benchmarks/soak.py DWGR --jumps 10000
 
 Writes soak.xtc, soak.csv, soak.chk while it runs, and soak.md and soak.json at its end. Give the same command again to
 go on with a run that was interrupted; memory and speed are those of the last process.
@@ -24,7 +24,7 @@ from openmm.app import CheckpointReporter, Simulation, XTCReporter
 from openmm_starmd import StarMDIntegrator, StarMDReporter, resume
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 TEMPERATURE = 300.0
 WARM = 500  # jumps before memory is measured for the first time

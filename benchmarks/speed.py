@@ -1,6 +1,6 @@
 """What a frame costs: network, sampler and backmapping, on whatever hardware there is.
 
-    python benchmarks/speed.py --threads 2 --output benchmarks/speed
+    python benchmarks/speed.py --threads 2
 
 Settings
 --------
@@ -52,7 +52,7 @@ from openmm_starmd.network.config import PRECISIONS, paper
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 
 STRIDE, TEMPERATURE = 100.0, 300.0  # ps, K
 LARGE = Domain(max_length=10**6)

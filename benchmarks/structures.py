@@ -35,15 +35,14 @@ from openmm import GBSAOBCForce, NonbondedForce, Platform, System, unit
 from openmm.app import CutoffNonPeriodic, ForceField, HBonds, PDBFile, PDBxFile, Simulation, Topology
 
 from openmm_starmd import StarMDIntegrator, StarMDModel
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.model import Domain
 from openmm_starmd.network.config import ModelConfig, NetworkConfig
 from openmm_starmd.protein.conformation import from_positions, to_positions
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.systems import prepare
+from openmm_starmd.systems import peptide_system, prepare
 from openmm_starmd.systems.chains import is_protein
-from openmm_starmd.training import peptide_system
 
 FOLDERS = ("clean", "fast_folders", "monomers", "awkward", "faults")
 PREPARED, AS_IT_COMES, ONLY_PREPARED = "prepared", "as it comes", "only prepared"
@@ -277,7 +276,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = Path(__file__).resolve().parents[1] / "../shared/data/structures"
     parser.add_argument("folder", nargs="?", type=Path, default=shared)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("STRUCTURES.md"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results") / "STRUCTURES.md")
     parser.add_argument("--only-prepare", action="store_true", help="what `prepare` says, without jumps: minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)

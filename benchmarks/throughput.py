@@ -1,6 +1,6 @@
 """Throughput of many replicas: frames a second and ns a day against the number of replicas in a batch.
 
-    python benchmarks/throughput.py DWGR --output benchmarks/throughput
+    python benchmarks/throughput.py DWGR
 
 Each row is `openmm_starmd.rollout` of B replicas of a peptide by the embedded model, network on one thread: without
 relaxation, and with the default one by one and by two workers of a CPU thread each. Times begin when the window of

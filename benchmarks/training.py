@@ -1,6 +1,6 @@
 """What a training step costs: the block-causal pass against frame after frame, and gradient checkpointing.
 
-    python benchmarks/training.py --output benchmarks/training
+    python benchmarks/training.py
 
 Windows are random walks, the network is a model's, untrained; every time is a forward and a backward pass of
 `denoising_loss` in the main process, the median of --repeats, the ways taken in turns.

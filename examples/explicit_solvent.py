@@ -7,7 +7,7 @@ from openmm.app import PME, ForceField, HBonds, Modeller, Simulation, StateDataR
 from openmm.unit import bar, kelvin, nanometer, picoseconds
 
 from openmm_starmd import HybridSchedule, Relaxation, StarMDIntegrator
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 
 forcefield = ForceField("amber14-all.xml", "amber14/tip3p.xml")
 modeller = Modeller(*build_peptide("DWGR", seed=1))

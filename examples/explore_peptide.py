@@ -5,7 +5,7 @@ from openmm.app import Simulation, XTCReporter
 from openmm.unit import kelvin, picoseconds
 
 from openmm_starmd import StarMDIntegrator
-from openmm_starmd.training import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 topology, positions = build_peptide("DWGR", seed=1)
 integrator = StarMDIntegrator(topology, 300 * kelvin, 1000 * picoseconds)

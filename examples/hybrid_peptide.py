@@ -7,7 +7,7 @@ from openmm.app import Simulation, StateDataReporter, XTCReporter
 from openmm.unit import kelvin, picosecond, picoseconds
 
 from openmm_starmd import HybridSchedule, StarMDIntegrator
-from openmm_starmd.training import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 topology, positions = build_peptide("DWGR", seed=1)
 schedule = HybridSchedule(learnedSteps=1, physicalSteps=1000)

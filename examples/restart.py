@@ -4,7 +4,7 @@ from openmm import unit
 from openmm.app import CheckpointReporter, Simulation, StateDataReporter, XTCReporter
 
 from openmm_starmd import StarMDIntegrator, StarMDReporter, resume
-from openmm_starmd.training import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 topology, positions = build_peptide("DWGR", seed=1)
 integrator = StarMDIntegrator(topology, 300 * unit.kelvin, 100 * unit.picoseconds, "starmd-peptide")

@@ -10,7 +10,7 @@ from openmm.app import Simulation, StateDataReporter, XTCReporter
 
 from openmm_starmd import StarMDIntegrator
 from openmm_starmd.evaluation.plots import plot_ramachandran
-from openmm_starmd.training import build_peptide, peptide_system
+from openmm_starmd.systems import build_peptide, peptide_system
 
 topology, positions = build_peptide("DWGR", seed=1)  # a sequence that the model was not trained on
 md = LangevinMiddleIntegrator(300 * unit.kelvin, 1 / unit.picoseconds, 0.004 * unit.picoseconds)

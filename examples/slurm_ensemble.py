@@ -10,7 +10,7 @@ from distributed import Client
 from openmm.app import PDBFile
 
 from openmm_starmd import rollout
-from openmm_starmd.training import peptide_system
+from openmm_starmd.systems import peptide_system
 
 if __name__ == "__main__":
     pdb = PDBFile("start.pdb")

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.relaxation import Relaxation
+from openmm_starmd import __version__
+from openmm_starmd.errors import StarMDError
 
 try:
     import typer
@@ -30,13 +30,27 @@ LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[
 
 app = typer.Typer(
     name="starmd",
-    help="Learned molecular dynamics of proteins with OpenMM: make reference MD, and judge what a model generates.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"starmd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Learned molecular dynamics of proteins with OpenMM: make reference MD, and judge what a model generates."""
 
 
 @contextmanager
@@ -163,7 +177,7 @@ def rollout(
     relax: Annotated[bool, typer.Option(help="Relax every conformation in Amber ff14SB and OBC2.")] = True,
     dynamics_steps: Annotated[
         int, typer.Option(min=0, help="Of 2 fs each, at the end of a relaxation: most of its cost.")
-    ] = Relaxation.dynamicsSteps,
+    ] = 60,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
@@ -179,9 +193,10 @@ def rollout(
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm.app import PDBFile
 
+    from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
+    from openmm_starmd.systems import peptide_system
     from openmm_starmd.systems.chains import refuse_missing_hydrogens
-    from openmm_starmd.training import peptide_system
 
     if not structure.is_file():
         raise StarMDError(f"there is no file {structure}")

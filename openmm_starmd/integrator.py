@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import math
 import secrets
 import weakref
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, unit
 
-from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import (
     checkedPositions,
     checkIntegrator,
@@ -31,14 +29,16 @@ from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore, identityOf
+from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
-from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation
+from openmm_starmd.seeds import derived
+from openmm_starmd.units import require, valueIn, wholeNumber
 
 PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
 NOT_FINITE = (OpenMMException, StarMDError)
@@ -408,9 +408,8 @@ class StarMDIntegrator(CompoundIntegrator):
         return context
 
     def _random(self, purpose: str, number: int) -> int:
-        """Counter-based random numbers: a hash of the seed, the jump, the purpose and a number."""
-        key = (self.getRandomNumberSeed(), self._store.jump, number, purpose)
-        return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+        """Seed of a draw of this jump."""
+        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose)
 
     def __deepcopy__(self, memo):
         return _create(self._settings)

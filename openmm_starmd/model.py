@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.errors import ModelDomainError, StarMDError
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.protein.bond_graph import CAPPED
-from openmm_starmd.protein.errors import ModelDomainError, StarMDError
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueTokens
 

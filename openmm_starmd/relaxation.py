@@ -24,16 +24,16 @@ from openmm import (
 )
 from openmm.app import Topology
 
-from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import KB, checkSystem, massesOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.units import require, valueIn, wholeNumber
 
 MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
 LARGEST_MOVE = 0.02  # nm per step and axis; thermal motion stays below it
 LARGEST_TIME_STEP = 0.004  # ps; minimisation of heavy-atom bonds loses its way not far beyond it
-REFILLED = 0.048  # ps at twice the temperature; benchmarks/relaxation.md
+REFILLED = 0.048  # ps at twice the temperature; benchmarks/results/relaxation.md
 TURN = 0.2  # first share of the force in the velocity of the minimisation
 WAYPOINTS, ARRIVAL = 40, 32  # the restraints stand still at the end of their way for the atoms to catch up
 FREE = 1e6  # nm; what stands in place of a reference position where an atom is not restrained

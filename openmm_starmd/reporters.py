@@ -10,8 +10,8 @@ from collections import Counter
 from openmm import unit
 
 from openmm_starmd.binding.outputs import Output, disagreements
+from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.integrator import StarMDIntegrator
-from openmm_starmd.protein.errors import HistoryError, StarMDError
 
 HEADERS = (
     "Step",

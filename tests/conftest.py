@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from openmm_starmd import StarMDModel
 from openmm_starmd.model import Domain
 from openmm_starmd.network.config import ModelConfig, NetworkConfig
-from openmm_starmd.training import build_peptide as build
+from openmm_starmd.systems import build_peptide as build
 
 
 @cache

@@ -219,7 +219,7 @@ def test_recorded_jumps_are_checked(run, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
 def test_md_of_blocks_is_checked(run, script, tmp_path):
-    module = script("gpu")  # which lets the scripts of data/ be imported
+    module = script("gpu")  # which lets the scripts of recipes/ be imported
     (molecule,) = module.peptide_set.read(script("prepare_blocks").prepare("GAG", tmp_path))
     module.peptide_set.write(tmp_path / "set.npz", 2 * [molecule])
     words = ["--sections", "md", "--molecules", tmp_path / "set.npz", "--least", 0.01, "--output", tmp_path / "gpu"]

@@ -18,7 +18,7 @@ pytest.importorskip("typer")
 pytest.importorskip("deeptime")
 
 from openmm_starmd import Propagator, cli  # noqa: E402
-from openmm_starmd.training import peptide_system  # noqa: E402
+from openmm_starmd.systems import peptide_system  # noqa: E402
 
 
 @pytest.fixture

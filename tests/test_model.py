@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from openmm_starmd import available_models, load_model
+from openmm_starmd.errors import ModelDomainError, StarMDError
 from openmm_starmd.model import Domain, StarMDModel, choose_device
 from openmm_starmd.network.config import ModelConfig, NetworkConfig
-from openmm_starmd.protein.errors import ModelDomainError, StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 
 TINY = ModelConfig(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=2, value_points=2))

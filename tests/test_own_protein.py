@@ -14,7 +14,8 @@ for library in ("typer", "lightning_fabric", "deeptime"):
     pytest.importorskip(library)
 
 from openmm_starmd import cli, load_model  # noqa: E402
-from openmm_starmd.training import TrainingConfig, build_peptide  # noqa: E402
+from openmm_starmd.systems import build_peptide  # noqa: E402
+from openmm_starmd.training import TrainingConfig  # noqa: E402
 
 simulate = sys.modules["openmm_starmd.training.simulate"]  # the package's name of it is the function
 

@@ -8,13 +8,13 @@ import torch
 from openmm_starmd import propagator as module
 from openmm_starmd.diffusion.replay import Replayed
 from openmm_starmd.diffusion.tape import Tape
+from openmm_starmd.errors import HistoryError
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network import attention
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, ProcessConfig
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.errors import HistoryError
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from openmm.app import PDBFile
 
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,8 @@ from openmm_starmd.binding.store import AT_WORK, scratchName
 
 KT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin) * 300
 CHILD = 1
-# kJ/mol; 99th percentile less median of minimised frames of longer MD, that of villin in benchmarks/relaxation.md
+# kJ/mol; 99th percentile less median of minimised frames of longer MD, that of villin in
+# benchmarks/results/relaxation.md
 MINIMISED_SPREAD = {"dynamics": 18, "villin": 30}
 
 

@@ -11,7 +11,7 @@ import pytest
 from openmm import unit
 from openmm.app import Modeller, PDBFile
 
-from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 
 ROOT = Path(__file__).resolve().parents[1]

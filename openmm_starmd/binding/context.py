@@ -9,8 +9,8 @@ import openmm
 from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.store import TAG
+from openmm_starmd.errors import StarMDError, UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import label
-from openmm_starmd.protein.errors import StarMDError, UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 
 KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin)

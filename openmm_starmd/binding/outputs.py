@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 from openmm.app import DCDReporter, Simulation, XTCReporter
 
-from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.trajectories.xtc import MAGIC as XTC_MAGIC
+from openmm_starmd.trajectories.xtc import frame_ends
 
-XTC_MAGIC, CSV_MAGIC = struct.pack(">i", 1995), b'#"'
+CSV_MAGIC = b'#"'
 DCD_MAGIC = struct.pack("<i", 84) + b"CORD"
 LAST_STEP = 2**31 - 1  # of XTC and DCD, which count steps in 32 bits
 
@@ -35,14 +37,14 @@ class Output:
         with open(path, "rb") as file:
             start = file.read(8)
             file.seek(0)
-            readers = {XTC_MAGIC: _xtcFrames, DCD_MAGIC: _dcdFrames, CSV_MAGIC: _logLines}
+            readers = {XTC_MAGIC: frame_ends, DCD_MAGIC: _dcdFrames, CSV_MAGIC: _logLines}
             kinds = [magic for magic in readers if start.startswith(magic) or magic.startswith(start)]
             if not kinds:
                 raise StarMDError(f"{path} is no XTC, no DCD and no CSV file of a reporter; nothing was changed.")
             self._kind = kinds[0]
             try:
                 self._atoms = _atomsOf(file, self._kind)
-                self._frames = list(readers[self._kind](file, os.path.getsize(path)))
+                self._frames = list(readers[self._kind](file))
             except (ValueError, IndexError) as error:
                 raise StarMDError(f"{path} is damaged: {error}; nothing was changed.") from error
 
@@ -131,34 +133,18 @@ def _atomsOf(file, kind: bytes) -> int:
     return struct.unpack(form, data)[0] if len(data) == 4 else 0
 
 
-def _xtcFrames(file, size: int) -> Iterator[tuple[int, int]]:
-    """Step and end of every whole frame: 56 bytes of header, then coordinates, packed for more than 9 atoms."""
-    begin = 0
-    while begin + 56 <= size:
-        file.seek(begin)
-        header = file.read(92).ljust(92, b"\0")
-        magic, atoms, step = struct.unpack(">4s2i", header[:12])
-        packed = struct.unpack(">i", header[88:])[0]
-        length = 92 + (packed + 3) // 4 * 4 if atoms > 9 else 56 + 12 * atoms
-        if magic != XTC_MAGIC or length < 56:
-            raise ValueError(f"no frame begins at byte {begin}")
-        begin += length
-        if begin <= size:
-            yield step, begin
-
-
-def _dcdFrames(file, size: int) -> Iterator[tuple[int, int]]:
+def _dcdFrames(file) -> Iterator[tuple[int, int]]:
     """Step and end of every whole frame, counted by the length of the file: its header may be ahead of its frames."""
     header = file.read(276)
     if len(header) == 276:
         first, interval = struct.unpack("<2i", header[12:20])
         hasBox, atoms = struct.unpack("<i", header[48:52])[0], struct.unpack("<i", header[268:272])[0]
         length = 56 * bool(hasBox) + 3 * (8 + 4 * atoms)
-        for index in range((size - 276) // length):
+        for index in range((file.seek(0, os.SEEK_END) - 276) // length):
             yield first + index * interval, 276 + (index + 1) * length
 
 
-def _logLines(file, size: int) -> Iterator[tuple[int, int]]:
+def _logLines(file) -> Iterator[tuple[int, int]]:
     """Step and end of every whole line after the header, whose names stand in quotes around the separator."""
     header = file.readline()
     if not header.endswith(b"\n"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openmm_starmd.binding.arguments import require, wholeNumber
+from openmm_starmd.units import require, wholeNumber
 
 
 @dataclass(frozen=True)

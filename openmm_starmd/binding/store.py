@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from openmm import CustomIntegrator
 
+from openmm_starmd.errors import HistoryError
 from openmm_starmd.model import StarMDModel
-from openmm_starmd.protein.errors import HistoryError
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 

@@ -273,7 +273,7 @@ class Multistep(Ancestral):
 
     SDE-DPM-Solver++(2M) (Lu et al., arXiv:2211.01095): the denoised conformation is extrapolated in the logarithm of
     the noise level from this call and the last one. Churn and grid are those that make ten calls as good as 200 for
-    `starmd-peptide` (``benchmarks/samplers.md``).
+    `starmd-peptide` (``benchmarks/results/samplers.md``).
     """
 
     remembers = True

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 import mdtraj
 import numpy as np
 
+from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation import contacts, ensemble, markov, metrics, structure
 from openmm_starmd.evaluation.reading import Side
-from openmm_starmd.protein.errors import TrajectoryError
 
 PEPTIDE_RESIDUES = 20  # up to here tICA looks at torsions, beyond at distances of CA
 N_STATES = 20

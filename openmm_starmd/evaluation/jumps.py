@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation.judge import SAMPLES
 from openmm_starmd.evaluation.measures import KINETICS, VALIDITY
 from openmm_starmd.evaluation.scores import NONE, Score
-from openmm_starmd.protein.errors import TrajectoryError
 from openmm_starmd.reporters import HEADERS
 
 

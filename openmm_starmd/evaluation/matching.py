@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import mdtraj
 from mdtraj.core.element import Element
 
-from openmm_starmd.protein.errors import TrajectoryError
+from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.protein.residues import C_CAPS, N_CAPS, ONE_LETTER, atom_names, canonical_name
 
 Key = tuple[float, str]

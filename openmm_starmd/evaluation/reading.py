@@ -15,8 +15,8 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
+from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation.matching import check_sequences, common_keys, common_topology, heavy_atoms
-from openmm_starmd.protein.errors import TrajectoryError
 
 Source = str | os.PathLike | mdtraj.Trajectory
 Progress = Callable[[str, float], None]

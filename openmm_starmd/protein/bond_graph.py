@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import (
     C_CAPS,
     CHI_ATOMS,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from openmm_starmd.errors import HistoryError
 from openmm_starmd.geometry.rigid import Rigid, from_rodrigues, to_rodrigues
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.errors import HistoryError
 
 ROTATION_GRID = 2.0**-20  # a turn by 4e-6 rad, far below what the model notices and above float32's own rounding
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.model import choose_device
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
 try:

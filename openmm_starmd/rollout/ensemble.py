@@ -18,9 +18,9 @@ from openmm.app import Topology
 
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.store import identityOf
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.propagator import Propagator
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation, RelaxationPool

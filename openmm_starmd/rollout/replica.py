@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,12 @@ from openmm.app import Topology, XTCFile
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from openmm_starmd.protein.errors import HistoryError, StarMDError
+from openmm_starmd.errors import HistoryError, StarMDError
+from openmm_starmd.files import replacing
 from openmm_starmd.protein.history import History
+from openmm_starmd.trajectories.xtc import frame_ends
 
 LOCKS = ".locks"
-XTC_MAGIC = 1995
-XTC_HEADER = struct.Struct(">i84xi")  # magic number; bytes of the coordinates (from 10 atoms on), padded to four
 
 
 class Replica:
@@ -106,12 +106,11 @@ class Replica:
         frames[: self._sinks] = torch.arange(self._sinks)[: len(frames)]
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
         tensors["history"] = self.history.pack(self._mask)
-        partial = self._state.with_suffix(".part")
         try:
-            save_file(tensors, partial, {"identity": self._identity, "clock": json.dumps(clock)})
+            with replacing(self._state) as partial:
+                save_file(tensors, partial, {"identity": self._identity, "clock": json.dumps(clock)})
         except SafetensorError as error:
             raise OSError(f"{self._state} could not be written ({error}).") from error
-        os.replace(partial, self._state)
         self._saved, self._bytes = self.step, end
 
     def look(self) -> int:
@@ -168,16 +167,14 @@ class Replica:
 
     def _end_of(self, n_frames: int) -> int:
         """Byte where that many frames after the last state end."""
-        end, length = self._bytes, self._length()
         with open(self.trajectory, "rb") as file:
-            for _ in range(n_frames):
-                file.seek(end)
-                header = file.read(XTC_HEADER.size)
-                magic, n_bytes = XTC_HEADER.unpack(header) if len(header) == XTC_HEADER.size else (0, 0)
-                end += XTC_HEADER.size + n_bytes + -n_bytes % 4
-                if magic != XTC_MAGIC or end > length:
-                    raise OSError(
-                        f"{self.trajectory} could not be written: is the disk full, or a quota used up? Make room and "
-                        "resume the run."
-                    )
-        return end
+            try:
+                ends = [end for _, end in islice(frame_ends(file, self._bytes), n_frames)]
+            except ValueError:
+                ends = []
+        if len(ends) < n_frames:
+            raise OSError(
+                f"{self.trajectory} could not be written: is the disk full, or a quota used up? Make room and resume "
+                "the run."
+            )
+        return ends[-1]

@@ -11,14 +11,15 @@ import numpy as np
 from openmm import System, unit
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.outputs import LAST_STEP
+from openmm_starmd.errors import JumpRejectedError, StarMDError
+from openmm_starmd.files import replacing
 from openmm_starmd.model import StarMDModel, load_model
-from openmm_starmd.protein.errors import JumpRejectedError, StarMDError
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
+from openmm_starmd.units import require, valueIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -192,7 +193,5 @@ def _prepare(ensemble: Ensemble, resume: bool):
         raise StarMDError(f"{folder} holds trajectories; go on with them by resume=True, or name another folder.")
     (folder / LOCKS).mkdir(parents=True, exist_ok=True)
     if not topology.exists():
-        partial = topology.with_suffix(".part")
-        with open(partial, "w") as file:
+        with replacing(topology) as partial, open(partial, "w") as file:
             PDBFile.writeFile(ensemble.topology, ensemble.starts[0] * unit.nanometer, file, keepIds=True)
-        os.replace(partial, topology)

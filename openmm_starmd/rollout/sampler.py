@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -14,11 +13,7 @@ from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
-
-
-def _random(*key) -> int:
-    """Counter-based random numbers: a hash of the key."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+from openmm_starmd.seeds import derived
 
 
 class BatchSampler:
@@ -95,7 +90,7 @@ class BatchSampler:
         if self._pool is None:
             return sampled, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
-        jobs = [(sampled[k], old[k], _random("relaxation", self._seed, *keys[k])) for k in sound]
+        jobs = [(sampled[k], old[k], derived("relaxation", self._seed, *keys[k])) for k in sound]
         if jobs:
             sampled[sound], energies = map(np.array, zip(*self._pool.relax(jobs), strict=True))
             found = self._gate.relaxed(sampled[sound], old[sound], energies, self._pool.freedoms)
@@ -107,7 +102,7 @@ class BatchSampler:
         return from_positions(torch.from_numpy(positions), self._tokens)
 
     def _generators(self, purpose: str, keys) -> list[torch.Generator]:
-        return [torch.Generator(self._device).manual_seed(_random(purpose, self._seed, *key)) for key in keys]
+        return [torch.Generator(self._device).manual_seed(derived(purpose, self._seed, *key)) for key in keys]
 
     def _of(self, batch: int) -> Propagator:
         return self._propagators[batch.bit_length()]

@@ -10,8 +10,8 @@ from openmm.app import Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import label
-from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import C_CAPS, HEAVY_ATOMS, N_CAPS, RESIDUE_TYPES, canonical_name
 from openmm_starmd.systems.structure_file import Link, Place
 

@@ -21,8 +21,8 @@ from openmm import (
 from openmm.app import Modeller, Topology
 from pdbfixer import PDBFixer
 
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import ProteinBondGraph, label
-from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import MAX_PEPTIDE_BOND, check_positions

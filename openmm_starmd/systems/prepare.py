@@ -8,8 +8,8 @@ from openmm import unit
 from openmm.app import Element, ForceField, Topology
 from pdbfixer import PDBFixer
 
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import label
-from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.systems import chains
 from openmm_starmd.systems.completion import build_missing_atoms, refuse_pierced_rings

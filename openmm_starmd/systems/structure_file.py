@@ -12,7 +12,7 @@ from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
 from openmm.app.internal.pdbx.writer.PdbxWriter import PdbxWriter
 from pdbfixer import PDBFixer
 
-from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import RESIDUE_TYPES, canonical_name
 from openmm_starmd.systems.conformations import AtomRow, Place, Selection, select
 

@@ -1,20 +1,11 @@
-"""Make training MD, read it, train. `train` and the dataset are imported when first used: they need more libraries."""
+"""Make training MD, train. `train` and the dataset are imported when first used: they need more libraries."""
 
 from importlib import import_module
 
-from openmm_starmd.training.build import build_peptide
-from openmm_starmd.training.simulate import coverage_sequences, peptide_system, simulate
+from openmm_starmd.training.simulate import coverage_sequences, simulate
 
-_NAMES = {
-    "TrainingConfig": "config",
-    "TrajectoryDataset": "dataset",
-    "ATLAS": "sources",
-    "Files": "sources",
-    "Folder": "sources",
-    "MdCATH": "sources",
-    "train": "fitting",
-}
-__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate", *_NAMES]
+_NAMES = {"TrainingConfig": "config", "TrajectoryDataset": "dataset", "train": "fitting"}
+__all__ = ["coverage_sequences", "simulate", *_NAMES]
 
 
 def __getattr__(name):

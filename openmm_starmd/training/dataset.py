@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.geometry.rigid import Rigid, superpose
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training import precomputed
 from openmm_starmd.training.config import STRIDE_RANGE
-from openmm_starmd.training.sources import Source, TrajectoryFile, as_source
-from openmm_starmd.training.store import NUMBERS, unpack
-from openmm_starmd.training.trajectories import EncodedTrajectory, load_trajectory
+from openmm_starmd.trajectories.encoding import EncodedTrajectory, load_trajectory
+from openmm_starmd.trajectories.packed import NUMBERS, unpack
+from openmm_starmd.trajectories.sources import Source, TrajectoryFile, as_source
 
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
 HELD_BYTES = 2**30  # data up to this size are kept in memory as a whole

@@ -14,12 +14,12 @@ from openmm_starmd.diffusion.distillation import Distillation, distillation_loss
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.diffusion.sampler import Ancestral
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.model import Domain, StarMDModel, load_model
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.card import model_card
 from openmm_starmd.training.config import TrainingConfig

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from pathlib import Path
 
 from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from openmm_starmd.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +25,12 @@ class Log:
             with open(path, newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
             self._rows = [row for row in rows if int(row["step"]) < step]
-            self._path = path.with_suffix(".tmp")
-            self._path.unlink(missing_ok=True)
-            self.flush()
-            os.replace(self._path, path) if self._path.exists() else path.unlink()
-            self._path = path
+            if self._rows:
+                with replacing(path) as self._path:
+                    self.flush()
+                self._path = path
+            else:
+                path.unlink()
 
     def append(self, **row) -> None:
         """Add a row, kept in memory until `flush`."""

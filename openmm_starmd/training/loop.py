@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.files import replacing
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.training.captured import Ahead, Captured
 from openmm_starmd.training.config import TrainingConfig
 
@@ -172,11 +173,10 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint; a kill at any moment leaves either the old or the new one."""
-        partial = self.checkpoint.with_suffix(".tmp")
         parts = {"module": self.module, "average": self.average, "optimizer": self.optimizer}
         state = {"step": self.step, "seconds": self.seconds, "best": self.best, "validated": self._validated}
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
-        os.replace(partial, self.checkpoint)
+        with replacing(self.checkpoint) as partial:
+            torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
 
     def _batch(self, draw: Callable, purpose: int, number: int):
         """This process's share of a batch."""

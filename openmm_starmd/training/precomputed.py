@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.training.sources import TrajectoryFile
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.trajectories.sources import TrajectoryFile
 
 KINDS = {"single": 1, "pair": 2}
 """The two, and how many axes of residues they have."""

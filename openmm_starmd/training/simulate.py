@@ -1,8 +1,6 @@
 """Make reference MD of peptides from their sequences, or of proteins from PDB files: ff14SB + OBC2, resumable.
 
-Physics: LangevinMiddle integrator, 1/ps, 4 fs steps with 4-amu hydrogens and HBonds constraints. OBC2 runs through the
-native ``GBSAOBCForce``, which on the CPU platform is about eight times as fast as the ``CustomGBForce`` of
-``implicit/obc2.xml`` and gives the same energy.
+Physics: LangevinMiddle integrator, 1/ps, 4 fs steps with 4-amu hydrogens and HBonds constraints.
 """
 
 from __future__ import annotations
@@ -20,62 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from openmm import (
-    Context,
-    GBSAOBCForce,
-    LangevinMiddleIntegrator,
-    LocalEnergyMinimizer,
-    NonbondedForce,
-    Platform,
-    System,
-    VerletIntegrator,
-    unit,
+from openmm import LangevinMiddleIntegrator, Platform, unit
+from openmm.app import PDBFile, Simulation, Topology, XTCFile
+
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.files import replacing
+from openmm_starmd.systems.build import THREE_LETTER
+from openmm_starmd.systems.peptide import (
+    ONE_THREAD,
+    file_name,
+    minimized_peptide,
+    peptide_system,
+    sound_minimum,
 )
-from openmm.app import CutoffNonPeriodic, HBonds, NoCutoff, PDBFile, Simulation, Topology, XTCFile
-from openmm.app.internal.customgbforces import GBSAOBC2Force
-
-from openmm_starmd.protein.errors import StarMDError
-from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training.build import THREE_LETTER, build_peptide, force_field
 from openmm_starmd.training.crowd import Crowd
-
-__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate"]
 
 logger = logging.getLogger(__name__)
 TIME_STEP = 0.004
 FRICTION = 1.0
 EQUILIBRATION_STEPS, RETURN_STEPS = 25_000, 2_500
-ONE_THREAD = {"Threads": "1"}
-ATTEMPTS = 5
-
-
-def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
-    """ff14SB + OBC2, HBonds constraints and 4-amu hydrogens.
-
-    The energy is that of ``implicit/obc2.xml`` (solute dielectric 1, solvent 78.5, ACE surface term). No pair further
-    apart than the cutoff (nm) acts; those within it act as without one.
-    """
-    system = force_field().createSystem(
-        topology,
-        nonbondedMethod=CutoffNonPeriodic if cutoff else NoCutoff,
-        nonbondedCutoff=cutoff or 1.0,
-        constraints=HBonds,
-        hydrogenMass=4 * unit.amu,
-    )
-    nonbonded = next(force for force in system.getForces() if isinstance(force, NonbondedForce))
-    nonbonded.setReactionFieldDielectric(1.0)
-    solvent = GBSAOBCForce()
-    solvent.setSoluteDielectric(1.0)
-    solvent.setSolventDielectric(78.5)
-    for atom, (radius, scale) in enumerate(p[:2] for p in GBSAOBC2Force.getStandardParameters(topology)):
-        solvent.addParticle(nonbonded.getParticleParameters(atom)[0], radius, scale)
-    if cutoff:
-        solvent.setNonbondedMethod(GBSAOBCForce.CutoffNonPeriodic)
-        solvent.setCutoffDistance(cutoff)
-    system.addForce(solvent)
-    return system
 
 
 def within_one_residue(first: str, second: str) -> bool:
@@ -117,18 +78,6 @@ def coverage_sequences(length: int, blocks: int, seed: int, exclude: Iterable[st
             if not any(within_one_residue(sequence, other) for other in exclude):
                 sequences.append(sequence)
     return sequences
-
-
-def split_caps(molecule: str) -> tuple[str, bool, bool]:
-    """Sequence of a molecule like ``"ace-AAAA-nme"``, whether ACE stands before it, whether NME stands behind it."""
-    n_cap, c_cap = molecule.lower().startswith("ace-"), molecule.lower().endswith("-nme")
-    return molecule[4 if n_cap else 0 : -4 if c_cap else None], n_cap, c_cap
-
-
-def file_name(molecule: str) -> str:
-    """What the files of a molecule like ``"ace-AAAA-nme"`` are called: ``ACE_AAAA_NME``."""
-    sequence, n_cap, c_cap = split_caps(molecule)
-    return ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
 
 
 def seed_of(name: str, seed: int) -> int:
@@ -193,39 +142,14 @@ def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
     """Write the checkpoint with the lengths of the trajectories that belong to it, in one atomic step."""
     sizes = {run.name: run.path("xtc").stat().st_size for run in runs}
     header = json.dumps({"step": simulation.currentStep, "xtc_bytes": sizes})
-    part = runs[0].path("chk.part")
-    part.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
-    os.replace(part, runs[0].path("chk"))
-
-
-def minimized_peptide(molecule: str, seed: int) -> tuple[Topology, np.ndarray]:
-    """A built peptide (as in ``"ace-AAAA-nme"``) after minimisation; positions (A, 3), nm.
-
-    One that minimisation makes unsound (a residue its mirror image) is built anew.
-    """
-    built = (build_peptide(*split_caps(molecule), seed + attempt) for attempt in range(ATTEMPTS))
-    return _sound_minimum(molecule, built)
-
-
-def _sound_minimum(name: str, structures: Iterable) -> tuple[Topology, np.ndarray]:
-    """The first of some structures that is sound after minimisation."""
-    for topology, positions in structures:
-        context = Context(
-            peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD
-        )
-        context.setPositions(positions)
-        LocalEnergyMinimizer.minimize(context, maxIterations=500)
-        minimized = context.getState(positions=True).getPositions(asNumpy=True)._value
-        failures = check_positions(torch.from_numpy(minimized), ResidueTokens.from_topology(topology)).failures(())
-        if not failures:
-            return topology, minimized
-    raise StarMDError(f"No structure of {name} was sound after minimisation: it fails {', '.join(failures)}.")
+    with replacing(runs[0].path("chk")) as partial:
+        partial.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
 
 
 def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
     """Where the trajectory starts."""
     if run.structure:
-        return _sound_minimum(run.name, [_read(run)])
+        return sound_minimum(run.name, [_read(run)])
     return minimized_peptide(run.molecule, run.run_seed)
 
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
-from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.errors import StarMDError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -7,8 +7,8 @@ from openmm import Platform
 from openmm.app import Simulation
 
 from openmm_starmd import HybridSchedule, StarMDIntegrator, StarMDReporter
+from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation import evaluate, read_jumps
-from openmm_starmd.protein.errors import TrajectoryError
 
 
 @pytest.fixture

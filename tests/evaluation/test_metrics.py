@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm, vonmises
 
 from openmm_starmd.evaluation import metrics
-from openmm_starmd.training.build import build_peptide
+from openmm_starmd.systems.build import build_peptide
 
 
 def integral_jsd(p, q, width):

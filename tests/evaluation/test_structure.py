@@ -8,7 +8,7 @@ from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
 from openmm_starmd.evaluation import structure
-from openmm_starmd.training.build import build_peptide
+from openmm_starmd.systems.build import build_peptide
 
 SEQUENCE = "AKIPFTGS"  # peptide bonds before and after PRO, two centres in ILE and THR, none in GLY
 

@@ -12,7 +12,7 @@ from openmm_starmd.network.pulls import HELD, YIELDING, Pulls
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 
 CONFIG = NetworkConfig(width=32, pair_width=12, heads=2, pulls=True)
 LEVELS = 2e-3, 3e-3, 5e-3, 1e-3  # nm, rad

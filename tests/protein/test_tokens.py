@@ -4,8 +4,8 @@ import pytest
 import torch
 from openmm.app import Element, Topology
 
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import BONDED, CAPPED, FREE
-from openmm_starmd.protein.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import RESIDUE_TYPES, TORSIONS
 from openmm_starmd.protein.tokens import LEVELS, ResidueFeatures, ResidueTokens
 

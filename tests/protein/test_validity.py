@@ -13,7 +13,7 @@ from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.geometry.torsions import rotate_about
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import RELAXED, STRAINED, check_positions
-from openmm_starmd.training.simulate import peptide_system
+from openmm_starmd.systems import peptide_system
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

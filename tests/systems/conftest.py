@@ -3,7 +3,7 @@
 import pytest
 from openmm.app import Modeller, PDBFile, PDBxFile
 
-from openmm_starmd.training import build_peptide
+from openmm_starmd.systems import build_peptide
 
 
 @pytest.fixture

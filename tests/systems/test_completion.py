@@ -10,7 +10,7 @@ import torch
 from openmm import unit
 from openmm.app import Modeller
 
-from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems import prepare

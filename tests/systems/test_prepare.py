@@ -7,7 +7,7 @@ from openmm.app import Element, ForceField, Modeller, PDBxFile, Topology
 from pdbfixer import PDBFixer
 
 from openmm_starmd import cli
-from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.systems import prepare
 
 

@@ -9,12 +9,13 @@ import torch
 from openmm import unit
 from openmm.app import PDBFile
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.geometry.rigid import Rigid, exponential, superpose
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.training import build_peptide, trajectories
+from openmm_starmd.systems import build_peptide
 from openmm_starmd.training.dataset import STEP_STRIDES, TrajectoryDataset, aligned, step_scales
+from openmm_starmd.trajectories import encoding
 
 N_FRAMES, INTERVAL = 121, 5.0
 
@@ -225,8 +226,8 @@ def test_cache_is_used_renewed_and_never_trusted_when_torn(peptides, tmp_path, m
     write(data, "AKF", topology, swelling(positions, 9), INTERVAL * np.arange(9))
     fresh = TrajectoryDataset(data, cache=cache).trajectories[0]
     calls = []
-    encode = trajectories._encode
-    monkeypatch.setattr(trajectories, "_encode", lambda *a: calls.append(a) or encode(*a))
+    encode = encoding._encode
+    monkeypatch.setattr(encoding, "_encode", lambda *a: calls.append(a) or encode(*a))
     cached = TrajectoryDataset(data, cache=cache).trajectories[0]
     assert not calls
     assert (cached.name, cached.sequence, cached.interval) == (fresh.name, fresh.sequence, fresh.interval)
@@ -265,7 +266,7 @@ def test_too_few_or_uneven_frames_are_refused(peptides, tmp_path, times, message
 
 def test_single_precision_times_of_a_long_trajectory_are_even():
     times = (1e7 + 5.0 * np.arange(2000)).astype(np.float32)
-    assert trajectories.frame_interval(times, "long") == pytest.approx(5, rel=1e-3)
+    assert encoding.frame_interval(times, "long") == pytest.approx(5, rel=1e-3)
 
 
 def test_files_that_do_not_belong_together_are_refused(peptides, tmp_path):

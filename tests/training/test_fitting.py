@@ -21,14 +21,16 @@ from openmm.app import PDBFile
 
 pytest.importorskip("lightning_fabric")
 
+from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.model import StarMDModel, load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper  # noqa: E402
 from openmm_starmd.propagator import Propagator  # noqa: E402
 from openmm_starmd.protein.conformation import from_positions  # noqa: E402
-from openmm_starmd.protein.errors import StarMDError  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
-from openmm_starmd.training import ATLAS, Files, Folder, MdCATH, build_peptide, train  # noqa: E402
+from openmm_starmd.systems import build_peptide  # noqa: E402
+from openmm_starmd.training import train  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
+from openmm_starmd.trajectories import ATLAS, Files, Folder, MdCATH  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)

@@ -20,11 +20,12 @@ from torch import nn
 pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.diffusion.loss import LossWeights  # noqa: E402
+from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
 from openmm_starmd.protein.displacement import per_replica  # noqa: E402
-from openmm_starmd.protein.errors import StarMDError  # noqa: E402
-from openmm_starmd.training import build_peptide, captured, fitting, logs, loop  # noqa: E402
+from openmm_starmd.systems import build_peptide  # noqa: E402
+from openmm_starmd.training import captured, fitting, logs, loop  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 
 TARGET = torch.tensor([[1.0, -2.0], [0.5, 3.0]])

@@ -9,13 +9,14 @@ from openmm.app import PDBFile
 
 pytest.importorskip("lightning_fabric")
 
+from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
 from openmm_starmd.propagator import Propagator  # noqa: E402
 from openmm_starmd.protein.conformation import from_positions  # noqa: E402
-from openmm_starmd.protein.errors import StarMDError  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
-from openmm_starmd.training import build_peptide, train  # noqa: E402
+from openmm_starmd.systems import build_peptide  # noqa: E402
+from openmm_starmd.training import train  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 from openmm_starmd.training.dataset import TrajectoryDataset  # noqa: E402
 

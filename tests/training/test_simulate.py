@@ -12,11 +12,12 @@ import torch
 from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator, unit
 from openmm.app import ForceField, HBonds, NoCutoff, PDBFile
 
-from openmm_starmd.protein.errors import StarMDError
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.systems import build_peptide, peptide_system
 from openmm_starmd.training.crowd import Crowd
-from openmm_starmd.training.simulate import build_peptide, coverage_sequences, peptide_system, simulate
+from openmm_starmd.training.simulate import coverage_sequences, simulate
 
 module = sys.modules["openmm_starmd.training.simulate"]  # the package's attribute of that name is the function
 

@@ -1,0 +1,81 @@
+"""Training MD of folded domains: 16 replicas of each PDB file from its native structure, thermalised at 300 K; resumable.
+
+    python recipes/starmd-protein/simulate_proteins.py OUTPUT FILE.pdb [FILE.pdb ...] [--processes 2] [--frames 10]
+
+Each FILE.pdb holds one protein with all hydrogens, as `prepare` writes it. Each replica starts from the minimised
+structure, takes 40 ps at 300 K with velocities of its own, and then keeps FRAMES frames 10 ps apart. lanes.py makes
+the dynamics.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator
+from openmm.app import PDBFile
+
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.systems import peptide_system
+from openmm_starmd.training.simulate import seed_of
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
+from lanes import LANES, Lanes  # noqa: E402
+
+FRAME_STEPS, THERMALISATION_STEPS = 2500, 10_000  # of 4 fs: 10 ps and 40 ps
+
+
+def minimized(path: Path):
+    """Topology, System and minimised positions (A, 3), nm, of a PDB file."""
+    pdb = PDBFile(str(path))
+    system = peptide_system(pdb.topology)
+    context = Context(system, VerletIntegrator(0.001), Platform.getPlatform("CPU"), {"Threads": "1"})
+    context.setPositions(pdb.positions)
+    LocalEnergyMinimizer.minimize(context, maxIterations=300)
+    return pdb.topology, system, context.getState(positions=True).getPositions(asNumpy=True)._value
+
+
+def simulate(path: Path, output: Path, count: int) -> str:
+    """Write NAME_K.pdb, NAME_K.xtc and NAME_K.done of every sound replica K; returns a line for the log."""
+    name = path.stem
+    finished = output / f"{name}.finished"
+    if finished.exists():
+        return f"{name}: there"
+    topology, system, positions = minimized(path)
+    tokens, topology_of_files = ResidueTokens.from_topology(topology), mdtraj.Topology.from_openmm(topology)
+    lanes = Lanes(system, positions - positions.mean(0), seed_of(name, 20261129))
+    lanes.draw_velocities(300)
+    lanes.step(THERMALISATION_STEPS, 300)
+    frames = []
+    for _ in range(count):
+        lanes.step(FRAME_STEPS, 300)
+        frames.append(lanes.positions)
+    last = torch.from_numpy(frames[-1].astype(np.float64))
+    kept = np.flatnonzero(check_positions(last, tokens).valid.numpy())
+    for k in kept.tolist():
+        target = output / f"{name}_{k + 101}"
+        mdtraj.Trajectory(positions, topology_of_files).save_pdb(f"{target}.pdb")
+        times = 10.0 * np.arange(1, count + 1)
+        mdtraj.Trajectory(np.stack(frames)[:, k], topology_of_files, time=times).save_xtc(f"{target}.xtc")
+        Path(f"{target}.done").touch()
+    finished.touch()
+    return f"{name}: {len(kept)} of {LANES} replicas"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("structures", type=Path, nargs="+")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--frames", type=int, default=10, help="of each replica, 10 ps apart")
+    given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(given.processes) as pool:
+        jobs = given.structures, len(given.structures) * [given.output], len(given.structures) * [given.frames]
+        for line in pool.map(simulate, *jobs):
+            print(line, flush=True)

@@ -1,0 +1,289 @@
+"""The data's MD engine for a GPU makes OpenMM's dynamics; here without one, the same source as C++."""
+
+import shutil
+import sys
+
+import compact
+import mdtraj
+import numpy as np
+import openmm
+import peptide_set
+import prepare_blocks
+import pytest
+import simulate_blocks
+import torch
+from blocks import Blocks
+from terms import GAS_CONSTANT, terms
+
+from openmm_starmd.protein.conformation import from_positions
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.systems import build_peptide, peptide_system
+from openmm_starmd.training.dataset import TrajectoryDataset
+from openmm_starmd.trajectories.packed import pack
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
+PEPTIDES = [("WPCR", True, True), ("AGVD", False, False)]  # of three warps and of two
+
+
+@pytest.fixture(scope="module")
+def molecules():
+    """Systems and contexts of two peptides, and two replicas of each after 1 ps at 600 K."""
+    systems, contexts, starts = [], [], []
+    for peptide in PEPTIDES:
+        topology, positions = build_peptide(*peptide, 1)
+        systems.append(peptide_system(topology))
+        platform = openmm.Platform.getPlatform("Reference")
+        contexts.append(openmm.Context(systems[-1], openmm.VerletIntegrator(0.001), platform))
+        contexts[-1].setPositions(positions)
+        openmm.LocalEnergyMinimizer.minimize(contexts[-1], maxIterations=100)
+        starts.append(contexts[-1].getState(positions=True).getPositions(asNumpy=True)._value)
+    blocks = Blocks([terms(system) for system in systems], starts, 2, [1, 2], device=False)
+    blocks.draw_velocities(600)
+    blocks.step(250, 600)
+    return systems, contexts, blocks
+
+
+def test_energies_and_forces_are_those_of_openmm(molecules):
+    _, contexts, blocks = molecules
+    for context, replicas, (energies, forces) in zip(contexts, blocks.positions, blocks.potential(), strict=True):
+        for positions, energy, force in zip(replicas, energies, forces, strict=True):
+            context.setPositions(positions)
+            state = context.getState(energy=True, forces=True)
+            assert energy == pytest.approx(state.getPotentialEnergy()._value, abs=0.02)
+            expected = state.getForces(asNumpy=True)._value
+            np.testing.assert_allclose(force, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_bonds_of_hydrogens_keep_their_length(molecules):
+    systems, _, blocks = molecules
+    blocks.draw_velocities(600)
+    for system, positions, velocities in zip(systems, blocks.positions, blocks.velocities, strict=True):
+        for k in range(system.getNumConstraints()):
+            first, second, length = system.getConstraintParameters(k)
+            apart = positions[:, first] - positions[:, second]
+            np.testing.assert_allclose(np.linalg.norm(apart, axis=-1), length._value, rtol=2e-5)
+            speed = (apart * (velocities[:, first] - velocities[:, second])).sum(-1) / length._value
+            assert np.abs(speed).max() < 1e-4  # nm/ps; without constraints some 1
+
+
+def test_without_friction_the_path_is_that_of_openmm(molecules):
+    systems, _, blocks = molecules
+    before = list(zip(blocks.positions, blocks.velocities, strict=True))
+    after = blocks.frames(1, 50, 300, time_step=0.002, friction=0.0)
+    for system, (positions, velocities), frames in zip(systems, before, after, strict=True):
+        integrator = openmm.LangevinMiddleIntegrator(300, 0, 0.002)
+        integrator.setConstraintTolerance(1e-7)
+        context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
+        context.setPositions(positions[1])
+        context.setVelocities(velocities[1])
+        integrator.step(50)
+        end = context.getState(positions=True).getPositions(asNumpy=True)._value
+        np.testing.assert_allclose(frames[1, 0], end - end.mean(0), atol=2e-4)
+        assert np.abs(end - positions[1]).max() > 0.02
+
+
+def test_noise_keeps_the_temperature(molecules):
+    systems, _, blocks = molecules
+    system = systems[1]
+    alone = Blocks([terms(system)], [blocks.positions[1][0]], 8, [5], device=False)
+    alone.draw_velocities(300)
+    alone.step(1500, 300)
+    kinetic = []
+    for _ in range(10):
+        alone.step(150, 300)
+        kinetic.append(0.5 * (alone.velocities[0] ** 2 * _masses(system)[:, None]).sum((1, 2)))
+    freedom = 3 * system.getNumParticles() - system.getNumConstraints()
+    temperature = 2 * np.array(kinetic) / freedom / GAS_CONSTANT
+    assert temperature.mean() == pytest.approx(300, abs=5 * 300 * np.sqrt(2 / freedom / temperature.size))
+    assert temperature.std() == pytest.approx(300 * np.sqrt(2 / freedom), rel=0.35)
+
+
+def test_a_replica_is_the_same_alone_in_company_and_in_parts(molecules):
+    systems, _, blocks = molecules
+    found = [terms(system) for system in systems]
+    starts = [positions[0] for positions in blocks.positions]
+    company, alone = Blocks(found, starts, 3, [7, 8], device=False), Blocks(found[1:], starts[1:], 2, [8], device=False)
+    other = Blocks(found[1:], starts[1:], 2, [9], device=False)
+    for each in (company, alone, other):
+        each.draw_velocities(300)
+    company.step(60, 300)
+    for steps in (20, 40):
+        alone.step(steps, 300)
+        other.step(steps, 300)
+    np.testing.assert_array_equal(company.positions[1][:2], alone.positions[0])
+    assert np.abs(alone.positions[0] - other.positions[0]).max() > 0.01
+    assert np.abs(company.positions[1][0] - company.positions[1][2]).max() > 0.01
+
+
+def test_frames_are_those_of_the_steps_between_them(molecules):
+    systems, _, blocks = molecules
+    found, starts = [terms(system) for system in systems], [positions[0] for positions in blocks.positions]
+    first, second = (Blocks(found, starts, 2, [7, 8], device=False) for _ in range(2))
+    frames = first.frames(3, 10, 300)
+    for k in range(3):
+        second.step(10, 300)
+        for own, positions in zip(frames, second.positions, strict=True):
+            np.testing.assert_allclose(own[:, k], positions - positions.mean(1, keepdims=True), atol=1e-6)
+
+
+def test_drift_of_the_centre_is_taken_away(molecules):
+    systems, _, blocks = molecules
+    moved = Blocks([terms(systems[1])], [blocks.positions[1][0] + 50.0], 1, [7], device=False)
+    moved.step(1, 300)
+    assert np.abs(moved.positions[0].mean(1)).max() < 0.01
+
+
+def test_positions_and_velocities_can_be_set(molecules):
+    systems, _, blocks = molecules
+    found, starts = [terms(system) for system in systems], [positions[0] for positions in blocks.positions]
+    other = Blocks(found, starts, 2, [7, 8], device=False)
+    other.place(blocks.positions, blocks.velocities)
+    for name in ("positions", "velocities"):
+        for given, expected in zip(getattr(other, name), getattr(blocks, name), strict=True):
+            np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("charge", np.zeros(48, np.float32), "Charges"),
+        ("scale", np.ones(48, np.float32), "Scales"),
+        ("constraint", np.array([[0, 1], [1, 2], [2, 3]]), "Constraints"),
+        ("mass", np.ones(257, np.float32), "257 atoms"),
+    ],
+)
+def test_what_a_block_cannot_do_is_refused(molecules, name, value, message):
+    systems, _, blocks = molecules
+    with pytest.raises(ValueError, match=message):
+        Blocks([terms(systems[1]) | {name: value}], [blocks.positions[1][0]], 1, [1], device=False)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Three peptides from the file that they were prepared in."""
+    folder = tmp_path_factory.mktemp("peptides")
+    paths = [prepare_blocks.prepare(name, folder) for name in ("GAG", "ace-KE-nme", "DAK")]
+    peptide_set.write(folder / "all.npz", [row for path in paths for row in peptide_set.read(path)])
+    return peptide_set.read(folder / "all.npz")
+
+
+def test_a_prepared_set_is_what_it_was_made_of(prepared):
+    assert [str(row["name"]) for row in prepared] == ["GAG", "ACE_KE_NME", "DAK"]
+    topology, _ = build_peptide("GAG", False, False, 1)
+    expected = terms(peptide_system(topology)) | peptide_set.token_arrays(ResidueTokens.from_topology(topology))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(prepared[0][name], array)
+
+
+def test_compact_conformations_are_those_of_the_package(prepared, tmp_path):
+    rng = np.random.default_rng(1)
+    frames = [
+        (row["positions"] + rng.normal(0, 0.01, (2, 5, *row["positions"].shape))).astype(np.float32) for row in prepared
+    ]
+    kept = [np.array([0, 1]), np.array([1]), np.array([], int)]
+    compact.write(tmp_path, prepared, compact.encode(frames, prepared), kept, 10.0)
+    found = list(compact.read(tmp_path))
+    assert [(x.name, x.replica, x.interval) for x in found] == [("GAG", 0, 10), ("GAG", 1, 10), ("ACE_KE_NME", 1, 10)]
+    for trajectory, (molecule, replica) in zip(found, ((0, 0), (0, 1), (1, 1)), strict=True):
+        positions = frames[molecule][replica] - frames[molecule][replica][:, prepared[molecule]["backbone"][:, 1]].mean(
+            1, keepdims=True
+        )
+        expected = pack(from_positions(torch.from_numpy(positions), peptide_set.tokens_of(prepared[molecule])))
+        np.testing.assert_allclose(trajectory.numbers, expected, atol=6e-5)
+        assert trajectory.sequence == prepared[molecule]["sequence"]
+        assert trajectory.features.torsion_mask.shape == (len(trajectory.sequence), 6)
+
+
+def test_trajectories_are_packed_and_unpacked_for_training(tmp_path):
+    """Made of three files, one of them with caps; back they are the conformations that training would have read."""
+    folder = tmp_path / "md"
+    folder.mkdir()
+    for k, (sequence, caps) in enumerate((("AGK", False), ("SDE", False), ("WE", True))):
+        topology, positions = build_peptide(sequence, caps, caps, seed=k)
+        frames = np.array(positions._value) + np.random.default_rng(k).normal(0, 0.01, (9, len(positions), 3))
+        trajectory = mdtraj.Trajectory(frames, mdtraj.Topology.from_openmm(topology), 10.0 * np.arange(9))
+        trajectory[0].save_pdb(folder / f"{sequence}.pdb")
+        trajectory.save_xtc(folder / f"{sequence}.xtc")
+    compact.pack_folders(folder, tmp_path / "packed")
+    compact.unpack_folder(tmp_path / "packed", tmp_path / "unpacked")
+    before, after = (TrajectoryDataset(tmp_path / name).trajectories for name in ("md", "unpacked"))
+    assert [t.name for t in after] == [t.name for t in before]
+    assert [t.sequence for t in after] == [t.sequence for t in before] == ["AGK", "SDE", "WE"]
+    for one, two in zip(before, after, strict=True):
+        assert one.interval == two.interval == 10
+        for name, value in vars(one.features).items():
+            assert torch.equal(getattr(two.features, name), value)
+        a, b = one.conformations[:], two.conformations[:]
+        moved = a.frames.translations - a.frames.translations.mean(-2, keepdim=True)
+        torch.testing.assert_close(b.frames.translations, moved, atol=6e-5, rtol=0)
+        torch.testing.assert_close(b.torsions, a.torsions, atol=6e-5, rtol=0)
+    numbers = sum(path.stat().st_size for path in (tmp_path / "packed").glob("length*.npy"))
+    assert numbers < 3 * 9 * 3 * 13 * 2 + 500
+
+
+def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate_blocks, "PREPARATION", ((20, 300),))
+    monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
+    monkeypatch.setattr(simulate_blocks, "TOGETHER", 2)
+    sound = simulate_blocks.sound
+    monkeypatch.setattr(simulate_blocks, "sound", lambda *given: [*sound(*given)[:2], np.array([False, True])])
+    simulate_blocks.simulate(prepared, tmp_path, 2, picoseconds=0.12, device=False)
+    found = list(compact.read(tmp_path))
+    assert [(x.name, x.replica) for x in found] == [
+        *((name, k) for name in ("GAG", "ACE_KE_NME") for k in (0, 1)),
+        ("DAK", 1),
+    ]
+    assert all(x.numbers.shape == (3, len(x.sequence), 13) and x.interval == pytest.approx(0.04) for x in found)
+    assert all(np.abs(np.diff(x.numbers, axis=0)).max((1, 2)).min() > 1e-3 for x in found)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_was_simulated_before_an_interruption_is_written(prepared, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(simulate_blocks, "PREPARATION", ((20, 300),))
+    monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
+    monkeypatch.setattr(simulate_blocks, "TOGETHER", 2)
+    frames, calls = Blocks.frames, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise error
+        return frames(*given)
+
+    monkeypatch.setattr(Blocks, "frames", interrupted)
+    with pytest.raises(error):
+        simulate_blocks.simulate(prepared, tmp_path, 1, picoseconds=1.0, device=False)
+    assert [len(x.numbers) for x in compact.read(tmp_path)] == 3 * [4]
+
+
+def test_a_write_that_is_interrupted_leaves_no_index(prepared, tmp_path, monkeypatch):
+    """Nor one of what was there before, to which the numbers no longer belong."""
+    encoded = [np.ones((1, 2, len(row["backbone"]), 13), np.int16) for row in prepared]
+    compact.write(tmp_path, prepared, encoded, 3 * [np.array([0])], 10.0)
+    assert len(list(compact.read(tmp_path))) == 3
+    save, saved = np.save, []
+
+    def full(path, numbers):
+        saved.append(path)
+        if len(saved) == 2:
+            raise OSError("no space left")
+        save(path, numbers)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        compact.write(tmp_path, prepared, [5 * x for x in encoded], 3 * [np.array([0])], 10.0)
+    assert len(saved) == 2
+    with pytest.raises(FileNotFoundError, match="index"):
+        list(compact.read(tmp_path))
+
+
+def test_unsound_replicas_are_seen(prepared):
+    positions = np.stack(4 * [prepared[0]["positions"]])
+    positions[1, :, 0] *= -1
+    positions[2, 5] = np.nan
+    positions[3, prepared[0]["backbone"][1, 1]] += 0.3
+    assert simulate_blocks.sound([positions], prepared[:1])[0].tolist() == [True, False, False, False]
+
+
+def _masses(system):
+    return np.array([system.getParticleMass(k)._value for k in range(system.getNumParticles())])
