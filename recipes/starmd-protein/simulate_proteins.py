@@ -1,6 +1,6 @@
 """Training MD of folded domains: 16 replicas of each PDB file from its native structure, thermalised at 300 K; resumable.
 
-    python recipes/starmd-protein/simulate_proteins.py OUTPUT FILE.pdb [FILE.pdb ...] [--processes 2] [--frames 10]
+    python recipes/starmd-protein/simulate_proteins.py OUTPUT FILE.pdb ... [--processes 2] [--frames 10]
 
 Each FILE.pdb holds one protein with all hydrogens, as `prepare` writes it. Each replica starts from the minimised
 structure, takes 40 ps at 300 K with velocities of its own, and then keeps FRAMES frames 10 ps apart. lanes.py makes
