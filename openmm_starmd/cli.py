@@ -20,6 +20,7 @@ try:
     from rich.markdown import Markdown
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Table
+    from rich.text import Text
 except ImportError as missing:
     sys.exit(f'ImportError: starmd needs typer and rich ({missing}): pip install "openmm-starmd[cli,analysis]"')
 
@@ -58,12 +59,13 @@ def _dask(scheduler: str | None):
 
 
 def _score_table(evaluation) -> Table:
+    from openmm_starmd.evaluation.scores import written
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column, justify in (("", "left"), ("score", "left"), ("generated", "right"), ("MD itself", "right")):
         table.add_column(column, justify=justify)
     for s in evaluation.scores:
-        unit = "" if s.unit in ("share", "p") else f" {s.unit}"
-        table.add_row(LIGHTS[s.light], s.name, f"{s.value:.3g}{unit}", f"{s.oracle:.3g}{unit}")
+        table.add_row(LIGHTS[s.light], s.name, written(s.value, s.unit), written(s.oracle, s.unit))
     return table
 
 
@@ -99,6 +101,7 @@ def evaluate(
     """
     try:
         from openmm_starmd.evaluation import evaluate as compare
+        from openmm_starmd.evaluation.scores import MEANING
     except ImportError as missing:
         raise StarMDError(f'starmd evaluate needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
     console = Console()
@@ -116,10 +119,14 @@ def evaluate(
         )
         progress("drawing the page", 0.0)
         page = evaluation.write(output)
-    console.print(f"[bold]{evaluation.verdict}[/]\n")
+    console.print(Text(evaluation.verdict, style="bold"), "")
     console.print(_score_table(evaluation))
+    console.print("")
+    for name, meaning in MEANING.items():
+        if name != "none":
+            console.print(f"{LIGHTS[name]} {meaning}", style="dim")
     if "note" in evaluation.settings:
-        console.print(f"\nNote: {evaluation.settings['note']}")
+        console.print(Text(f"\nNote: {evaluation.settings['note']}"))
     console.print(f"\n{page}", soft_wrap=True, highlight=False)
 
 

@@ -6,8 +6,8 @@ import pytest
 from openmm_starmd.evaluation import measures
 from openmm_starmd.evaluation.frames import Projection, halves, join, split
 from openmm_starmd.evaluation.judge import Judge
-from openmm_starmd.evaluation.reading import read_sides
 from openmm_starmd.evaluation.scores import error_of
+from openmm_starmd.trajectories.sides import read_sides
 
 
 @pytest.fixture(scope="module")

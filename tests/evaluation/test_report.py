@@ -9,9 +9,9 @@ import pytest
 
 from openmm_starmd.evaluation import evaluate
 from openmm_starmd.evaluation.frames import common_lag
-from openmm_starmd.evaluation.reading import Side
 from openmm_starmd.evaluation.scores import NONE, UNCLEAR
 from openmm_starmd.protein.errors import TrajectoryError
+from openmm_starmd.trajectories.sides import Side
 
 RATE = 0.03  # a frame
 

@@ -4,9 +4,9 @@ import mdtraj
 import numpy as np
 import pytest
 
-from openmm_starmd.evaluation.matching import heavy_atoms, protein_sequence
-from openmm_starmd.evaluation.reading import MIN_FRAMES, read_sides
 from openmm_starmd.protein.errors import TrajectoryError
+from openmm_starmd.trajectories.matching import heavy_atoms, protein_sequence
+from openmm_starmd.trajectories.sides import MIN_FRAMES, read_sides
 
 N_FRAMES = 40
 

@@ -1,0 +1,1 @@
+"""Trajectories and topologies as they are found on disk, read as conformations."""
