@@ -137,7 +137,7 @@ def _raw_pieces(source, topology, indices, chunk):
             warnings.simplefilter("ignore")
             yield from mdtraj.iterload(str(path), chunk=chunk, atom_indices=indices, **options)
     except Exception as error:
-        raise TrajectoryError(_torn(path, error)) from None
+        raise TrajectoryError(torn(path, error)) from None
 
 
 def _reason(error: Exception) -> str:
@@ -145,7 +145,7 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _torn(path: Path, error: Exception) -> str:
+def torn(path: Path, error: Exception) -> str:
     """What is wrong with a file that cannot be read to its end."""
     count = _whole_netcdf_frames(path) if path.suffix.lower() in (".nc", ".netcdf", ".ncdf") else _whole_frames(path)
     if count:

@@ -28,10 +28,10 @@ def frame_interval(times: np.ndarray, name: str, remedy: str) -> float:
     if len(times) < 2:
         raise TrajectoryError(f"{name} holds {len(times)} frame(s); at least 2 are needed to tell their interval.")
     # Files store single-precision times: late in a long trajectory that is coarser than 2 % of the interval.
-    rounding = 2 * np.spacing(np.abs(np.float32(times)).max())
+    rounding = 2 * np.spacing(np.nanmax(np.abs(np.float32(times)), initial=0.0))
     times = np.asarray(times, dtype=np.float64)
     steps = np.diff(times)
-    usual = float(np.median(steps))
+    usual = float(np.nanmedian(steps)) if np.isfinite(steps).any() else 0.0
     uneven = ~(np.abs(steps - usual) <= 0.02 * abs(usual) + rounding)
     if not usual > 0:
         uneven = np.ones(1, dtype=bool)
