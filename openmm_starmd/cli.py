@@ -159,6 +159,22 @@ def prepare(
     print(f"{output}: {topology.getNumResidues()} residues, {topology.getNumAtoms()} atoms")
 
 
+def _read_pdb(path: Path):
+    """openmm.app.PDBFile of a path; StarMDError in one line for what is none."""
+    from openmm.app import PDBFile
+
+    if not path.is_file():
+        raise StarMDError(f"there is no file {path}")
+    try:
+        pdb = PDBFile(str(path))
+        if pdb.topology.getNumAtoms():
+            return pdb
+        reason = "it holds no atoms"
+    except Exception as error:  # OpenMM's parser raises what it happens to raise
+        reason = str(error).split("\n")[0] or type(error).__name__
+    raise StarMDError(f"{path} cannot be read as a PDB file ({reason}); `starmd prepare` reads PDB and mmCIF files")
+
+
 @app.command(epilog="Example: [bold]starmd rollout start.pdb --nanoseconds 1000 --stride 100 --replicas 16 -o run[/]")
 def rollout(
     structure: Annotated[Path, typer.Argument(help="PDB file with all hydrogens.", show_default=False)],
@@ -184,15 +200,11 @@ def rollout(
     ] = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
-    from openmm.app import PDBFile
-
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems.chains import refuse_missing_hydrogens
     from openmm_starmd.training import peptide_system
 
-    if not structure.is_file():
-        raise StarMDError(f"there is no file {structure}")
-    pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
+    pdb, n_steps = _read_pdb(structure), max(1, round(1000 * nanoseconds / stride))
     refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
@@ -288,12 +300,13 @@ def models(
         print("\n".join(available_models()))
         return
     model = load_model(name, device="cpu")
-    domain = Table(title=model.name, box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
+    domain = Table(title=Text(model.name), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
     for key, value in asdict(model.domain).items():
-        domain.add_row(key.replace("_", " "), " ".join(value) if isinstance(value, tuple) else str(value))
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        domain.add_row(key.replace("_", " "), Text(text))
     console = Console()
     console.print(domain)
-    console.print(Markdown(model.card))
+    console.print(Markdown(model.card) if model.card else "This model has no card.")
 
 
 def spread_values(arguments: Sequence[str]) -> list[str]:

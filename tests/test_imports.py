@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
 FLOORS = [
-    "protein.errors protein.residues",
+    "protein.errors protein.residues files",
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "systems trajectories",
@@ -71,7 +71,7 @@ def test_inner_packages_open_no_back_doors():
 
 
 def test_the_root_holds_no_other_modules():
-    allowed = {"model", "propagator", "relaxation", "integrator", "reporters", "rollout", "cli"}
+    allowed = {"files", "model", "propagator", "relaxation", "integrator", "reporters", "rollout", "cli"}
     assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed
 
 

@@ -13,8 +13,8 @@ import torch
 from filelock import FileLock, Timeout
 from openmm.app import Topology, XTCFile
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from openmm_starmd.files import save_tensors
 from openmm_starmd.protein.errors import HistoryError, StarMDError
 from openmm_starmd.protein.history import History
 
@@ -106,12 +106,10 @@ class Replica:
         frames[: self._sinks] = torch.arange(self._sinks)[: len(frames)]
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
         tensors["history"] = self.history.pack(self._mask)
-        partial = self._state.with_suffix(".part")
         try:
-            save_file(tensors, partial, {"identity": self._identity, "clock": json.dumps(clock)})
+            save_tensors(tensors, self._state, {"identity": self._identity, "clock": json.dumps(clock)})
         except SafetensorError as error:
             raise OSError(f"{self._state} could not be written ({error}).") from error
-        os.replace(partial, self._state)
         self._saved, self._bytes = self.step, end
 
     def look(self) -> int:
