@@ -20,6 +20,7 @@ try:
     from rich.markdown import Markdown
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Table
+    from rich.text import Text
 except ImportError as missing:
     sys.exit(f'ImportError: starmd needs typer and rich ({missing}): pip install "openmm-starmd[cli,analysis]"')
 
@@ -72,12 +73,13 @@ def _dask(scheduler: str | None):
 
 
 def _score_table(evaluation) -> Table:
+    from openmm_starmd.evaluation.scores import written
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column, justify in (("", "left"), ("score", "left"), ("generated", "right"), ("MD itself", "right")):
         table.add_column(column, justify=justify)
     for s in evaluation.scores:
-        unit = "" if s.unit in ("share", "p") else f" {s.unit}"
-        table.add_row(LIGHTS[s.light], s.name, f"{s.value:.3g}{unit}", f"{s.oracle:.3g}{unit}")
+        table.add_row(LIGHTS[s.light], s.name, written(s.value, s.unit), written(s.oracle, s.unit))
     return table
 
 
@@ -113,6 +115,7 @@ def evaluate(
     """
     try:
         from openmm_starmd.evaluation import evaluate as compare
+        from openmm_starmd.evaluation.scores import MEANING
     except ImportError as missing:
         raise StarMDError(f'starmd evaluate needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
     console = Console()
@@ -130,10 +133,14 @@ def evaluate(
         )
         progress("drawing the page", 0.0)
         page = evaluation.write(output)
-    console.print(f"[bold]{evaluation.verdict}[/]\n")
+    console.print(Text(evaluation.verdict, style="bold"), "")
     console.print(_score_table(evaluation))
+    console.print("")
+    for name, meaning in MEANING.items():
+        if name != "none":
+            console.print(f"{LIGHTS[name]} {meaning}", style="dim")
     if "note" in evaluation.settings:
-        console.print(f"\nNote: {evaluation.settings['note']}")
+        console.print(Text(f"\nNote: {evaluation.settings['note']}"))
     console.print(f"\n{page}", soft_wrap=True, highlight=False)
 
 
@@ -166,6 +173,22 @@ def prepare(
     print(f"{output}: {topology.getNumResidues()} residues, {topology.getNumAtoms()} atoms")
 
 
+def _read_pdb(path: Path):
+    """openmm.app.PDBFile of a path; StarMDError in one line for what is none."""
+    from openmm.app import PDBFile
+
+    if not path.is_file():
+        raise StarMDError(f"there is no file {path}")
+    try:
+        pdb = PDBFile(str(path))
+        if pdb.topology.getNumAtoms():
+            return pdb
+        reason = "it holds no atoms"
+    except Exception as error:  # OpenMM's parser raises what it happens to raise
+        reason = str(error).split("\n")[0] or type(error).__name__
+    raise StarMDError(f"{path} cannot be read as a PDB file ({reason}); `starmd prepare` reads PDB and mmCIF files")
+
+
 @app.command(epilog="Example: [bold]starmd rollout start.pdb --nanoseconds 1000 --stride 100 --replicas 16 -o run[/]")
 def rollout(
     structure: Annotated[Path, typer.Argument(help="PDB file with all hydrogens.", show_default=False)],
@@ -191,16 +214,13 @@ def rollout(
     ] = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
-    from openmm.app import PDBFile
 
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems import peptide_system
     from openmm_starmd.systems.chains import refuse_missing_hydrogens
 
-    if not structure.is_file():
-        raise StarMDError(f"there is no file {structure}")
-    pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
+    pdb, n_steps = _read_pdb(structure), max(1, round(1000 * nanoseconds / stride))
     refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
@@ -296,12 +316,13 @@ def models(
         print("\n".join(available_models()))
         return
     model = load_model(name, device="cpu")
-    domain = Table(title=model.name, box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
+    domain = Table(title=Text(model.name), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
     for key, value in asdict(model.domain).items():
-        domain.add_row(key.replace("_", " "), " ".join(value) if isinstance(value, tuple) else str(value))
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        domain.add_row(key.replace("_", " "), Text(text))
     console = Console()
     console.print(domain)
-    console.print(Markdown(model.card))
+    console.print(Markdown(model.card) if model.card else "This model has no card.")
 
 
 def spread_values(arguments: Sequence[str]) -> list[str]:

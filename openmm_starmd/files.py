@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, readable by whom the umask lets read."""
 
 from __future__ import annotations
 
@@ -23,3 +23,26 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict, path: str | os.PathLike, metadata: dict[str, str]) -> None:
+    """Write a safetensors file by `replacing`.
+
+    Parameters
+    ----------
+    tensors : dict of Tensor
+    path : path
+    metadata : dict of str
+
+    Raises
+    ------
+    OSError, safetensors.SafetensorError
+        If the file cannot be written; what was there before stays.
+    """
+    from safetensors.torch import save_file  # which loads torch
+
+    with replacing(path) as partial:
+        partial.touch()  # safetensors makes files for the owner alone: the mode is that of any other new file
+        mode = partial.stat().st_mode
+        save_file(tensors, str(partial), metadata)
+        os.chmod(partial, mode)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.errors import ModelDomainError, StarMDError
+from openmm_starmd.files import save_tensors
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.protein.bond_graph import CAPPED
@@ -169,7 +169,7 @@ class StarMDModel:
             "card": self.card,
         }
         weights = {k: v.contiguous().cpu() for k, v in self.denoiser.state_dict().items()}
-        save_file(weights, str(path), metadata)
+        save_tensors(weights, path, metadata)
 
 
 def _embedded() -> dict[str, Path]:
@@ -225,4 +225,4 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "auto") ->
         domain = Domain(**(domain | {"residue_types": tuple(domain["residue_types"])}))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StarMDError(f"{path} does not hold the weights and settings of a model: {error}") from None
-    return StarMDModel(denoiser.to(device), config, domain, metadata["card"], metadata["name"])
+    return StarMDModel(denoiser.to(device), config, domain, metadata.get("card", ""), metadata.get("name", path.stem))

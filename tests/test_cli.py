@@ -1,5 +1,6 @@
 """The command `starmd`: exit codes, one-line errors, files."""
 
+import copy
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from openmm import Context, Platform, VerletIntegrator
 from openmm.app import PDBFile
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 pytest.importorskip("typer")
 pytest.importorskip("deeptime")
@@ -195,3 +198,37 @@ def test_without_its_libraries_it_says_what_to_install():
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("ImportError: starmd needs typer and rich")
     assert 'pip install "openmm-starmd[cli' in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"garbage\x00\x01 not a pdb\n", bytes(range(128, 256)) * 20, b"END\n"])
+def test_rollout_of_what_is_no_pdb_file_is_one_line(content, tmp_path, capsys):
+    (tmp_path / "garbage.pdb").write_bytes(content)
+    assert cli.main(["rollout", str(tmp_path / "garbage.pdb"), "--nanoseconds", "1", "-o", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "garbage.pdb cannot be read as a PDB file" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_card_and_with_markup_in_its_name_is_shown(tiny_model, tmp_path, capsys):
+    """Names such as [/b] would end the program in rich's own error."""
+    model = copy.copy(tiny_model)
+    model.name, model.card = "mine[/bold] [red]x", ""
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    with safe_open(str(path), "pt") as file:
+        metadata, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del metadata["card"]
+    save_file(weights, str(path), metadata)
+    assert cli.main(["models", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "mine[/bold] [red]x" in told and "no card" in told
+
+
+def test_weights_are_readable_by_whom_the_umask_lets_read(tiny_model, tmp_path):
+    before = os.umask(0o022)
+    try:
+        tiny_model.save(tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

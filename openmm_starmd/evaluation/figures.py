@@ -167,11 +167,15 @@ FIGURES: tuple[tuple[str, Callable, bool], ...] = (
     ("Validity along time", validity, False),
     ("Chapman-Kolmogorov test", chapman_kolmogorov, True),
 )
+KINETIC = (decorrelation, timescales, chapman_kolmogorov)
 
 
 def figures(evaluation: Evaluation) -> Iterator[Drawn]:
     """All figures that this comparison has data for, one after another, or why one is not there."""
     for title, draw, wide in FIGURES:
+        if draw in KINETIC and not evaluation.judge.kinetic:
+            yield Drawn(title, "Not drawn: kinetics are not scored.", None, wide)
+            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotConvergedWarning)

@@ -9,7 +9,7 @@ import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation import contacts, ensemble, markov, metrics, structure
-from openmm_starmd.evaluation.reading import Side
+from openmm_starmd.trajectories.sides import Side
 
 PEPTIDE_RESIDUES = 20  # up to here tICA looks at torsions, beyond at distances of CA
 N_STATES = 20
@@ -112,25 +112,55 @@ def _joined(trajectories: list[mdtraj.Trajectory]) -> mdtraj.Trajectory:
     return mdtraj.Trajectory(np.concatenate([t.xyz for t in trajectories]), trajectories[0].topology)
 
 
-def common_lag(reference: Side, generated: Side) -> float:
-    """A lag time, ps, that is a whole number of frames on both sides: about 100 ps, or the longer of their intervals.
+def _longest(side: Side) -> float:
+    """Length of the longest trajectory of a side, ps."""
+    return max(t.n_frames for t in side.trajectories) * side.interval
+
+
+def common_lag(reference: Side, generated: Side) -> tuple[float, str]:
+    """Lag time, ps, that is a whole number of frames on both sides: about 100 ps, or the longer of their intervals.
+
+    Where there is none of up to twenty frames to 5 %, at most a quarter of both sides, or the generated frames have no
+    times, the lag time fits the reference alone, and a sentence says why kinetics cannot be scored (otherwise empty).
 
     Raises
     ------
     TrajectoryError
-        If no lag up to twenty frames fits both to 5 %, or one side is not `LEAST_LAGS` long.
+        If no trajectory of the reference is four frames long.
     """
-    long, short = max(reference.interval, generated.interval), min(reference.interval, generated.interval)
-    longest = min(max(t.n_frames for t in side.trajectories) * side.interval for side in (reference, generated))
+    if generated.interval is None:
+        reason = "the generated files hold no times; give the ps between their frames (--stride)"
+        return _lag_alone(reference), reason
+    lag = _lag(reference, generated)
+    if lag is not None:
+        return lag, ""
+    longest = min(map(_longest, (reference, generated)))
+    reason = (
+        f"frames {reference.interval:g} ps apart (reference) and {generated.interval:g} ps apart (generated), in "
+        f"pieces of at most {longest:g} ps, have no lag time in common that is {LEAST_LAGS} times shorter; save frames "
+        "at multiples of one interval, or run longer pieces"
+    )
+    return _lag_alone(reference), reason
+
+
+def _lag_alone(reference: Side) -> float:
+    lag = _lag(reference, reference)
+    if lag is None:
+        raise TrajectoryError(
+            f"The reference's trajectories have at most {max(t.n_frames for t in reference.trajectories)} frames: "
+            f"expected one of at least {LEAST_LAGS}, to find its slow modes."
+        )
+    return lag
+
+
+def _lag(one: Side, two: Side) -> float | None:
+    long, short = max(one.interval, two.interval), min(one.interval, two.interval)
+    longest = min(map(_longest, (one, two)))
     wished = min(WISHED_LAG, longest / LAGS_OF_LENGTH)
     for k in sorted(range(1, 21), key=lambda k: (abs(k * long - wished), k)):
         if abs(round(k * long / short) * short - k * long) <= 0.05 * k * long and LEAST_LAGS * k * long <= longest:
             return k * long
-    raise TrajectoryError(
-        f"Frames {reference.interval:g} ps apart (reference) and {generated.interval:g} ps apart (generated) over "
-        f"{longest:g} ps have no lag time in common that is {LEAST_LAGS} times shorter: save frames at multiples of "
-        "one interval, or run longer."
-    )
+    return None
 
 
 def _shape_atoms(topology: mdtraj.Topology) -> np.ndarray:
@@ -228,7 +258,7 @@ class Projection:
             gyration=metrics.radius_of_gyration(trajectory.xyz),
             checks=self._checks(trajectory),
             contacts=contacts.side_chain_contacts(trajectory, self.pairs),
-            lag=max(1, round(self.lag_time / interval)),
+            lag=max(1, round(self.lag_time / (interval or self.lag_time))),
             core=len(angles),
         )
 

@@ -11,12 +11,21 @@ import numpy as np
 from openmm_starmd.evaluation import kinetics as dynamics
 from openmm_starmd.evaluation import markov
 from openmm_starmd.evaluation.frames import Frames, Projection, halves, join, split
-from openmm_starmd.evaluation.measures import KINETICS, VALIDITY, distributions, kinetics, torsion_counts, validity
-from openmm_starmd.evaluation.reading import Progress
-from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, Measure, Score, estimate, light
+from openmm_starmd.evaluation.measures import (
+    KINETICS,
+    VALIDITY,
+    distributions,
+    kinetics,
+    torsion_counts,
+    transition_counts,
+    validity,
+)
+from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Measure, Score, estimate, light
+from openmm_starmd.trajectories.sides import Progress
 
 N_PIECES = 20
 SAMPLES = "independent samples of tICA-0"
+CONNECTED = "connected share of the transitions"
 MAX_MULTIPLE = 100
 NULL_FRAMES = 20_000
 
@@ -31,6 +40,8 @@ class Judge:
         As ``projection.frames`` gives them.
     temperature : float
         K, of free energies.
+    kinetic : bool
+        Whether pairs of generated frames a lag apart mean anything.
 
     Attributes
     ----------
@@ -38,17 +49,17 @@ class Judge:
         Lag times of the curves, in units of the common lag.
     """
 
-    def __init__(self, projection: Projection, generated: list[Frames], temperature: float):
-        self.projection, self.temperature = projection, temperature
+    def __init__(self, projection: Projection, generated: list[Frames], temperature: float, kinetic: bool = True):
+        self.projection, self.temperature, self.kinetic = projection, temperature, kinetic
         self.reference, self.generated = projection.reference, generated
         longest = min(max(len(frames) // frames.lag for frames in side) for side in (self.reference, generated))
-        most = int(np.clip(longest // 10, 1, MAX_MULTIPLE))
+        most = int(np.clip(longest // 10, 1, MAX_MULTIPLE)) if kinetic else 1
         self.multiples = sorted(set(np.geomspace(1, most, 8).round().astype(int).tolist()))
         tics = np.concatenate([frames.tics[:, :2] for frames in (*self.reference, *generated)])
         self.limits = [(a, max(b, a + 1e-6)) for a, b in zip(tics.min(0).tolist(), tics.max(0).tolist(), strict=True)]
         self.measures = [
             *distributions(projection, self.limits, temperature),
-            *kinetics(projection, self.multiples),
+            *(kinetics(projection, self.multiples) if kinetic else ()),
             *validity(projection),
         ]
         self._pieces = {"reference": self._split(self.reference), "generated": self._split(generated)}
@@ -101,7 +112,8 @@ class Judge:
             progress(f"scoring {measure.name}", number / len(self.measures))
             found.append(self.score(measure))
         progress("scoring drift and balance", 1.0)
-        return [*found, *self._balance(), *self._drifts(), *self._samples()]
+        kinetic = (self._connection, self._balance, self._drifts) if self.kinetic else ()
+        return [*found, *(score for rest in (*kinetic, self._samples) for score in rest())]
 
     def torsion_counts(self) -> dict[str, np.ndarray]:
         """Histogram (K, bins) of each torsion: of both sides, and of both halves of the reference."""
@@ -129,13 +141,22 @@ class Judge:
             found.append(Score(name, VALIDITY, value, low, high, oracle, 0.0, math.nan, unit, "lower", lamp))
         return found
 
+    def _connection(self) -> list[Score]:
+        """Share of the transitions between states that reach each other: rates are known only where it is near 1."""
+        count, nan = transition_counts(self.projection), math.nan
+        value, oracle = (
+            markov.connected_share(_total(count, self._pieces[side])) for side in ("generated", "reference")
+        )
+        return [Score(CONNECTED, KINETICS, value, nan, nan, oracle, nan, nan, "share", "higher", NONE)]
+
     def _balance(self) -> list[Score]:
-        values = [
-            markov.detailed_balance([frames.states for frames in side], side[0].lag).p_value
+        tests = [
+            markov.detailed_balance([frames.states for frames in side], side[0].lag)
             for side in (self.generated, self.reference)
         ]
-        lamp = GREEN if values[0] >= 0.05 else AMBER if values[0] >= 0.001 else RED
-        nulls = (math.nan, math.nan)
+        values = [test.p_value if test.n_pairs else math.nan for test in tests]
+        untold, nulls = math.isnan(values[0]), (math.nan, math.nan)
+        lamp = UNCLEAR if untold else GREEN if values[0] >= 0.05 else AMBER if values[0] >= 0.001 else RED
         return [Score("detailed balance, p-value", KINETICS, values[0], *nulls, values[1], *nulls, "p", "higher", lamp)]
 
     def _samples(self) -> list[Score]:

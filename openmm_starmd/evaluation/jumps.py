@@ -81,13 +81,16 @@ def read_jumps(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Jumps:
 def _rows(path) -> list[list[str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
+            separator = "\t" if "\t" in file.readline() else ","
+            file.seek(0)
+            header, *rows = csv.reader(file, delimiter=separator)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise TrajectoryError(f"{path} cannot be read as a table of a StarMDReporter ({error}).") from error
     if [name.strip('#"') for name in header] != list(HEADERS) or not rows:
         raise TrajectoryError(
             f"{path} is no table of a StarMDReporter with lines in it: expected the columns {', '.join(HEADERS)}."
         )
+    rows = [row for row in rows if row != header]  # of a run that was appended to without append=True
     torn = [number for number, row in enumerate(rows, 2) if len(row) != len(HEADERS)]
     if torn:
         raise TrajectoryError(f"Line {torn[0]} of {path} is torn; remove it, or continue the run with `resume`.")

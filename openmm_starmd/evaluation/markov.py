@@ -55,11 +55,23 @@ def transition_counts(states: States, lag: int, n_states: int | None = None, n_b
     return np.bincount(block * n * n + moves, minlength=n_blocks * n * n).reshape(n_blocks, n, n)
 
 
-def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
-    """Markov state model of counts (n, n) on the strongly connected set that holds most of them."""
+def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (n, n) within strongly connected sets, and which states (n,) are in the set that holds most of them."""
     _, component = connected_components(counts, connection="strong")
     inside = counts * (component[:, None] == component)
-    most = component == np.bincount(component, inside.sum(1)).argmax()
+    return inside, component == np.bincount(component, inside.sum(1)).argmax()
+
+
+def connected_share(counts: np.ndarray) -> float:
+    """Share of the transitions of counts (n, n) within the strongly connected set that holds most; nan without any."""
+    inside, most = _connected(counts)
+    total = counts.sum()
+    return float(inside[most].sum() / total) if total else float("nan")
+
+
+def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
+    """Markov state model of counts (n, n) on the strongly connected set that holds most of them."""
+    inside, most = _connected(counts)
     if not inside.any():  # every state was left for good: the first stands for all
         inside[most, most] = 1
     model = TransitionCountModel(inside.astype(np.float64), "sliding", lag)

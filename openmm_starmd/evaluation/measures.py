@@ -26,8 +26,24 @@ def surface(counts: np.ndarray, edges: Sequence[np.ndarray], temperature: float)
     return ensemble.FreeEnergySurface(energy, probability, tuple(edges), int(counts.sum()), temperature)
 
 
+LEAST_CONNECTED = 0.9  # share of the transitions in states that reach each other, below which rates are unknown
+
+
+def _reach_each_other(*counts: np.ndarray) -> bool:
+    """Whether in each matrix of counts (n, n) several states, with almost all of the transitions, are connected."""
+    return all(
+        markov.connected_share(c) >= LEAST_CONNECTED and np.count_nonzero(c.sum(0) + c.sum(1)) > 1 for c in counts
+    )
+
+
 def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
-    """Slowest implied timescales of two matrices of counts at one lag, generated over reference; nan without one."""
+    """Slowest implied timescales of two matrices of counts at one lag, generated over reference.
+
+    0 where the generated side forgets its state within a lag; nan where the reference does, or where the states of one
+    side do not reach each other.
+    """
+    if not _reach_each_other(reference, generated):
+        return float("nan")
     (known,), (found,) = (np.nan_to_num(markov.timescales_of_counts(c, 1, 1)) for c in (reference, generated))
     return float(found / known) if known else float("nan")
 
@@ -35,9 +51,10 @@ def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
 def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     """Geometric mean of the mean first passage times between the reference's two metastable sets, there and back.
 
-    Of two matrices of counts at one lag, generated over reference; inf where the generated side does not go there and
-    back, nan where the reference does not.
+    Of two matrices of counts at one lag, generated over reference; nan where one side does not go there and back.
     """
+    if not _reach_each_other(reference, generated):
+        return float("nan")
     known = markov.fit_counts(reference)
     if known.n_states < 2:
         return float("nan")
@@ -45,9 +62,9 @@ def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     found = markov.fit_counts(generated)
     there_and_back = (markov.first_passage_times(msm, sets) for msm in (known, found))
     one, two = (times[[0, 1], [1, 0]] for times in there_and_back)
-    if not np.isfinite(one).all():
+    if not np.isfinite([one, two]).all():
         return float("nan")
-    return float(np.exp(np.log(two / one).mean())) if np.isfinite(two).all() else float("inf")
+    return float(np.exp(np.log(two / one).mean()))
 
 
 def _vamp2(sums: np.ndarray) -> float:
@@ -126,6 +143,8 @@ def _vamp_difference(reference: np.ndarray, generated: np.ndarray) -> float:
 
 
 def _population_divergence(reference: np.ndarray, generated: np.ndarray) -> float:
+    if min(map(markov.connected_share, (reference, generated))) < LEAST_CONNECTED:
+        return float("nan")
     return jensen_shannon(*map(markov.populations_of_counts, (reference, generated)))
 
 
@@ -175,13 +194,22 @@ def distributions(projection: Projection, limits: Sequence[tuple[float, float]],
     return found
 
 
-def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
-    """Scores of pairs of frames that are multiples of the common lag time apart."""
-    periods, n_states = projection.torsions.periods, projection.states.n_clusters
+def transition_counts(projection: Projection):
+    """Function of Frames: transitions (n, n) between the states within the common lag time."""
+    n_states = projection.states.n_clusters
 
-    def transitions(frames):
+    def summarize(frames: Frames) -> np.ndarray:
         before, after = frames.pairs("states", frames.lag)
         return np.bincount(before * n_states + after, minlength=n_states**2).reshape(n_states, n_states)
+
+    return summarize
+
+
+def kinetics(projection: Projection, multiples: Sequence[int]) -> list[Measure]:
+    """Scores of pairs of frames that are multiples of the common lag time apart."""
+    periods = projection.torsions.periods
+
+    transitions = transition_counts(projection)
 
     def hops(frames):
         before, after = frames.pairs("angles", frames.lag)

@@ -145,8 +145,37 @@ def histogram_jsd(reference: np.ndarray, generated: np.ndarray, bins: int) -> fl
     return jensen_shannon(*(np.histogramdd(x, bins, range=limits)[0] for x in (reference, generated)))
 
 
-def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: int = 2):
-    """deeptime TICA model (kinetic map) of the reference.
+@dataclass(frozen=True)
+class SlowModes:
+    """Time-lagged independent components.
+
+    Parameters
+    ----------
+    model : deeptime TransferOperatorModel
+        Of features divided by ``scale``.
+    scale : ndarray, shape (F,)
+        Standard deviation of each feature, so that those of small scale count like the others: deeptime drops whatever
+        varies by less than an absolute 1e-6.
+    """
+
+    model: object
+    scale: np.ndarray
+
+    def transform(self, features: np.ndarray) -> np.ndarray:
+        """Features (T, F) -> components (T, D)."""
+        return self.model.transform(features / self.scale)
+
+
+def _spreads(trajectories: list[np.ndarray]) -> np.ndarray:
+    """Standard deviation (F,) of features; 1 for those that vary by no more than rounding does."""
+    n = sum(map(len, trajectories))
+    mean = sum(t.sum(0, dtype=np.float64) for t in trajectories) / n
+    spread = np.sqrt(sum(((t - mean) ** 2).sum(0) for t in trajectories) / n)
+    return np.where(spread > 1e-5 * np.maximum(np.abs(mean), spread.max(initial=0)), spread, 1.0)
+
+
+def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: int = 2) -> SlowModes:
+    """Time-lagged independent components (deeptime's TICA, kinetic map) of the reference.
 
     Parameters
     ----------
@@ -163,10 +192,12 @@ def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: 
         No trajectory is longer than the lag, or no feature varies.
     """
     estimator = TICA(lagtime=lag, dim=dimensions, scaling="kinetic_map")
-    for pair in lagged_pairs(as_trajectories(features), lag):
-        estimator.partial_fit(pair)
+    trajectories = as_trajectories(features)
+    scale = _spreads(trajectories) if all(map(len, trajectories)) else np.ones(1)
+    for before, after in lagged_pairs(trajectories, lag):
+        estimator.partial_fit((before / scale, after / scale))
     try:
-        return estimator.fetch_model()
+        return SlowModes(estimator.fetch_model(), scale)
     except ZeroRankError:
         raise ValueError("expected features that vary, found constant ones: the reference does not move") from None
 

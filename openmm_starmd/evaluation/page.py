@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import math
 from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from openmm_starmd.evaluation.figures import figures
 from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, VALIDITY
-from openmm_starmd.evaluation.scores import MEANING, NONE, Score
+from openmm_starmd.evaluation.scores import MEANING, NONE, Score, written
 from openmm_starmd.evaluation.verdict import caption
 from openmm_starmd.evaluation.viewer import viewer_data
 
@@ -27,23 +26,11 @@ def _asset(name: str) -> str:
     return resources.files("openmm_starmd.evaluation").joinpath(name).read_text(encoding="utf-8")
 
 
-def _number(value: float, unit: str = "") -> str:
-    """A number for the table; shares in per cent."""
-    if math.isnan(value):
-        return ""
-    if unit == "share":
-        return f"{100 * value:.3g} %"
-    if value != 0 and abs(value) < 1e-3:
-        return f"{value:.0e}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.3g}".replace("inf", "∞")
-
-
 def _row(score: Score) -> str:
     meaning = html.escape(MEANING[score.light])
     low, high, oracle, frozen, shuffled = (
-        _number(value, score.unit) for value in (score.low, score.high, score.oracle, score.frozen, score.shuffled)
+        written(value, score.unit) for value in (score.low, score.high, score.oracle, score.frozen, score.shuffled)
     )
-    unit = f" <small>{score.unit}</small>" if score.unit in ("bits", "nm", "kJ/mol") else ""
     best = (
         ""
         if score.direction == "lower" or score.light == NONE or score.unit == "p"
@@ -53,8 +40,8 @@ def _row(score: Score) -> str:
     lamp = f'<span class="lamp {score.light}" role="img" aria-label="{meaning}" title="{meaning}"></span>'
     return (
         f"<tr><td>{lamp}{html.escape(score.name)}{best}</td>"
-        f'<td class="value">{_number(score.value, score.unit)}{unit}</td>'
-        f'<td class="less">{low}{" to " * bool(low)}{high}</td><td>{oracle}</td>'
+        f'<td class="value">{written(score.value, score.unit)}</td>'
+        f'<td class="less">{f"{low} to {high}" if score.low == score.low else "–"}</td><td>{oracle}</td>'
         f'<td class="less">{frozen}</td><td class="less">{shuffled}</td></tr>'
     )
 
@@ -102,7 +89,7 @@ def _viewer(evaluation: Evaluation) -> dict:
 def _facts(settings: dict) -> list[tuple[str, str]]:
     def side(name):
         frames, interval, length = (settings[f"{name} {key}"] for key in ("frames", "interval (ps)", "length (ns)"))
-        return f"{frames:,} frames, {interval:g} ps apart: {length:,.6g} ns"
+        return f"{frames:,} frames" + (f", {interval:g} ps apart: {length:,.6g} ns" if interval else ", without times")
 
     return [
         ("Reference", side("reference")),

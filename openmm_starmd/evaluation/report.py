@@ -9,21 +9,27 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
+from openmm_starmd.evaluation.causes import causes
 from openmm_starmd.evaluation.frames import Projection, common_lag
 from openmm_starmd.evaluation.judge import Judge
 from openmm_starmd.evaluation.jumps import jump_scores, read_jumps
 from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.page import render
-from openmm_starmd.evaluation.reading import Progress, Side, Source, read_sides
-from openmm_starmd.evaluation.scores import MEANING, Score
+from openmm_starmd.evaluation.scores import MEANING, NONE, Score, written
 from openmm_starmd.evaluation.verdict import verdict
+from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
 
+OF_ATOMS = (
+    "backbone torsions",
+    "side-chain torsions",
+    "clashes per 1,000 atoms",
+    "bond outliers",
+    "rotamer outliers",
+    "inverted centres per frame",
+)  # scores that need more than CA
 GROUPS = (DISTRIBUTIONS, KINETICS, VALIDITY)
-
-
-def number(value: float) -> str:
-    """A number for a table; empty where there is none."""
-    return "" if math.isnan(value) else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,16 @@ class Evaluation:
 
     def table(self) -> str:
         """Markdown table, a row a score."""
-        lines = ["| Score | generated | 95 % | MD itself | frozen | shuffled | unit | |", "|---" * 8 + "|"]
+        lines = ["| Score | generated | 95 % | MD itself | frozen | shuffled | |", "|---" * 7 + "|"]
         for group in GROUPS:
-            lines.append(f"| **{group}** |" + " |" * 7)
+            lines.append(f"| **{group}** |" + " |" * 6)
             for s in (s for s in self.scores if s.group == group):
-                interval = "" if math.isnan(s.low) else f"{number(s.low)} to {number(s.high)}"
-                cells = [s.name, number(s.value), interval, *map(number, (s.oracle, s.frozen, s.shuffled))]
-                lines.append(f"| {' | '.join([*cells, s.unit, s.light.replace('none', '')])} |")
+                low, high, *values = (
+                    written(value, s.unit) for value in (s.low, s.high, s.value, s.oracle, s.frozen, s.shuffled)
+                )
+                interval = "–" if math.isnan(s.low) else f"{low} to {high}"
+                cells = [s.name, values[0], interval, *values[1:], s.light.replace(NONE, "")]
+                lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
     def to_json(self, path: str | os.PathLike) -> None:
@@ -101,9 +110,35 @@ def doubtful_times(side: Side) -> bool:
     return side.interval == 1.0 and all(trajectory.time[0] == 0 for trajectory in side.trajectories)
 
 
-def _settings(reference: Side, generated: Side, lag_time: float, temperature: float, projection: Projection) -> dict:
+def _notes(reference: Side, generated: Side, lag_time: float, kinetic: bool) -> list[str]:
+    """Sentences on the files that do not make the comparison wrong."""
+    found = []
     doubtful = " and ".join(n for n, s in (("reference", reference), ("generated", generated)) if doubtful_times(s))
-    notes = {"note": f"times of {doubtful}: 0, 1, 2 ... ps, perhaps unknown to the writer; --stride sets them"}
+    if doubtful:
+        found.append(f"times of {doubtful}: 0, 1, 2 ... ps, perhaps unknown to the writer; --stride sets them")
+    if reference.gaps:
+        found.append(f"the chain is interrupted between {', '.join(reference.gaps)}: no torsion is taken across it")
+    for name, side in (("reference", reference), ("generated", generated)):
+        short = [t.n_frames for t in side.trajectories if kinetic and t.n_frames * side.interval <= lag_time]
+        if short:
+            found.append(
+                f"{len(short)} of {len(side.trajectories)} {name} trajectories are no longer than the lag time of "
+                f"{lag_time:g} ps, too short for kinetics: they count for distributions and validity alone"
+            )
+    return found
+
+
+def _unscored(scores: Sequence[Score], no_kinetics: str) -> list[str]:
+    """Sentences on what has no scores, and why."""
+    names = {score.name for score in scores}
+    absent = [name for name in OF_ATOMS if name not in names]
+    found = [f"Kinetics are not scored: {no_kinetics}."] if no_kinetics else []
+    if absent:
+        found.append(f"Not scored, because the two sides do not share the atoms for it: {', '.join(absent)}.")
+    return found
+
+
+def _settings(reference: Side, generated: Side, lag_time: float, temperature: float, projection: Projection) -> dict:
     return {
         "reference": ", ".join(reference.names),
         "generated": ", ".join(generated.names),
@@ -112,13 +147,13 @@ def _settings(reference: Side, generated: Side, lag_time: float, temperature: fl
         "reference interval (ps)": reference.interval,
         "generated interval (ps)": generated.interval,
         "reference length (ns)": round(reference.nanoseconds, 6),
-        "generated length (ns)": round(generated.nanoseconds, 6),
+        "generated length (ns)": None if generated.interval is None else round(generated.nanoseconds, 6),
         "residues": sum(1 for atom in reference.topology.atoms if atom.name == "CA"),
         "heavy atoms in common": reference.topology.n_atoms,
         "lag time (ps)": lag_time,
         "temperature (K)": temperature,
         "slow modes from": "torsions" if projection.by_torsions else "distances of CA",
-    } | (notes if doubtful else {})
+    }
 
 
 def evaluate(
@@ -138,7 +173,7 @@ def evaluate(
     Parameters
     ----------
     reference, generated : path, mdtraj.Trajectory, or sequence of them
-        Any format and layout that `evaluation.reading` knows; atoms are matched by residue order and name.
+        Any format and layout that `trajectories.sides` knows; atoms are matched by residue order and name.
     topology : path or mdtraj.Topology, optional
         Of all files that hold none of their own.
     generated_topology : path or mdtraj.Topology, optional
@@ -173,15 +208,22 @@ def evaluate(
         reference_stride=reference_stride,
         progress=progress,
     )
-    lag_time = common_lag(one, two)
+    wrong = causes(one, two)
+    lag_time, no_kinetics = common_lag(one, two)
     progress("measuring the reference", 0.0)
     projection = Projection(one, lag_time)
     progress("measuring the generated trajectory", 0.5)
-    judge = Judge(projection, projection.frames(two), temperature)
+    judge = Judge(projection, projection.frames(two), temperature, not no_kinetics)
     scores = tuple(judge.scores(progress))
     settings = _settings(one, two, lag_time, temperature, projection)
+    notes, unscored = _notes(one, two, lag_time, not no_kinetics), _unscored(scores, no_kinetics)
+    if notes:
+        settings["note"] = "; ".join(notes)
     if reported:
         scores += tuple(jump_scores(reported, scores))
         settings["failed checks"] = ", ".join(f"{n} {kind}" for kind, n in reported.failed.most_common()) or "none"
+        for when, energies in (("before", reported.energies_before), ("after", reported.energies_after)):
+            if np.isfinite(energies).any():
+                settings[f"median energy {when} relaxation (kJ/mol)"] = round(float(np.nanmedian(energies)), 1)
         settings["milliseconds a jump"] = round(1000 * reported.seconds.sum() / max(1, reported.counts.sum()), 1)
-    return Evaluation(scores, verdict(scores), settings, one, two, judge)
+    return Evaluation(scores, verdict(scores, wrong, unscored), settings, one, two, judge)

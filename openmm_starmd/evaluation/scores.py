@@ -14,7 +14,7 @@ MEANING = {
     GREEN: "within MD's own spread",
     AMBER: "worse than MD against itself, better than models that know nothing",
     RED: "no better than models that know nothing; validity: far from MD",
-    UNCLEAR: "too little data to judge",
+    UNCLEAR: "cannot be judged: too little data",
     NONE: "for information",
 }
 WEAK = 0.5  # of the error of the best null model: a reference whose halves differ by more cannot judge
@@ -135,7 +135,7 @@ class Estimate(NamedTuple):
 def light(measure: Measure, generated: Estimate, oracle: Estimate, nulls: dict[str, float]) -> str:
     """Traffic light of a value with its interval, beside those of MD against itself and values of the null models."""
     if math.isnan(generated.value):
-        return NONE
+        return UNCLEAR
     error, best, worst = generated.errors(measure.direction)
     own, _, spread = oracle.errors(measure.direction)
     floors = [error_of(nulls[name], measure.direction) for name in measure.floors]
@@ -161,7 +161,9 @@ def estimate(sums: list[np.ndarray], measure: Measure, reference: np.ndarray, se
     value, n = float(measure.compare(reference, sums.sum(0))), len(sums)
     drawn = (sums[generator.integers(n, size=n)].sum(0) for _ in range(N_RESAMPLES if n > 1 else 0))
     draws = np.array([found for s in drawn if math.isfinite(found := measure.compare(reference, s))])
-    if not len(draws) or not math.isfinite(value):
+    if not math.isfinite(value) or (n > 1 and len(draws) < N_RESAMPLES / 2):  # what one piece alone tells is unknown
+        return Estimate(math.nan, math.nan, math.nan)
+    if not len(draws):
         return Estimate(value, value, value)
     low, middle, high = np.quantile(draws, [0.025, 0.5, 0.975])
     shift = value - middle
@@ -173,3 +175,26 @@ def clipped(low: float, high: float, direction: str, unit: str) -> tuple[float, 
     most = 1.0 if unit in ("bits", "share") or direction == "higher" else math.inf
     least = -1.0 if direction == "higher" and unit != "share" else 0.0
     return float(max(low, least)), float(min(high, most))
+
+
+def percent(share: float) -> str:
+    """A share in per cent, rounded but never to 0 or to all of it."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return "under 0.1 %"
+    if 99.9 < value < 100:
+        return "over 99.9 %"
+    return f"{value:.1f}".removesuffix(".0") + " %"
+
+
+def written(value: float, unit: str = "") -> str:
+    """A value for a table, shares in per cent; a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    if unit == "share":
+        return percent(value) if value >= 0 else f"-{percent(-value)}"
+    if value != 0 and abs(value) < 1e-3:
+        text = f"{value:.0e}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{text} {unit}" if unit in ("bits", "nm", "kJ/mol") else text

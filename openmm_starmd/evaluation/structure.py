@@ -328,11 +328,16 @@ def _rates_of_piece(piece: mdtraj.Trajectory, terms: Terms, ranges: dict, region
         low, high = ranges[name]
         rates[name] = ((values < low) | (values > high)).mean(1)
     if len(terms.centres):
-        centre, *others = np.moveaxis(piece.xyz[:, terms.centres], 2, 0)
-        a, b, c = (other - centre for other in others)
-        rates["inverted centres"] = (np.einsum("tki,tki->tk", np.cross(a, b), c) < 0).sum(1)
+        rates["inverted centres"] = inverted_centres(piece.xyz, terms.centres)
     if len(terms.omega):
         omega = np.abs(_measure(piece, terms.omega))
         rates["cis peptides"] = ((omega < np.pi / 2) & ~terms.before_proline).sum(1)
         rates["twisted peptides"] = ((omega > np.pi / 6) & (omega < 5 * np.pi / 6)).sum(1)
     return rates
+
+
+def inverted_centres(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Number of chiral centres (K, 4) of ``Terms.centres`` that are not of the natural hand, (T, A, 3) -> (T,)."""
+    centre, *others = np.moveaxis(positions[:, centres], 2, 0)
+    a, b, c = (other - centre for other in others)
+    return (np.einsum("tki,tki->tk", np.cross(a, b), c) < 0).sum(1)

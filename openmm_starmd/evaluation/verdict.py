@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, VALIDITY
-from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score
+from openmm_starmd.evaluation.judge import CONNECTED
+from openmm_starmd.evaluation.measures import DISTRIBUTIONS, KINETICS, LEAST_CONNECTED, VALIDITY
+from openmm_starmd.evaluation.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score, percent, written
 
 NOTICEABLE = 1.2  # factor between timescales that the verdict tells even where MD's own error is larger
 ENOUGH_SAMPLES = 50  # independent samples of the reference's slowest mode, below which the verdict tells their number
@@ -38,42 +39,71 @@ def _distributions(scores: Sequence[Score]) -> str:
     return ""
 
 
-def factor(ratio: float) -> float:
-    """How many times two values differ, from their ratio; 1 where it is unknown."""
-    return max(ratio, 1 / ratio) if ratio > 0 else 1.0
+def times(ratio: float) -> str:
+    """How many times two values differ, from their ratio, such as ``3.0x``."""
+    factor = max(ratio, 1 / ratio)
+    return f"{factor:.1f}x" if factor < 100 else "more than 100x"
 
 
-def speed(ratio: float) -> str:
-    """A ratio of timescales in words: below one is too fast."""
-    if ratio <= 0:
-        return "no memory from frame to frame"
-    times = f"{factor(ratio):.1f}x" if factor(ratio) < 100 else "more than 100x"
-    return f"{times} too {'fast' if ratio < 1 else 'slow'}"
+def _unknown_kinetics(scores: Sequence[Score]) -> str:
+    """Why the slowest timescale has no value."""
+    connected = _named(scores, CONNECTED)
+    shares = (("generated trajectories", connected.value), ("reference", connected.oracle))
+    for side, share in shares:
+        if share < LEAST_CONNECTED:
+            return (
+                f"Kinetics: cannot be judged: the states of the {side} do not reach each other ({percent(share)} of "
+                "the transitions lie in the largest connected set); run longer."
+            )
+    return (
+        "Kinetics: cannot be judged: the reference shows no process slower than the lag time, or one side stays in one "
+        "state."
+    )
 
 
 def _kinetics(scores: Sequence[Score]) -> str:
     slowest, lamp = _named(scores, "slowest timescale"), group_light(scores, KINETICS)
-    if slowest is None or math.isnan(slowest.value):
-        return "Kinetics: the reference shows no process slower than the lag time."
-    own, ratio = factor(slowest.oracle), factor(slowest.value)
+    if slowest is None:
+        return ""
+    if math.isnan(slowest.value):
+        return _unknown_kinetics(scores)
+    if slowest.value <= 0:
+        return "Kinetics: no memory from frame to frame."
+    known = slowest.oracle > 0
+    own = f", which differs {times(slowest.oracle)} from itself" if known else ", whose own error is unknown"
     word = "faster" if slowest.value < 1 else "slower"
     if slowest.light == UNCLEAR:
-        return f"Kinetics: {ratio:.1f}x {word} than this MD, which differs {own:.1f}x from itself."
+        return f"Kinetics: {times(slowest.value)} {word} than this MD{own}."
     if slowest.light == GREEN:
         rest = "" if lamp == GREEN else f", but not the {_with(scores, KINETICS, lamp)}"
-        by = f" ({ratio:.1f}x {word})" if ratio > NOTICEABLE else ""
+        noticed = max(slowest.value, 1 / slowest.value) > NOTICEABLE
+        by = f" ({times(slowest.value)} {word})" if noticed else ""
         return f"Kinetics: slowest timescale{by} within MD's own error{rest}."
-    return f"Kinetics: {speed(slowest.value)}{f' (MD differs {own:.1f}x from itself)' if own > 1.5 else ''}."
+    blurred = known and not 1 / 1.5 <= slowest.oracle <= 1.5
+    note = f" (MD differs {times(slowest.oracle)} from itself)" if blurred else ""
+    return f"Kinetics: {times(slowest.value)} too {'fast' if slowest.value < 1 else 'slow'}{note}."
 
 
 def _validity(scores: Sequence[Score]) -> str:
-    sound = _named(scores, "sound frames")
-    drifting = [s.name.removeprefix("drift of ") for s in scores if s.name.startswith("drift") and s.light == RED]
-    drift = f" Drifting along the trajectory: {' and '.join(drifting)}." if drifting else ""
-    broken, usual = 100 * (1 - sound.value), 100 * (1 - sound.oracle)
-    if broken <= 0:
-        return f"No frame is broken.{drift}"
-    return f"{broken:.2g} % of frames broken{f' (MD: {usual:.2g} %)' if usual > 0 else ''}.{drift}"
+    sound, found = _named(scores, "sound frames"), []
+    if sound.value < 1:
+        usual = f" (MD: {percent(1 - sound.oracle)})" if sound.oracle < 1 else ""
+        found.append(f"{percent(1 - sound.value)} of frames broken{usual}.")
+    far = [s for s in scores if s.group == VALIDITY and s.light == RED and s is not sound]
+    drifting = [s.name.removeprefix("drift of ") for s in far if s.name.startswith("drift")]
+    others = [
+        f"{s.name} ({written(s.value, s.unit)}; MD: {written(s.oracle, s.unit)})"
+        for s in far
+        if not s.name.startswith("drift")
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        found.append(f"Frames are not like MD's: {', '.join(others[:3])}{more}.")
+    if not found:
+        found.append("No frame is broken.")
+    if drifting:
+        found.append(f"Drifting along the trajectory: {' and '.join(drifting)}.")
+    return " ".join(found)
 
 
 def _too_short(scores: Sequence[Score]) -> str:
@@ -90,9 +120,20 @@ def _too_short(scores: Sequence[Score]) -> str:
     return f"Too little data to judge {what}{reason}."
 
 
-def verdict(scores: Sequence[Score]) -> str:
-    """A few sentences on distributions, kinetics and validity, and on what the reference cannot tell."""
-    parts = (_distributions(scores), _kinetics(scores), _validity(scores), _too_short(scores))
+def verdict(scores: Sequence[Score], causes: Sequence[str] = (), unscored: Sequence[str] = ()) -> str:
+    """A few sentences: what is wrong with the files, distributions, kinetics, validity, and what cannot be told.
+
+    Parameters
+    ----------
+    scores : sequence of Score
+    causes : sequence of str
+        Sentences on what is wrong with the files as a whole; they come first.
+    unscored : sequence of str
+        Sentences on what has no scores, and why.
+    """
+    parts = (
+        *causes, _distributions(scores), _kinetics(scores), _validity(scores), _too_short(scores), *unscored
+    )  # fmt: skip
     return " ".join(part for part in parts if part)
 
 

@@ -7,7 +7,7 @@ import base64
 import mdtraj
 import numpy as np
 
-from openmm_starmd.evaluation.reading import Side
+from openmm_starmd.trajectories.sides import Side
 
 MAX_FRAMES = 200
 MAX_NUMBERS = 300_000  # atoms times frames of one side: 1.8 MB of coordinates, 2.4 MB as text
@@ -32,7 +32,7 @@ def _frames(side: Side, broken: list[np.ndarray], n: int) -> tuple[np.ndarray, l
     """Positions, times (ns) and whether they are broken of ``n`` evenly spaced frames of the first trajectory."""
     trajectory = side.trajectories[0]
     rows = np.unique(np.linspace(0, trajectory.n_frames - 1, n).round().astype(int))
-    times = [float(f"{(row + 1) * side.interval / 1000:.5g}") for row in rows]
+    times = [float(f"{(row + 1) * (side.interval or 1000) / 1000:.5g}") for row in rows]
     return trajectory.xyz[rows], times, broken[0][rows].astype(int).tolist()
 
 

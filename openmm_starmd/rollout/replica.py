@@ -13,10 +13,9 @@ import torch
 from filelock import FileLock, Timeout
 from openmm.app import Topology, XTCFile
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from openmm_starmd.errors import HistoryError, StarMDError
-from openmm_starmd.files import replacing
+from openmm_starmd.files import save_tensors
 from openmm_starmd.protein.history import History
 from openmm_starmd.trajectories.xtc import frame_ends
 
@@ -107,8 +106,7 @@ class Replica:
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
         tensors["history"] = self.history.pack(self._mask)
         try:
-            with replacing(self._state) as partial:
-                save_file(tensors, partial, {"identity": self._identity, "clock": json.dumps(clock)})
+            save_tensors(tensors, self._state, {"identity": self._identity, "clock": json.dumps(clock)})
         except SafetensorError as error:
             raise OSError(f"{self._state} could not be written ({error}).") from error
         self._saved, self._bytes = self.step, end

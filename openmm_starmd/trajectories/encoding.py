@@ -16,8 +16,10 @@ from openmm_starmd.trajectories.inspection import Inspection
 from openmm_starmd.trajectories.packed import NUMBERS, SUFFIX, StoredConformations, Writer, pack, read
 from openmm_starmd.trajectories.reader import ProteinTrajectory
 from openmm_starmd.trajectories.sources import TrajectoryFile
+from openmm_starmd.trajectories.times import frame_interval
 
 _CACHE_VERSION = 2
+_REMEDY = "give the interval if the times in the file are wrong"
 
 
 @dataclass(frozen=True)
@@ -59,37 +61,16 @@ class EncodedTrajectory:
         return self.conformations.shape[1]
 
 
-def frame_interval(times: np.ndarray, name: str) -> float:
-    """Time between frames, ps, of ``times`` (T,); StarMDError unless they are at least two and evenly spaced."""
-    if len(times) < 2:
-        raise StarMDError(f"{name} holds {len(times)} frame(s); at least 2 are needed to learn a step from.")
-    times = np.asarray(times, dtype=np.float64)
-    interval = (times[-1] - times[0]) / (len(times) - 1)
-    even = times[0] + interval * np.arange(len(times))
-    # Files store single-precision times: late in a long trajectory that is coarser than 2 % of the interval.
-    tolerance = 0.02 * interval + 2 * np.spacing(np.float32(np.abs(times).max()))
-    uneven = np.flatnonzero(~(np.abs(times - even) <= tolerance))
-    if not interval > 0 or len(uneven):
-        frame = int(uneven[0]) if len(uneven) else 1
-        raise StarMDError(
-            f"The frames of {name} are not evenly spaced in time: frame {frame} is at {times[frame]:g} ps where "
-            f"{even[frame]:g} ps was expected. Write frames at one fixed interval, cut the trajectory there, or give "
-            "the interval if the times in the file are wrong."
-        )
-    return round(float(interval), 6)
-
-
 def _interval(file: TrajectoryFile, has_times: bool, times: np.ndarray) -> float:
     if file.interval is not None:
-        if len(times) < 2:
-            frame_interval(times, file.label)
+        frame_interval(file.interval * np.arange(len(times)), file.label, _REMEDY)  # two frames at least
         return float(file.interval)
     if not has_times:
         raise StarMDError(
             f"{file.label} does not tell the times of its frames; give the interval, such as Folder(path, interval=10) "
             'or in a TOML file {source = "folder", path = "...", interval = 10}, ps.'
         )
-    return frame_interval(times, file.label)
+    return frame_interval(times, file.label, _REMEDY)
 
 
 def _encode(file: TrajectoryFile, append) -> tuple[str, ResidueFeatures, float]:

@@ -7,6 +7,7 @@ import torch
 
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import RELAXED, check_positions
+from openmm_starmd.trajectories.frames import sane
 
 _SHORTEST_BOND = 0.08  # nm
 _STRANGE = 0.2  # share of absurd bonds that tells a wrong topology from a molecule in two pieces
@@ -69,7 +70,7 @@ class Inspection:
 
     def _is_broken(self, positions: np.ndarray) -> np.ndarray:
         whole = (self._lengths(positions) <= RELAXED.bond).all(1)
-        return ~whole | ~np.isfinite(positions[:, self._heavy]).all((1, 2))
+        return ~whole | ~sane(positions[:, self._heavy])
 
     def problems(self) -> list[str]:
         """What was found, a sentence each."""

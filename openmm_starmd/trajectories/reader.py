@@ -15,9 +15,10 @@ import numpy as np
 from openmm import unit
 from openmm.app import Element, Modeller, PDBFile, Topology
 
-from openmm_starmd.errors import StarMDError, UnsupportedTopologyError
+from openmm_starmd.errors import StarMDError, TrajectoryError, UnsupportedTopologyError
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.trajectories.frames import check_whole_dcd, torn
 from openmm_starmd.trajectories.sources import TrajectoryFile, open_mdcath
 
 _CHUNK_ATOMS = 1_000_000  # positions of atoms that are in memory at a time
@@ -115,6 +116,8 @@ def _open(path: Path):
 
 
 def _damaged(file: TrajectoryFile, error: Exception) -> StarMDError:
+    if not file.group and file.path.suffix != ".h5":
+        return TrajectoryError(torn(file.path, error))
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return StarMDError(f"{file.label} is damaged or not what its name says ({reason}); leave it out, or write it anew.")
 
@@ -168,6 +171,7 @@ def _part(topology: Topology, atoms: np.ndarray) -> Topology:
 
 def _first_frame(file: TrajectoryFile) -> tuple[int, bool]:
     """Atoms in a frame, and whether the file tells times."""
+    check_whole_dcd(file.path)
     try:
         if file.group:
             with open_mdcath(file.path) as h5:

@@ -1,4 +1,4 @@
-"""Training MD of folded domains: 16 replicas of each PDB file from its native structure, thermalised at 300 K; resumable.
+"""Training MD of folded domains: 16 replicas of each PDB file from its native structure at 300 K; resumable.
 
     python recipes/starmd-protein/simulate_proteins.py OUTPUT FILE.pdb ... [--processes 2] [--frames 10]
 

@@ -9,6 +9,7 @@ from openmm.app import Simulation
 from openmm_starmd import HybridSchedule, StarMDIntegrator, StarMDReporter
 from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation import evaluate, read_jumps
+from openmm_starmd.reporters import HEADERS
 
 
 @pytest.fixture
@@ -77,3 +78,17 @@ def test_a_report_tells_what_the_table_knows(table, peptide):
     assert evaluation["independent samples of tICA-0 an hour"].value == pytest.approx(samples * 3600 / seconds)
     assert evaluation["accepted conformations"].value == pytest.approx(read_jumps(table[0]).accepted)
     assert evaluation.settings["milliseconds a jump"] > 0 and "accepted conformations" in evaluation.table()
+
+
+def test_a_table_with_tabs_or_with_a_second_header_is_read(tmp_path):
+    lines = [
+        '#"' + '","'.join(HEADERS) + '"',
+        "10,1000.0,1,clashes:1,0.9,5.0,-3.0,0.5,10",
+        "20,2000.0,0,,1.0,7.0,-4.0,0.5,10",
+    ]
+    (tmp_path / "commas.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "tabs.csv").write_text("\n".join(line.replace(",", "\t") for line in lines) + "\n")
+    (tmp_path / "twice.csv").write_text("\n".join([*lines[:2], lines[0], *lines[2:]]) + "\n")
+    for name in ("commas", "tabs", "twice"):
+        jumps = read_jumps(tmp_path / f"{name}.csv")
+        assert jumps.steps.tolist() == [10, 20] and jumps.counts.sum() == 20 and jumps.failed == {"clashes": 1}

@@ -6,8 +6,8 @@ import pytest
 from openmm_starmd.evaluation import measures
 from openmm_starmd.evaluation.frames import Projection, halves, join, split
 from openmm_starmd.evaluation.judge import Judge
-from openmm_starmd.evaluation.reading import read_sides
 from openmm_starmd.evaluation.scores import error_of
+from openmm_starmd.trajectories.sides import read_sides
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,18 @@ def test_passage_between_wells_takes_as_many_times_longer_as_the_chain_is_slower
     assert measures.passage_ratio(lazy, fast) == pytest.approx(0.5, rel=1e-6)
 
 
-def test_passage_is_endless_where_the_other_well_is_never_reached_and_unknown_without_two_wells():
-    counts, stuck = two_wells(0.01), two_wells(0.0)
+@pytest.mark.parametrize("ratio", [measures.passage_ratio, measures.timescale_ratio])
+def test_rates_are_unknown_where_states_do_not_reach_each_other(ratio):
+    counts, stuck, apart = two_wells(0.01), two_wells(0.0), two_wells(0.0)
     stuck[2:] = 0
-    assert measures.passage_ratio(counts, stuck) == np.inf
-    assert measures.passage_ratio(counts, np.diag([5.0, 0, 0, 0])) == np.inf
-    assert np.isnan(measures.passage_ratio(np.diag([5.0, 0, 0, 0]), counts))
+    for wrong in (apart, np.diag([5.0, 0, 0, 0]), np.diag([5.0, 3.0, 0, 0])):
+        assert np.isnan(ratio(counts, wrong)) and np.isnan(ratio(wrong, counts))
+    assert np.isnan(measures.passage_ratio(counts, stuck))  # the other well is never reached
+    assert np.isfinite(ratio(counts, counts))
+    assert measures.timescale_ratio(counts, np.full((4, 4), 1e3)) == pytest.approx(0, abs=1e-2)  # no memory
+
+
+def test_populations_are_unknown_where_states_do_not_reach_each_other():
+    counts, apart = two_wells(0.01), two_wells(0.0)
+    assert np.isnan(measures._population_divergence(counts, apart))
+    assert measures._population_divergence(counts, counts) == 0

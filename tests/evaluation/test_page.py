@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from openmm_starmd.evaluation import evaluate
-from openmm_starmd.evaluation.reading import read_sides
 from openmm_starmd.evaluation.viewer import STICKS_UP_TO, encode, viewer_data
+from openmm_starmd.trajectories.sides import read_sides
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

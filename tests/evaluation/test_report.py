@@ -10,8 +10,8 @@ import pytest
 from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation import evaluate
 from openmm_starmd.evaluation.frames import common_lag
-from openmm_starmd.evaluation.reading import Side
-from openmm_starmd.evaluation.scores import NONE, UNCLEAR
+from openmm_starmd.evaluation.scores import UNCLEAR
+from openmm_starmd.trajectories.sides import Side
 
 RATE = 0.03  # a frame
 
@@ -67,8 +67,8 @@ def test_null_models_score_what_the_columns_of_null_models_say(md):
     for score in frozen.scores:
         if score.group == "distributions" and not math.isnan(score.frozen):
             assert score.value == pytest.approx(score.frozen, abs=1e-6), score.name
-    assert frozen["slowest timescale, ratio to MD"].value == 0
-    assert "no memory" in frozen.verdict and "not those of MD" in frozen.verdict
+    assert math.isnan(frozen["slowest timescale, ratio to MD"].value)
+    assert "Kinetics: cannot be judged" in frozen.verdict and "not those of MD" in frozen.verdict
     shuffled = evaluate(md, frames_of(md, np.random.default_rng(5).permutation(len(md))))
     assert shuffled["backbone torsions"].value == pytest.approx(0, abs=1e-9)
     ratio = shuffled["slowest timescale, ratio to MD"]
@@ -156,8 +156,6 @@ def test_references_that_cannot_be_used_are_refused_in_one_line(md):
     still = frames_of(md, np.zeros(100, dtype=int))
     with pytest.raises(TrajectoryError, match="does not move"):
         evaluate(still, md)
-    with pytest.raises(TrajectoryError, match="no lag time in common"):
-        evaluate(md, md[:20], stride=100, reference_stride=180)
     with pytest.raises(ValueError, match="temperature"):
         evaluate(md, md, temperature=0)
 
@@ -166,9 +164,7 @@ def test_a_reference_of_a_few_lags_can_judge_distributions_only(md):
     found = evaluate(md[:100], md, stride=100, reference_stride=5)
     assert found.settings["lag time (ps)"] == 100
     assert found["backbone torsions"].value < 0.5
-    assert found["slowest timescale, ratio to MD"].light in (UNCLEAR, NONE)
-    with pytest.raises(TrajectoryError, match="4 times shorter"):
-        evaluate(md[:60], md, stride=100, reference_stride=5)
+    assert found["slowest timescale, ratio to MD"].light == UNCLEAR
 
 
 @pytest.mark.parametrize(
@@ -179,4 +175,4 @@ def test_common_lag_is_a_whole_number_of_frames(reference, generated, expected):
     sides = [Side((range(20_000),), interval, ("x",)) for interval in (reference, generated)]
     for side in sides:
         object.__setattr__(side, "trajectories", (type("T", (), {"n_frames": 20_000})(),))
-    assert common_lag(*sides) == expected
+    assert common_lag(*sides) == (expected, "")

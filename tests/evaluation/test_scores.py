@@ -31,7 +31,7 @@ def measure(direction="lower", unit="bits", **options):
         (0.50, 0.48, 0.52, 0.60, 0.9, UNCLEAR),  # MD itself is hardly better than a frozen frame
         (0.95, 0.94, 0.96, 0.60, 0.9, UNCLEAR),
         (0.009, 0.0, 0.02, 0.60, 0.9, GREEN),  # nobody would care
-        (math.nan, math.nan, math.nan, 0.1, 0.9, NONE),
+        (math.nan, math.nan, math.nan, 0.1, 0.9, UNCLEAR),
     ],
 )
 def test_light_of_a_divergence(value, low, high, oracle, frozen, expected):
@@ -88,6 +88,28 @@ def test_interval_of_a_mean_is_that_of_theory_and_centred():
     value, low, high = scores.estimate(centred, compared(lambda s: (s[0] / s[1]) ** 2), None)
     assert low <= value <= high and value == pytest.approx(0, abs=1e-12) and low == 0
     assert scores.estimate(pieces[:1], compared(lambda s: s[0]), None) == (pieces[0][0],) * 3
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (1, "100 %"), (0.995, "99.5 %"), (0.9999, "over 99.9 %"), (0.1, "10 %"), (0.0002, "under 0.1 %")],
+)
+def test_shares_are_never_rounded_to_none_or_all(share, text):
+    assert scores.percent(share) == text
+
+
+@pytest.mark.parametrize("unit", ["ratio", "share", "bits", "p", ""])
+def test_what_is_no_number_is_written_as_a_dash(unit):
+    assert scores.written(math.nan, unit) == scores.written(math.inf, unit) == "–"
+
+
+def test_a_value_that_most_resamples_do_not_confirm_is_unknown():
+    """Two basins that are joined by what a single piece holds."""
+    pieces = [np.array([1.0, 0.0])] * 19 + [np.array([1.0, 1.0])]
+    fragile = compared(lambda s: s[0] if s[1] == 1 else math.nan)
+    assert fragile.compare(None, sum(pieces)) == 20
+    assert math.isnan(scores.estimate(pieces, fragile, None).value)
+    assert scores.estimate(pieces, compared(lambda s: s[0]), None).value == 20
 
 
 def test_drift_of_ramps_and_of_noise():

@@ -16,6 +16,7 @@ from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.systems import build_peptide
 from openmm_starmd.training.dataset import STEP_STRIDES, TrajectoryDataset, aligned, step_scales
 from openmm_starmd.trajectories import encoding
+from openmm_starmd.trajectories.times import frame_interval
 
 N_FRAMES, INTERVAL = 121, 5.0
 
@@ -264,9 +265,18 @@ def test_too_few_or_uneven_frames_are_refused(peptides, tmp_path, times, message
     assert "AKF.xtc" in str(error.value)
 
 
+def test_times_that_start_again_are_named_where_they_break(peptides, tmp_path):
+    """A run that was restarted without `append` (mdtraj#1819)."""
+    topology, positions = peptides["AKF"]
+    times = [*(5.0 * np.arange(1, 251)), *(5.0 * np.arange(1, 51))]
+    write(tmp_path, "AKF", topology, swelling(positions, 300), times)
+    with pytest.raises(StarMDError, match="frame 250 is at 5 ps, the frame before it at 1250 ps"):
+        TrajectoryDataset(tmp_path)
+
+
 def test_single_precision_times_of_a_long_trajectory_are_even():
     times = (1e7 + 5.0 * np.arange(2000)).astype(np.float32)
-    assert encoding.frame_interval(times, "long") == pytest.approx(5, rel=1e-3)
+    assert frame_interval(times, "long", "") == pytest.approx(5, rel=1e-3)
 
 
 def test_files_that_do_not_belong_together_are_refused(peptides, tmp_path):
@@ -295,7 +305,7 @@ def test_truncated_trajectories_are_refused(peptides, tmp_path, size):
     write(tmp_path, "AKF", topology, swelling(positions, 4), range(4))
     path = tmp_path / "AKF.xtc"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(StarMDError, match=r"AKF\.xtc is damaged"):
+    with pytest.raises(StarMDError, match=r"AKF\.xtc (is torn|cannot be read: it is damaged)"):
         TrajectoryDataset(tmp_path)
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.evaluation.matching import heavy_atoms, protein_sequence
-from openmm_starmd.evaluation.reading import MIN_FRAMES, read_sides
+from openmm_starmd.trajectories.matching import heavy_atoms, protein_sequence
+from openmm_starmd.trajectories.sides import MIN_FRAMES, read_sides
 
 N_FRAMES = 40
 
@@ -197,14 +197,13 @@ def test_each_misfit_is_one_line(md, pdb, build_peptide, tmp_path):
         "junk.xtc cannot be read": (md, tmp_path / "junk.xtc", pdb),
         "junk.pdb.* (cannot be read as a topology|holds no protein)": (md, tmp_path / "md.xtc", tmp_path / "junk.pdb"),
         "coordinates only": (md, tmp_path / "md.xtc"),
-        "no times.*--stride": (md, tmp_path / "md.dcd", pdb),
         "no times.*--reference-stride": (tmp_path / "md.dcd", md, pdb),
         r"differ from residue 5 on: the reference has 4 residues \(AHCW\)": (md, solvated),
         f"1 frame, expected at least {MIN_FRAMES}": (md, md[:1], None),
-        "not finite .* frame 14": (md, with_frame(md, 13, np.nan)),
-        "infinite. in frame 2:": (with_frame(md, 1, np.inf), md),
-        "not evenly spaced: 140 ps is followed by 197 ps": (md, uneven),
-        "not evenly spaced: 280 ps is followed by 273 ps": (md, back),
+        "not finite .* frame 13 ": (md, with_frame(md, 13, np.nan)),
+        "not finite .* frame 1 ": (with_frame(md, 1, np.inf), md),
+        "not evenly spaced in time: frame 20 is at 197 ps, the frame before it at 140 ps": (md, uneven),
+        "not evenly spaced in time: frame 1 is at 273 ps, the frame before it at 280 ps": (md, back),
         "different times between frames .3.5 and 7 ps.": (md, [md, half]),
         "No generated trajectory": (md, []),
         "Residue 3 of the protein has no CA": (md, alpha),

@@ -110,3 +110,18 @@ def common_topology(reference: mdtraj.Topology, keys: Sequence[Key]) -> mdtraj.T
         topology.add_atom(key[1], Element.getBySymbol(atom.element.symbol), residue)
     topology.create_standard_bonds()
     return topology
+
+
+def split_chains(topology: mdtraj.Topology, starts: set[int]) -> mdtraj.Topology:
+    """Topology of the same atoms with new chains from the residues of these indices on; bonds of standard residues."""
+    apart, chain = mdtraj.Topology(), None
+    before = None
+    for residue in topology.residues:
+        if residue.chain is not before or residue.index in starts:
+            chain = apart.add_chain()
+        before = residue.chain
+        copy = apart.add_residue(residue.name, chain, residue.resSeq)
+        for atom in residue.atoms:
+            apart.add_atom(atom.name, atom.element, copy)
+    apart.create_standard_bonds()
+    return apart

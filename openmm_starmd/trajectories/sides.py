@@ -7,24 +7,23 @@ atoms are kept. Atoms are matched by `matching`.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.evaluation.matching import check_sequences, common_keys, common_topology, heavy_atoms
+from openmm_starmd.trajectories.frames import OWN_TOPOLOGY, Source, check_atoms, load_topology, pieces
+from openmm_starmd.trajectories.matching import check_sequences, common_keys, common_topology, heavy_atoms, split_chains
+from openmm_starmd.trajectories.times import frame_interval
 
-Source = str | os.PathLike | mdtraj.Trajectory
 Progress = Callable[[str, float], None]
 """Takes what is being done and how much of it is done, 0 to 1."""
 
 MIN_FRAMES = 20
-CHUNK_ATOMS = 4_000_000  # atoms of a piece, 48 MB
-OWN_TOPOLOGY = (".pdb", ".h5", ".hdf5", ".gro")
+GAP_BOND, GAP_CA = 0.25, 0.5  # nm between C and N, or neighbouring CA, of residues that no bond joins
 
 
 @dataclass(frozen=True)
@@ -35,14 +34,17 @@ class Side:
     ----------
     trajectories : tuple of mdtraj.Trajectory
         One a file: heavy atoms of the protein, in the order and under the names that both sides share.
-    interval : float
-        ps between frames.
+    interval : float, optional
+        ps between frames; None where neither the files nor the user tell it.
     names : tuple of str
+    gaps : tuple of str
+        Residues between which the chain of the reference is interrupted, such as "GLY12 and SER18".
     """
 
     trajectories: tuple[mdtraj.Trajectory, ...]
-    interval: float
+    interval: float | None
     names: tuple[str, ...]
+    gaps: tuple[str, ...] = ()
 
     @property
     def n_frames(self) -> int:
@@ -56,36 +58,8 @@ class Side:
 
     @property
     def nanoseconds(self) -> float:
-        """Length of all trajectories together."""
-        return self.n_frames * self.interval / 1000
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise TrajectoryError(f"There is no file {path}: expected a trajectory or a topology; check the path.")
-    if path.stat().st_size == 0:
-        raise TrajectoryError(f"{path} is empty: expected a trajectory or a topology with at least one frame.")
-    return path
-
-
-def load_topology(given: str | os.PathLike | mdtraj.Topology | None) -> mdtraj.Topology | None:
-    """Topology of a PDB, mmCIF, PRMTOP, PSF, GRO, HDF5 or other file that mdtraj knows; what is none is given back."""
-    if given is None or isinstance(given, mdtraj.Topology):
-        return given
-    path = _existing(Path(given))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return mdtraj.load_topology(str(path))
-    except Exception as error:  # mdtraj raises what its readers happen to raise
-        raise TrajectoryError(
-            f"{path} cannot be read as a topology ({_reason(error)}): expected PDB, mmCIF, PRMTOP, PSF, GRO or HDF5."
-        ) from None
+        """Length of all trajectories together; nan where the time between frames is unknown."""
+        return self.n_frames * (self.interval or float("nan")) / 1000
 
 
 def _topology_of(source: Source, given: mdtraj.Topology | None) -> mdtraj.Topology:
@@ -101,39 +75,6 @@ def _topology_of(source: Source, given: mdtraj.Topology | None) -> mdtraj.Topolo
 
 def _name(source: Source, number: int) -> str:
     return f"trajectory {number + 1}" if isinstance(source, mdtraj.Trajectory) else Path(source).name
-
-
-def _pieces(source: Source, topology: mdtraj.Topology, indices: np.ndarray) -> Iterator[mdtraj.Trajectory]:
-    """Contiguous pieces with the atoms at ``indices`` (increasing) only."""
-    length = max(1, CHUNK_ATOMS // topology.n_atoms)
-    if isinstance(source, mdtraj.Trajectory):
-        for begin in range(0, source.n_frames, length):
-            yield source[begin : begin + length].atom_slice(indices)
-        return
-    path = _existing(Path(source))
-    own = path.suffix.lower() in OWN_TOPOLOGY
-    options = {} if own else {"top": topology}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield from mdtraj.iterload(str(path), chunk=length, atom_indices=indices, **options)
-    except Exception as error:
-        reason = _reason(error)
-        if not own and (found := _atoms_of(path)) not in (None, topology.n_atoms):
-            reason = (
-                f"it has {found} atoms a frame, its topology has {topology.n_atoms}; give the one it was written with"
-            )
-        raise TrajectoryError(f"{path} cannot be read: {reason}.") from None
-
-
-def _atoms_of(path: Path) -> int | None:
-    """Atoms of a file's first frame; None where they cannot be told."""
-    try:
-        with mdtraj.open(str(path)) as file:
-            found = file.read(n_frames=1)
-        return (found[0] if isinstance(found, tuple) else found).shape[1]
-    except Exception:
-        return None
 
 
 def _whole(piece: mdtraj.Trajectory) -> None:
@@ -155,16 +96,10 @@ def _read(source, name, topology, keys, common, progress) -> tuple[mdtraj.Trajec
     ascending = np.argsort(indices)
     back = np.argsort(ascending)
     positions, times, done = [], [], 0
-    for piece in _pieces(source, topology, indices[ascending]):
-        xyz = np.ascontiguousarray(piece.xyz[:, back])
-        if not np.isfinite(xyz).all():
-            frame = done + int(np.argmin(np.isfinite(xyz).all((1, 2))))
-            raise TrajectoryError(
-                f"{name} has a coordinate that is not finite (NaN or infinite) in frame {frame + 1}: cut the "
-                "trajectory before it."
-            )
+    for piece in pieces(source, topology, indices[ascending], name):
         cell = {"unitcell_lengths": piece.unitcell_lengths, "unitcell_angles": piece.unitcell_angles}
-        ordered = mdtraj.Trajectory(xyz, common, piece.time, **(cell if piece.unitcell_lengths is not None else {}))
+        cell = cell if piece.unitcell_lengths is not None else {}
+        ordered = mdtraj.Trajectory(np.ascontiguousarray(piece.xyz[:, back]), common, piece.time, **cell)
         _whole(ordered)
         positions.append(ordered.xyz)
         times.append(piece.time)
@@ -178,28 +113,18 @@ def _read(source, name, topology, keys, common, progress) -> tuple[mdtraj.Trajec
     return mdtraj.Trajectory(np.concatenate(positions), common, times), timed
 
 
-def _interval(trajectories, timed, names, option) -> float:
-    """ps between frames, the same in all trajectories of a side."""
+def _interval(trajectories, timed, names, option) -> float | None:
+    """ps between frames, the same in all trajectories of a side; None where no file tells."""
+    if not any(timed):
+        return None
     intervals = []
     for trajectory, has_times, name in zip(trajectories, timed, names, strict=True):
         if not has_times:
             raise TrajectoryError(f"{name} holds no times: give the ps between its frames with {option}.")
-        if trajectory.n_frames < 2:
-            continue
-        times = trajectory.time.astype(np.float64)
-        interval = (times[-1] - times[0]) / (len(times) - 1)
-        rounding = 2 * np.spacing(np.abs(trajectory.time).max())
-        usual = np.median(np.diff(times))
-        uneven = np.abs(np.diff(times) - usual) > 0.02 * abs(usual) + rounding
-        if interval <= 0 or uneven.any():
-            frame = int(np.argmax(uneven)) if uneven.any() else 0
-            raise TrajectoryError(
-                f"The times of {name} are not evenly spaced: {times[frame]:g} ps is followed by "
-                f"{times[frame + 1]:g} ps; cut it there, or give the ps between its frames with {option}."
-            )
-        intervals.append(float(f"{interval:.6g}"))
+        if trajectory.n_frames > 1:
+            intervals.append(frame_interval(trajectory.time, name, f"give the ps between its frames with {option}"))
     if not intervals:
-        raise TrajectoryError(f"No file of {', '.join(names)} has two frames: give their distance with {option}.")
+        return None
     if max(intervals) > 1.02 * min(intervals):
         raise TrajectoryError(
             f"The files of one side have different times between frames ({min(intervals):g} and {max(intervals):g} "
@@ -260,13 +185,48 @@ def read_sides(
     for name, other in zip(names[0] + names[1], topologies[0] + topologies[1], strict=True):
         check_sequences(topologies[0][0], other, name)
     keys = common_keys(list({id(t): t for t in topologies[0] + topologies[1]}.values()))
+    for (sources, _), tops in zip(sides, topologies, strict=True):
+        for source, top in zip(sources, tops, strict=True):
+            check_atoms(source, top)
     common = common_topology(topologies[0][0], keys)
     options = ((reference_stride, "--reference-stride"), (stride, "--stride"))
     one, two = (
         _side(sources, labels, tops, keys, common, *option, progress)
         for (sources, _), labels, tops, option in zip(sides, names, topologies, options, strict=True)
     )
-    return one, two
+    if one.interval is None:
+        raise TrajectoryError(
+            f"{', '.join(one.names)}: the reference holds no times; give the ps between its frames with "
+            "--reference-stride."
+        )
+    return _apart_at_gaps(one, two)
+
+
+def _apart_at_gaps(one: Side, two: Side) -> tuple[Side, Side]:
+    """Both sides with another chain after each gap of the reference, so that no torsion is taken across it."""
+    topology = one.topology
+    xyz = np.concatenate([t.xyz[:: max(1, t.n_frames // 50)] for t in one.trajectories])
+    gaps = []
+    for before, after in zip(list(topology.residues)[:-1], list(topology.residues)[1:], strict=True):
+        if before.chain is not after.chain:
+            continue
+        ends = [{atom.name: atom.index for atom in residue.atoms} for residue in (before, after)]
+        bonded = "C" in ends[0] and "N" in ends[1]
+        pair = (ends[0]["C"], ends[1]["N"]) if bonded else (ends[0].get("CA"), ends[1].get("CA"))
+        if None in pair:
+            continue
+        distance = np.median(np.linalg.norm(xyz[:, pair[0]] - xyz[:, pair[1]], axis=-1))
+        if distance > (GAP_BOND if bonded else GAP_CA):
+            gaps.append((after.index, f"{before} and {after}"))
+    if not gaps:
+        return one, two
+    apart, names = split_chains(topology, {index for index, _ in gaps}), tuple(name for _, name in gaps)
+    return tuple(
+        replace(
+            side, gaps=names, trajectories=tuple(mdtraj.Trajectory(t.xyz, apart, t.time) for t in side.trajectories)
+        )
+        for side in (one, two)
+    )
 
 
 def _side(sources, names, topologies, keys, common, interval, option, progress) -> Side:

@@ -1,0 +1,45 @@
+"""Time between the frames of a trajectory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from openmm_starmd.errors import TrajectoryError
+
+
+def frame_interval(times: np.ndarray, name: str, remedy: str) -> float:
+    """Time between frames, ps, of times (T,) that are evenly spaced.
+
+    Parameters
+    ----------
+    times : ndarray, shape (T,)
+        ps.
+    name : str
+        How errors call the trajectory.
+    remedy : str
+        How the user gives the interval, where the times in the file are wrong.
+
+    Raises
+    ------
+    TrajectoryError
+        If there are fewer than two frames, or one does not follow at the usual interval: names this frame, counted
+        from 0.
+    """
+    if len(times) < 2:
+        raise TrajectoryError(f"{name} holds {len(times)} frame(s); at least 2 are needed to tell their interval.")
+    # Files store single-precision times: late in a long trajectory that is coarser than 2 % of the interval.
+    rounding = 2 * np.spacing(np.nanmax(np.abs(np.float32(times)), initial=0.0))
+    times = np.asarray(times, dtype=np.float64)
+    steps = np.diff(times)
+    usual = float(np.nanmedian(steps)) if np.isfinite(steps).any() else 0.0
+    uneven = ~(np.abs(steps - usual) <= 0.02 * abs(usual) + rounding)
+    if not usual > 0:
+        uneven = np.ones(1, dtype=bool)
+    if uneven.any():
+        frame = int(np.argmax(uneven)) + 1
+        raise TrajectoryError(
+            f"The frames of {name} are not evenly spaced in time: frame {frame} is at {times[frame]:g} ps, the frame "
+            f"before it at {times[frame - 1]:g} ps, and the usual step is {usual:g} ps. Write frames at one fixed "
+            f"interval, cut the trajectory at frame {frame}, or {remedy}."
+        )
+    return float(f"{(times[-1] - times[0]) / (len(times) - 1):.6g}")
