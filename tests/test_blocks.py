@@ -9,7 +9,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from openmm.app import Modeller
+from openmm.app import Modeller, PDBFile
 from openmm.unit import nanometer
 
 from openmm_starmd.protein.conformation import from_positions
@@ -268,6 +268,60 @@ def test_a_prepared_set_is_what_it_was_made_of(prepared):
         np.testing.assert_array_equal(prepared[0][name], array)
 
 
+def test_a_domain_starts_from_its_structure_beside_peptides_and_the_rest_goes_on_without_bad_files(
+    packed, tmp_path, monkeypatch, capsys
+):
+    topology, _, positions = packed
+    folder, parts = tmp_path / "structures", tmp_path / "parts"
+    for path in (folder, parts):
+        path.mkdir()
+    with open(folder / "chain.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions * nanometer, file)
+    (folder / "broken.pdb").write_text("no atoms\n")
+    (folder / "judged.pdb").write_text("no atoms\n")
+    found = prepare_blocks.domains([folder], ["judged"])
+    assert [path.stem for path in found] == ["broken", "chain"]
+    assert prepare_blocks.prepare(found[0], parts) is None and "broken is left out" in capsys.readouterr().out
+    made = [prepare_blocks.prepare(molecule, parts) for molecule in (found[1], "ace-A-nme")]
+    peptide_set.write(tmp_path / "all.npz", [row for path in made for row in peptide_set.read(path)])
+    rows = peptide_set.read(tmp_path / "all.npz")
+    domain, peptide = (simulate_blocks.of_kind(rows, kind) for kind in ("domains", "peptides"))
+    assert [str(rows[0]["name"]) for rows in (domain, peptide)] == ["chain", "ACE_A_NME"]
+    assert [str(rows[0]["sequence"]) for rows in (domain, peptide)] == [CHAIN, "A"]
+    ca = domain[0]["backbone"][:, 1]
+    moved = mdtraj.Trajectory(np.stack([positions, domain[0]["positions"]])[:, ca], None)
+    moved.superpose(moved[0])
+    assert np.linalg.norm(moved.xyz[0] - moved.xyz[1], axis=-1).max() < 0.1
+    monkeypatch.setattr(prepare_blocks, "MOST_ATOMS", 500)
+    assert prepare_blocks.prepare(found[1], tmp_path) is None and "569 atoms" in capsys.readouterr().out
+
+
+def test_domains_are_never_hotter_than_300_kelvin(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 2)
+    for kind, hottest in (("domains", 300), ("peptides", 600)):
+        seen, step = [], Blocks.step
+
+        def watched(blocks, steps, temperature, *rest, seen=seen, step=step):
+            seen.append(temperature)
+            step(blocks, 1, temperature, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Blocks, "step", watched)
+            simulate_blocks.simulate(prepared[:1], kind, tmp_path / kind, 1, picoseconds=0.01, device=False)
+        assert max(seen) == hottest
+
+
+def test_frames_that_take_too_much_room_are_thinned_evenly(prepared, tmp_path, monkeypatch):
+    monkeypatch.setitem(simulate_blocks.PREPARATION, "peptides", ())
+    monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 5)
+    for name, megabytes in (("all", np.inf), ("half", 6 * 3 * 13 * 2 / 2e6)):
+        given = {"picoseconds": 0.12, "device": False, "megabytes": megabytes}
+        simulate_blocks.simulate(prepared[:1], "peptides", tmp_path / name, 1, **given)
+    (whole,), (half,) = (compact.read(tmp_path / name) for name in ("all", "half"))
+    assert half.interval == 2 * whole.interval and len(whole.numbers) == 6
+    np.testing.assert_array_equal(half.numbers, whole.numbers[1::2])
+
+
 def test_compact_conformations_are_those_of_the_package(prepared, tmp_path):
     rng = np.random.default_rng(1)
     frames = [
@@ -315,12 +369,12 @@ def test_trajectories_are_packed_and_unpacked_for_training(tmp_path):
 
 
 def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(simulate_blocks, "PREPARATION", ((20, 300),))
+    monkeypatch.setitem(simulate_blocks.PREPARATION, "peptides", ((20, 300),))
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
     monkeypatch.setattr(simulate_blocks, "TOGETHER", 2)
     sound = simulate_blocks.sound
     monkeypatch.setattr(simulate_blocks, "sound", lambda *given: [*sound(*given)[:2], np.array([False, True])])
-    simulate_blocks.simulate(prepared, tmp_path, 2, picoseconds=0.12, device=False)
+    simulate_blocks.simulate(prepared, "peptides", tmp_path, 2, picoseconds=0.12, device=False)
     found = list(compact.read(tmp_path))
     assert [(x.name, x.replica) for x in found] == [
         *((name, k) for name in ("GAG", "ACE_KE_NME") for k in (0, 1)),
@@ -332,7 +386,7 @@ def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_was_simulated_before_an_interruption_is_written(prepared, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(simulate_blocks, "PREPARATION", ((20, 300),))
+    monkeypatch.setitem(simulate_blocks.PREPARATION, "peptides", ((20, 300),))
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
     monkeypatch.setattr(simulate_blocks, "TOGETHER", 2)
     frames, calls = Blocks.frames, []
@@ -345,7 +399,7 @@ def test_what_was_simulated_before_an_interruption_is_written(prepared, tmp_path
 
     monkeypatch.setattr(Blocks, "frames", interrupted)
     with pytest.raises(error):
-        simulate_blocks.simulate(prepared, tmp_path, 1, picoseconds=1.0, device=False)
+        simulate_blocks.simulate(prepared, "peptides", tmp_path, 1, picoseconds=1.0, device=False)
     assert [len(x.numbers) for x in compact.read(tmp_path)] == 3 * [4]
 
 

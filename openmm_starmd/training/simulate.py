@@ -204,10 +204,10 @@ def minimized_peptide(molecule: str, seed: int) -> tuple[Topology, np.ndarray]:
     One that minimisation makes unsound (a residue its mirror image) is built anew.
     """
     built = (build_peptide(*split_caps(molecule), seed + attempt) for attempt in range(ATTEMPTS))
-    return _sound_minimum(molecule, built)
+    return sound_minimum(molecule, built)
 
 
-def _sound_minimum(name: str, structures: Iterable) -> tuple[Topology, np.ndarray]:
+def sound_minimum(name: str, structures: Iterable) -> tuple[Topology, np.ndarray]:
     """The first of some structures that is sound after minimisation."""
     for topology, positions in structures:
         context = Context(
@@ -225,7 +225,7 @@ def _sound_minimum(name: str, structures: Iterable) -> tuple[Topology, np.ndarra
 def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
     """Where the trajectory starts."""
     if run.structure:
-        return _sound_minimum(run.name, [_read(run)])
+        return sound_minimum(run.name, [_read(run)])
     return minimized_peptide(run.molecule, run.run_seed)
 
 
