@@ -74,23 +74,22 @@ def stages(molecules: Path, work: Path, cpu: bool) -> list[Stage]:
         ]
 
     def md(kind, replicas):
-        few = ["--cpu", "--first", 1, "--picoseconds", 20] if cpu else []
+        few = ["--cpu", "--first", 1, "--picoseconds", 40] if cpu else []
         words = ["--kind", kind, "--replicas", 1 if cpu else replicas, "--megabytes", MEGABYTES[kind], *few]
         program = [python, HERE / "simulate_blocks.py", molecules, work / kind]
         return lambda minutes: [[*program, *words, "--minutes", minutes - GRACE / 60]]
 
     def training(minutes):
-        unpack = [[python, compact, "unpack", work / kind, work / f"{kind}_encoded"] for kind in MEGABYTES]
+        kinds = [kind for kind in MEGABYTES if (work / kind / "index.npz").exists()]
+        unpack = [[python, compact, "unpack", work / kind, work / f"{kind}_encoded"] for kind in kinds]
         if not starts.exists():
             unpack.append([python, compact, "unpack", HERE / "starts", starts])
         config = work / "config.toml"
-        data = json.dumps(
-            ["starts", *(f"{kind}_encoded" for kind in MEGABYTES if (work / kind / "index.npz").exists())]
-        )
+        data = json.dumps(["starts", *(f"{kind}_encoded" for kind in kinds)])
         kind, batch, steps = ("cpu", 2, 3) if cpu else ("cuda", 256, 20_000)
         config.write_text(CONFIG.format(data=data, batch=batch, steps=steps, accelerator=kind))
         train = "import sys; from openmm_starmd.cli import main; sys.exit(main(sys.argv[1:]))"
-        return [*[c for c in unpack if c[3].exists()], [python, "-c", train, "train", config]]
+        return [*unpack, [python, "-c", train, "train", config]]
 
     def speed(minutes):
         few = ["--residues", 8, "--context", 2, "--steps", 4, 2] if cpu else []

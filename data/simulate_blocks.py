@@ -110,12 +110,14 @@ if __name__ == "__main__":
     parser.add_argument("--picoseconds", type=float, default=np.inf)
     parser.add_argument("--minutes", type=float, default=np.inf)
     parser.add_argument("--megabytes", type=float, default=np.inf, help="of what is written")
-    parser.add_argument("--first", type=int, help="so many molecules only")
+    parser.add_argument("--first", type=int, help="so many molecules only, the smallest")
     parser.add_argument("--cpu", action="store_true", help="without a GPU")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    chosen = of_kind(peptide_set.read(given.molecules), given.kind)[: given.first]
+    chosen = of_kind(peptide_set.read(given.molecules), given.kind)
+    if given.first is not None:
+        chosen = sorted(chosen, key=lambda molecule: len(molecule["mass"]))[: given.first]
     if not chosen:
         parser.error(f"{given.molecules} holds no {given.kind}.")
     limits = given.picoseconds, given.minutes

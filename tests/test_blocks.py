@@ -291,7 +291,7 @@ def test_a_domain_starts_from_its_structure_beside_peptides_and_the_rest_goes_on
     ca = domain[0]["backbone"][:, 1]
     moved = mdtraj.Trajectory(np.stack([positions, domain[0]["positions"]])[:, ca], None)
     moved.superpose(moved[0])
-    assert np.linalg.norm(moved.xyz[0] - moved.xyz[1], axis=-1).max() < 0.1
+    assert np.linalg.norm(moved.xyz[0] - moved.xyz[1], axis=-1).max() < 0.3
     monkeypatch.setattr(prepare_blocks, "MOST_ATOMS", 500)
     assert prepare_blocks.prepare(found[1], tmp_path) is None and "569 atoms" in capsys.readouterr().out
 

@@ -42,7 +42,7 @@ def content(output, name):
 def test_what_is_there_is_skipped_and_lies_ready_on_another_machine(tmp_path):
     output, works = tmp_path / "output", (tmp_path / "one", tmp_path / "two")
     for work in works:
-        session([writes(work, "first"), writes(work, "second")], output, work, 1)
+        session([writes(work, "first"), writes(work, "second")], output, work, 10)
         assert (work / "first" / "file").read_text() == "x"
     assert content(output, "first") == {"first/file": b"x"}
     assert (output / "session.log").read_text().count("there") == 2
@@ -51,9 +51,9 @@ def test_what_is_there_is_skipped_and_lies_ready_on_another_machine(tmp_path):
 def test_a_stage_that_failed_without_files_is_done_again(tmp_path):
     output, work = tmp_path / "output", tmp_path / "work"
     fails = Stage("first", 1, lambda minutes: [[sys.executable, "-c", "raise SystemExit(3)"]])
-    session([fails], output, work, 1)
+    session([fails], output, work, 10)
     assert "first: exit 3; 0 files" in (output / "session.log").read_text()
-    session([writes(work, "first")], output, work, 1)
+    session([writes(work, "first")], output, work, 10)
     assert content(output, "first") == {"first/file": b"x"}
 
 
@@ -84,7 +84,7 @@ FINE, BAD = {"a": {"fine": "yes"}}, {"a": {"fine": "yes"}, "b": {"fine": "NO"}}
 def test_no_md_is_made_where_its_checks_failed(tmp_path, checks, goes_on):
     output, work = tmp_path / "output", tmp_path / "work"
     plan = [writes(work, "checks", checks=checks), writes(work, "domains", needs_checks=True), writes(work, "training")]
-    session(plan, output, work, 1)
+    session(plan, output, work, 10)
     assert (output / "domains.tar.0").exists() == goes_on and (output / "training.tar.0").exists()
 
 
@@ -92,7 +92,7 @@ def test_files_are_of_the_size_that_comes_back(tmp_path, monkeypatch):
     output, work = tmp_path / "output", tmp_path / "work"
     monkeypatch.setattr(gpu_session, "CHUNK", 8192)
     plan = [writes(work, "first", 15_000 * "y", files=3), writes(work, "second", 15_000 * "z", files=1)]
-    session(plan, output, work, 1)
+    session(plan, output, work, 10)
     sizes = [path.stat().st_size for path in sorted(output.glob("first.tar.?"))]
     assert max(sizes) <= 8192 and len(sizes) == 3
     assert content(output, "first") == {"first/file": 15_000 * b"y"}
