@@ -51,6 +51,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 sys.path += [str(RECIPES / "engines"), str(RECIPES / "starmd-peptide")]
 import peptide_set  # noqa: E402
 from blocks import Blocks  # noqa: E402
+from simulate_blocks import PREPARATION, of_kind  # noqa: E402
 from terms import GAS_CONSTANT  # noqa: E402
 
 GPU = torch.cuda.is_available()
@@ -210,7 +211,7 @@ def forces(options) -> dict[str, dict]:
     molecules, rows = options.some, {}
     host, device = new_blocks(molecules, 2, False), new_blocks(molecules, 2)
     host.draw_velocities(600)
-    host.step(100, 600)
+    host.step(50, 600)
     device.place(host.positions, host.velocities)
     for molecule, (energy, force), (other, push) in zip(molecules, host.potential(), device.potential(), strict=True):
         row = {"atoms": len(molecule["mass"]), "energies apart": float(np.abs(energy - other).max())}
@@ -241,15 +242,19 @@ def ensemble(options) -> dict[str, dict]:
 
 
 def rate(options) -> dict[str, dict]:
-    """Of all molecules."""
+    """Of all peptides, and of all domains; a pair is one that a thread computes, so that each counts twice."""
     steps, rows = 2500 if GPU else 5, {}
-    for replicas in (1, 2, 4) if GPU else (1,):
-        blocks = new_blocks(options.molecules, replicas)
+    for kind, replicas in product(PREPARATION, (1, 2, 4, 8) if GPU else (1,)):
+        molecules = of_kind(options.molecules, kind)
+        if not molecules:
+            continue
+        blocks = new_blocks(molecules, replicas)
         blocks.draw_velocities(300)
         wall = seconds(partial(blocks.step, steps, 300), options.least)
         broken = sum((~np.isfinite(x)).any((1, 2)).sum() for x in blocks.positions)
-        row = {"ns/s": 4e-6 * steps * replicas * len(options.molecules) / wall, "us a step": 1e6 * wall / steps}
-        rows[f"{replicas} of each"] = row | {"not finite": int(broken), "fine": "NO" if broken else "yes"}
+        row = {"ns/s": 4e-6 * steps * replicas * len(molecules) / wall, "us a step": 1e6 * wall / steps}
+        row["pairs/ns"] = 1e-9 * steps * replicas * sum(len(m["mass"]) ** 2 for m in molecules) / wall
+        rows[f"{kind}, {replicas} of each"] = row | {"not finite": int(broken), "fine": "NO" if broken else "yes"}
     return rows
 
 
@@ -276,8 +281,8 @@ def main() -> None:
     if "training" in options.sections:
         options.windows = TrajectoryDataset(options.data, n_frames=TrainingConfig.frames)
     if "md" in options.sections:
-        options.molecules = peptide_set.read(options.molecules)[:MD_MOLECULES]
-        by_size = sorted(options.molecules, key=lambda molecule: len(molecule["mass"]))
+        by_size = sorted(peptide_set.read(options.molecules), key=lambda molecule: len(molecule["mass"]))
+        options.molecules = by_size = by_size[:MD_MOLECULES]
         options.some = [by_size[k] for k in sorted({round(k) for k in np.linspace(0, len(by_size) - 1, 8)})]
     facts, sections, results, bad = circumstances(device=DEVICE), {}, {}, []
     for check in [check for section in options.sections for check in CHECKS[section]]:

@@ -1,9 +1,18 @@
-// Langevin dynamics of many small molecules at once, one replica in each thread block of a GPU and one atom in each
-// thread: bonds, angles, periodic torsions, all pairs (Coulomb, Lennard-Jones, GBSA-OBC2 with its surface term),
-// constraints by SHAKE and RATTLE. Units are OpenMM's: nm, ps, amu, kJ/mol.
+// Langevin dynamics of many molecules of up to 1,200 atoms at once, one replica in each thread block of a GPU and every
+// threads-th atom in a thread: bonds, angles, periodic torsions, all pairs (Coulomb, Lennard-Jones, GBSA-OBC2 with its
+// surface term), constraints by SHAKE and RATTLE. Units are OpenMM's: nm, ps, amu, kJ/mol.
 //
 // Also C++, in which a block is a loop over its threads (EACH_THREAD): between two SYNC() a thread may read what others
 // wrote before the first, and all that outlives a SYNC() lies in `Shared`.
+//
+// What a block takes of a multiprocessor of an H200 (65,536 registers, 228 KiB of shared memory of which a block may have
+// 227 and pays 1 for itself, 64 warps). An atom takes 88 bytes (Shared::BYTES): 1,200 atoms take 104.5 KiB, and two
+// blocks fit. All that others read of an atom lies there, Born radii too: the pair loops read one atom j at a time for
+// all lanes of a warp (a broadcast, no bank conflicts), so three loads serve some hundred operations, and loops over
+// tiles in registers would save little. A thread has ceil(n / 512) atoms, one after the other, and a block as few
+// threads as then hold all: 288 threads (1 atom) at 284 atoms, 288 (2) at 556, 416 (2) at 784, 416 (3) at 1,200. With 64
+// registers a thread (__launch_bounds__(512, 2)) 65,536 / 64 = 1,024 threads are resident, 26 to 32 warps; shared memory
+// never is what limits. All sums are over j in ascending order, so that numbers do not depend on the threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -67,6 +76,7 @@ struct Molecule {  // the layout of blocks.py
     Terms bonds, angles, torsions, pairs, clusters;
     uint32_t seed;
     float solvent, surface;  // Coulomb's constant times the difference of 1/dielectric; energy of an area, times 4 pi
+    float far;               // nm^2: squared distance beyond which a series gives what neighbours take from the solvent
 };
 struct Replica {
     int molecule, number;
@@ -99,26 +109,27 @@ constexpr float NEAREST = 1e-6f;  // nm^2: what all pairs of an atom with itself
 constexpr int RECENTRE = 1000;  // steps
 constexpr int LAUNCH = 2500;    // steps
 constexpr int ROUNDS = 200;
+constexpr int MOST_SHARED = 227 * 1024;  // bytes, of a block
 
 struct Shared {  // of a block
     float4 *place, *kind;  // position and charge; as in Data
     float2 *born;          // Born radius and its inverse
     Vec *velocity, *force;
-    int *bonded;  // (threads, 3)
-    float *chain, *born_force, *energy;
+    int *bonded;  // (room, 3)
+    float *chain, *born_force, *energy;  // energies of threads
 
-    static constexpr int BYTES = 16 + 16 + 8 + 12 + 12 + 12 + 4 + 4 + 4;  // a thread
-    DEVICE static Shared of(void *memory, int threads) {
+    static constexpr int BYTES = 16 + 16 + 8 + 12 + 12 + 12 + 4 + 4 + 4;  // an atom
+    DEVICE static Shared of(void *memory, int room) {
         Shared s;
         s.place = (float4 *)memory;
-        s.kind = s.place + threads;
-        s.born = (float2 *)(s.kind + threads);
-        s.velocity = (Vec *)(s.born + threads);
-        s.force = s.velocity + threads;
-        s.bonded = (int *)(s.force + threads);
-        s.chain = (float *)(s.bonded + 3 * threads);
-        s.born_force = s.chain + threads;
-        s.energy = s.born_force + threads;
+        s.kind = s.place + room;
+        s.born = (float2 *)(s.kind + room);
+        s.velocity = (Vec *)(s.born + room);
+        s.force = s.velocity + room;
+        s.bonded = (int *)(s.force + room);
+        s.chain = (float *)(s.bonded + 3 * room);
+        s.born_force = s.chain + room;
+        s.energy = s.born_force + room;
         return s;
     }
     DEVICE Vec at(int i) const { return {place[i].x, place[i].y, place[i].z}; }
@@ -150,8 +161,8 @@ DEVICE Vec normal(uint32_t seed, uint32_t replica, long long step, uint32_t atom
     return {r * cosine(t), r * sine(t), q * cosine(p)};
 }
 
-// What a neighbour at distance r takes from the solvent around an atom, or the derivative, over r. No two atoms come so
-// close (0.06 nm) that one lies in the other.
+// What a neighbour at distance r takes from the solvent around an atom, or minus half of the derivative, over r. No two
+// atoms come so close (0.06 nm) that one lies in the other.
 template <bool derivative> DEVICE float descreen(float r, float inverse, float atom, float neighbour) {
     float low = fmaxf(atom, fabsf(r - neighbour)), high = r + neighbour, both = reciprocal(low * high);
     float lower = high * both, upper = low * both, ratio = logarithm(low * upper);
@@ -164,6 +175,18 @@ template <bool derivative> DEVICE float descreen(float r, float inverse, float a
                 0.25f * neighbour * neighbour * inverse * (l2 - u2);
     }
     return atom < high ? value : 0.0f;
+}
+
+// The same far away (four scaled radii of the neighbour: to 2e-6 of it), where the atom's own radius has no part in it.
+template <bool derivative> DEVICE float descreen_far(float inverse2, float neighbour) {
+    float square = neighbour * neighbour * inverse2, value;
+    if (derivative) {
+        value = 4.0f / 3 + square * (12.0f / 5 + square * (24.0f / 7 + square * (40.0f / 9 + square * (60.0f / 11))));
+        value *= inverse2;
+    } else {
+        value = 2.0f / 3 + square * (4.0f / 5 + square * (6.0f / 7 + square * (8.0f / 9 + square * (10.0f / 11))));
+    }
+    return neighbour * square * inverse2 * value;
 }
 
 // Energy of the terms that are this thread's; forces into s.bonded.
@@ -240,7 +263,10 @@ DEVICE float pairs_and_radius(const Data &d, const Molecule &m, const Shared &s,
             bool on = !(off & 1);
             energy += on ? coulomb + repulsion - dispersion : 0.0f;
             force += (on ? (6.0f * dispersion - 12.0f * repulsion - coulomb) * inverse2 : 0.0f) * to;
-            sum += descreen<false>(square * inverse, inverse, kind.z, other.w);
+            if (square > m.far)
+                sum += descreen_far<false>(inverse2, other.w);
+            else
+                sum += descreen<false>(square * inverse, inverse, kind.z, other.w);
         }
     }
     float r = kind.z, full = body.z, psi = 0.5f * r * sum, psi2 = psi * psi;
@@ -284,9 +310,16 @@ DEVICE void radii_forces(const Molecule &m, const Shared &s, int i) {
     for (int j = 0; j < m.n; j++) {
         float4 b = s.place[j], other = s.kind[j];
         Vec to = {b.x - a.x, b.y - a.y, b.z - a.z};
-        float square = fmaxf(dot(to, to), NEAREST), inverse = inverse_root(square), r = square * inverse;
-        float slope = born_force * descreen<true>(r, inverse, kind.z, other.w) +
-                      s.born_force[j] * descreen<true>(r, inverse, other.z, kind.w);
+        float square = fmaxf(dot(to, to), NEAREST), slope;
+        if (square > m.far) {
+            float inverse2 = reciprocal(square);
+            slope = born_force * descreen_far<true>(inverse2, other.w) +
+                    s.born_force[j] * descreen_far<true>(inverse2, kind.w);
+        } else {
+            float inverse = inverse_root(square), r = square * inverse;
+            slope = born_force * descreen<true>(r, inverse, kind.z, other.w) +
+                    s.born_force[j] * descreen<true>(r, inverse, other.z, kind.w);
+        }
         force -= slope * to;
     }
     s.force[i] += force + (1 / FINE) * Vec{(float)s.bonded[3 * i], (float)s.bonded[3 * i + 1], (float)s.bonded[3 * i + 2]};
@@ -379,63 +412,72 @@ DEVICE Vec centre(const Shared &s, int n) {
     return (1.0f / n) * sum;
 }
 
-template <Mode mode> DEVICE void simulate(const Data &d, const Task &t, int block, int threads, void *memory) {
-    const Shared s = Shared::of(memory, threads);
+// What a thread does with each of its atoms, or clusters.
+#define EACH_OWN(i, thread, threads, count) for (int i = thread; i < count; i += threads)
+
+template <Mode mode> DEVICE void simulate(const Data &d, const Task &t, int block, int threads, int room, void *memory) {
+    const Shared s = Shared::of(memory, room);
     const Replica replica = d.replicas[block];
     const Molecule m = d.molecules[replica.molecule];
     Vec *x = (Vec *)d.positions + m.state + (long long)replica.number * m.n;
     Vec *v = (Vec *)d.velocities + (x - (Vec *)d.positions);
-    EACH_THREAD(i, threads) {
-        s.energy[i] = 0;
-        for (int k = 0; k < 3; k++) s.bonded[3 * i + k] = 0;
-        if (i < m.n) {
+    EACH_THREAD(thread, threads) {
+        s.energy[thread] = 0;
+        EACH_OWN(i, thread, threads, m.n) {
             s.place[i] = {x[i].x, x[i].y, x[i].z, d.body[m.atom + i].x};
             s.kind[i] = d.kind[m.atom + i];
             s.velocity[i] = v[i];
+            for (int k = 0; k < 3; k++) s.bonded[3 * i + k] = 0;
         }
     }
     SYNC();
     for (int done = 0; done < t.steps; done++) {
         if (mode == RUN && (t.step + done) % RECENTRE == 0) {
-            EACH_THREAD(i, threads) if (i < m.n) s.force[i] = centre(s, m.n);
+            EACH_THREAD(thread, threads) {
+                const Vec middle = centre(s, m.n);
+                EACH_OWN(i, thread, threads, m.n) s.force[i] = middle;
+            }
             SYNC();
-            EACH_THREAD(i, threads) if (i < m.n) s.move(i, s.at(i) - s.force[i]);
+            EACH_THREAD(thread, threads) EACH_OWN(i, thread, threads, m.n) s.move(i, s.at(i) - s.force[i]);
             SYNC();
         }
-        EACH_THREAD(i, threads) {
-            float energy = bonded(d, m, s, i, threads);
-            if (i < m.n) energy += pairs_and_radius(d, m, s, i);
-            if (mode == POTENTIAL) s.energy[i] += energy;
+        EACH_THREAD(thread, threads) {
+            float energy = bonded(d, m, s, thread, threads);
+            EACH_OWN(i, thread, threads, m.n) energy += pairs_and_radius(d, m, s, i);
+            if (mode == POTENTIAL) s.energy[thread] += energy;
         }
         SYNC();
-        EACH_THREAD(i, threads) if (i < m.n) {
-            float energy = solvated_pairs(m, s, i);
-            if (mode == POTENTIAL) s.energy[i] += energy;
+        EACH_THREAD(thread, threads) {
+            float energy = 0;
+            EACH_OWN(i, thread, threads, m.n) energy += solvated_pairs(m, s, i);
+            if (mode == POTENTIAL) s.energy[thread] += energy;
         }
         SYNC();
-        EACH_THREAD(i, threads) if (i < m.n) {
+        EACH_THREAD(thread, threads) EACH_OWN(i, thread, threads, m.n) {
             radii_forces(m, s, i);
             if (mode == RUN) s.velocity[i] += (t.dt * d.body[m.atom + i].y) * s.force[i];
         }
         SYNC();
         if (mode == RUN) {
-            EACH_THREAD(i, threads) if (i < m.clusters.count) drift(d, m, t, s, i, replica.number, t.step + done);
+            EACH_THREAD(thread, threads) EACH_OWN(i, thread, threads, m.clusters.count)
+                drift(d, m, t, s, i, replica.number, t.step + done);
             SYNC();
         }
     }
     if (mode == VELOCITIES) {
-        EACH_THREAD(i, threads) if (i < m.clusters.count) draw(d, m, t, s, i, replica.number);
+        EACH_THREAD(thread, threads) EACH_OWN(i, thread, threads, m.clusters.count) draw(d, m, t, s, i, replica.number);
         SYNC();
     }
-    EACH_THREAD(i, threads) {
-        if (i < m.n) {
+    EACH_THREAD(thread, threads) {
+        const Vec middle = mode == RUN && t.frame ? centre(s, m.n) : Vec{0, 0, 0};
+        EACH_OWN(i, thread, threads, m.n) {
             long long atom = x + i - (Vec *)d.positions;
             x[i] = s.at(i);
             v[i] = s.velocity[i];
-            if (mode == RUN && t.frame) ((Vec *)t.frame)[atom] = s.at(i) - centre(s, m.n);
+            if (mode == RUN && t.frame) ((Vec *)t.frame)[atom] = s.at(i) - middle;
             if (mode == POTENTIAL) ((Vec *)t.forces)[atom] = s.force[i];
         }
-        if (mode == POTENTIAL && i == 0) {
+        if (mode == POTENTIAL && thread == 0) {
             float sum = 0;
             for (int k = 0; k < threads; k++) sum += s.energy[k];
             t.energies[block] = sum;
@@ -443,16 +485,16 @@ template <Mode mode> DEVICE void simulate(const Data &d, const Task &t, int bloc
     }
 }
 
-struct Group {  // replicas of molecules that take the same number of threads
-    int threads, first, count;
+struct Group {  // replicas of molecules that take the same room
+    int threads, room, first, count;
 };
 
 static std::string error;
 
 #ifdef __CUDACC__
-template <Mode mode> __global__ void __launch_bounds__(256, 4) kernel(Data d, Task t, int first) {
+template <Mode mode> __global__ void __launch_bounds__(512, 2) kernel(Data d, Task t, int first, int room) {
     extern __shared__ float4 memory[];
-    simulate<mode>(d, t, first + blockIdx.x, blockDim.x, memory);
+    simulate<mode>(d, t, first + blockIdx.x, blockDim.x, room, memory);
 }
 
 static bool good(cudaError_t status) {
@@ -477,7 +519,14 @@ static bool copy(void *to, const void *from, size_t bytes) {
     return good(cudaMemcpy(to, from, bytes, cudaMemcpyDefault)) && good(cudaDeviceSynchronize());
 }
 template <Mode mode> static bool launch(const Data &d, const Task &t, const Group &g, Stream stream) {
-    kernel<mode><<<g.count, g.threads, Shared::BYTES * g.threads, stream>>>(d, t, g.first);
+    const int bytes = Shared::BYTES * g.room;  // more than 48 KiB have to be asked for
+    if (!good(cudaFuncSetAttribute(kernel<mode>, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED)) ||
+        // one division of cache and shared memory for all groups, without which those of different sizes wait for each
+        // other on a multiprocessor
+        !good(cudaFuncSetAttribute(kernel<mode>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                   cudaSharedmemCarveoutMaxShared)))
+        return false;
+    kernel<mode><<<g.count, g.threads, bytes, stream>>>(d, t, g.first, g.room);
     return good(cudaGetLastError());
 }
 static bool finish() { return good(cudaDeviceSynchronize()); }
@@ -492,8 +541,9 @@ static bool copy(void *to, const void *from, size_t bytes) {
     return true;
 }
 template <Mode mode> static bool launch(const Data &d, const Task &t, const Group &g, Stream) {
-    std::vector<float4> memory(Shared::BYTES * g.threads / sizeof(float4));
-    for (int block = g.first; block < g.first + g.count; block++) simulate<mode>(d, t, block, g.threads, memory.data());
+    std::vector<float4> memory(Shared::BYTES * g.room / sizeof(float4));
+    for (int block = g.first; block < g.first + g.count; block++)
+        simulate<mode>(d, t, block, g.threads, g.room, memory.data());
     return true;
 }
 static bool finish() { return true; }

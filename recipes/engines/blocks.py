@@ -1,7 +1,8 @@
-"""Many small molecules at once on one GPU, each replica in a thread block of its own (blocks.cu).
+"""Many molecules at once on one GPU, each replica in a thread block of its own (blocks.cu).
 
-The same dynamics as lanes.py, of many different molecules of at most 256 atoms. Without a GPU the same source runs as
-C++, slowly, which is what the tests hold to OpenMM. Needs numpy, and nvcc or g++ on Linux; no OpenMM.
+The same dynamics as lanes.py, of many different molecules of at most 1,200 atoms: peptides and small domains. Without a
+GPU the same source runs as C++, slowly, which is what the tests hold to OpenMM. Needs numpy, and nvcc or g++ on Linux;
+no OpenMM.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import compiled
 import numpy as np
 from terms import GAS_CONSTANT, coefficients
 
-WARP, MOST_ATOMS = 32, 256
+WARP, MOST_THREADS, MOST_ATOMS = 32, 512, 1200
 OFFSET = 0.009  # nm, between the radius of an atom and the one that descreens
+FAR = 4  # scaled radii beyond which blocks.cu takes a series for the descreening
+FEW_ATOMS = 256  # up to which it does not: too few pairs are far for a whole warp
 COMPILERS = {
     False: "g++ -std=c++17 -x c++ -O3 -march=native -ffast-math -Wno-unknown-pragmas -shared -fPIC",
     True: "nvcc -std=c++17 -arch=sm_90 -O3 -ftz=true -prec-div=false -prec-sqrt=false -shared -Xcompiler -fPIC",
@@ -39,6 +42,7 @@ _MOLECULE = np.dtype(
         ("seed", np.uint32),
         ("solvent", np.float32),
         ("surface", np.float32),
+        ("far", np.float32),
     ]
 )
 """As in blocks.cu, as is the order of the arrays given to it."""
@@ -80,7 +84,7 @@ class Blocks:
         self._library, self.replicas, self._steps, self._draws = library(device), replicas, 0, 0
         self._sizes = [len(molecule["mass"]) for molecule in molecules]
         if max(self._sizes) > MOST_ATOMS:
-            raise ValueError(f"A molecule of {max(self._sizes)} atoms does not fit a block of {MOST_ATOMS}.")
+            raise ValueError(f"A molecule of {max(self._sizes)} atoms does not fit a block, which takes {MOST_ATOMS}.")
         tables = [_tables(molecule) for molecule in molecules]
         joined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
         heads = np.zeros(len(molecules), _MOLECULE)
@@ -88,6 +92,7 @@ class Blocks:
         heads["seed"] = np.array(seeds, dtype=np.int64) & 0xFFFFFFFF
         for name in ("solvent", "surface"):
             heads[name] = [molecule[name] for molecule in molecules]
+        heads["far"] = [_far(table["kind"]) for table in tables]
         for name, table, each in (("atom", "body", 1), ("word", "exception", 1), ("state", "body", replicas)):
             heads[name] = each * _starts([len(t[table]) for t in tables])
         for name in (*_TERMS, "cluster"):
@@ -96,11 +101,12 @@ class Blocks:
         terms_before = _starts([len(t["torsion_p"]) for t in tables])
         joined["torsion"][:, 4] += np.repeat(terms_before, heads["torsion"][:, 1]).astype(np.int32)
 
-        threads = -(-heads["n"] // WARP) * WARP
-        order = np.argsort(-threads, kind="stable")
+        room = _up(heads["n"], WARP)
+        order = np.argsort(-room, kind="stable")
         self._order = np.stack([np.repeat(order, replicas), np.tile(np.arange(replicas), len(order))], -1)
-        sizes, counts = (x[::-1] for x in np.unique(threads, return_counts=True))
-        groups = np.stack([sizes, _starts(counts) * replicas, counts * replicas], -1).astype(np.int32)
+        sizes, counts = (x[::-1] for x in np.unique(room, return_counts=True))
+        threads = _up(-(-sizes // -(-sizes // MOST_THREADS)), WARP)  # the fewest with as many atoms in each
+        groups = np.stack([threads, sizes, _starts(counts) * replicas, counts * replicas], -1).astype(np.int32)
         start = np.concatenate([np.tile(x, (replicas, 1)) for x in positions]).astype(np.float32)
         self._state = start.shape
 
@@ -195,6 +201,17 @@ class Blocks:
 def _starts(counts: Sequence[int]) -> np.ndarray:
     """Where each of so many rows begin, one behind the other."""
     return np.cumsum([0, *counts])[:-1]
+
+
+def _up(numbers: np.ndarray, multiple: int) -> np.ndarray:
+    """The next multiples."""
+    return -(-numbers // multiple) * multiple
+
+
+def _far(kind: np.ndarray) -> float:
+    """Squared distance (nm^2) from which no two atoms overlap and the series of blocks.cu holds."""
+    reduced, scaled = kind[:, 2:].max(0)
+    return max(FAR * scaled, reduced + scaled) ** 2 if len(kind) > FEW_ATOMS else np.inf
 
 
 def _tables(terms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

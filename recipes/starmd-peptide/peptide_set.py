@@ -1,4 +1,4 @@
-"""Many molecules in one .npz: each is a dict of arrays; arrays of one name lie one behind the other.
+"""Many peptides and domains in one .npz: each is a dict of arrays; arrays of one name lie one behind the other.
 
 Needs numpy and torch only, so that a machine without OpenMM can read what another one prepared.
 """

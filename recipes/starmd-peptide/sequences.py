@@ -67,13 +67,16 @@ def charged_tetrapeptides() -> list[str]:
 
 
 def all_lengths() -> list[str]:
-    """Some 1,550 peptides of 3 to 12 residues, 150 of them with opposite charges, in random order."""
+    """Some 1,600 peptides in random order, of 3 to 12 residues; then capped ones of one and two."""
     exclude = JUDGED + reserved() + VALIDATION
     sequences = _charged(150, 71, exclude)
     for length, blocks in {3: 6, 4: 28, 5: 13, 6: 10, 8: 7, 10: 4, 12: 3}.items():
         sequences += coverage_sequences(length, blocks, seed=7070 + length, exclude=exclude)
     names = [f"ace-{s}-nme" if k % 7 == 0 else s for k, s in enumerate(dict.fromkeys(sequences))]
     random.Random(7070).shuffle(names)
+    for length, blocks in {1: 1, 2: 2}.items():
+        short = coverage_sequences(length, blocks, seed=7070 + length, exclude=exclude)
+        names += [f"ace-{s}-nme" for s in dict.fromkeys(short)]
     return names
 
 

@@ -1,10 +1,11 @@
-"""Training MD of very many peptides on one GPU (blocks.py), from a file of prepare_blocks.py into that of compact.py.
+"""Training MD of very many molecules on one GPU (blocks.py), from a file of prepare_blocks.py into that of compact.py.
 
-    python recipes/starmd-peptide/simulate_blocks.py peptides.npz OUTPUT --replicas 2 --minutes 5
+    python recipes/starmd-peptide/simulate_blocks.py molecules.npz OUTPUT --kind peptides --replicas 2 --minutes 5
 
-Each replica starts from 10 ps at 300 K, 40 ps at 600 K and 60 ps at 300 K, as in simulate_starts.py; then frames every
-10 ps. Replicas that come to what `check_positions` finds unsound are left out. The machine needs no force field, since
-the file holds that of each molecule.
+Each replica of a peptide starts from 10 ps at 300 K, 40 ps at 600 K and 60 ps at 300 K, as in simulate_starts.py, each
+of a domain from 40 ps at 300 K, which keep its fold; then frames every 10 ps. Replicas that come to what
+`check_positions` finds unsound are left out. The machine needs no force field, since the file holds that of each
+molecule.
 
 Ctrl-C or SIGTERM ends it after the frames that are under way; what there is by then is written.
 """
@@ -28,8 +29,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
 from blocks import Blocks  # noqa: E402
 
 FRAME_STEPS, TIME_STEP = 2500, 0.004  # 10 ps
-PREPARATION = ((2_500, 300), (10_000, 600), (15_000, 300))  # steps, K
-TOGETHER = 20  # frames between two looks at the clock
+PREPARATION = {  # steps, K
+    "peptides": ((2_500, 300), (10_000, 600), (15_000, 300)),
+    "domains": ((10_000, 300),),
+}
+TOGETHER = 5  # frames between two looks at the clock
 
 
 def sound(positions: list[np.ndarray], molecules: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
@@ -40,16 +44,26 @@ def sound(positions: list[np.ndarray], molecules: list[dict[str, np.ndarray]]) -
     ]
 
 
+def of_kind(molecules: list[dict[str, np.ndarray]], kind: str) -> list[dict[str, np.ndarray]]:
+    """The peptides, or the domains, of a set."""
+    return [molecule for molecule in molecules if bool(molecule["folded"]) == (kind == "domains")]
+
+
 def simulate(
     molecules: list[dict[str, np.ndarray]],
+    kind: str,
     output: Path,
     replicas: int,
     picoseconds: float = np.inf,
     minutes: float = np.inf,
     device: bool = True,
     seed: int = 1,
+    megabytes: float = np.inf,
 ):
-    """Simulate until one of the two limits is reached, and write what there is by then, also after a failure."""
+    """Simulate until one of the two limits is reached, and write what there is by then, also after a failure.
+
+    All molecules are of one kind. Of more than so many megabytes only every second, third... frame is kept.
+    """
     begun, interval = time.monotonic(), FRAME_STEPS * TIME_STEP
 
     def say(what):
@@ -58,7 +72,7 @@ def simulate(
     seeds = [zlib.crc32(f"{seed}:{molecule['name']}".encode()) for molecule in molecules]
     blocks = Blocks(molecules, [molecule["positions"] for molecule in molecules], replicas, seeds, device)
     blocks.draw_velocities(300)
-    for steps, temperature in PREPARATION:
+    for steps, temperature in PREPARATION[kind]:
         blocks.step(steps, temperature, TIME_STEP)
     say("prepared")
     done, parts, lasted = 0, [], 0.0
@@ -81,22 +95,33 @@ def simulate(
                 encoded = [np.concatenate(own, 1) for own in zip(*(part.result() for part in parts), strict=True)]
                 end = sound([x[:, -1] for x in frames], molecules)
                 kept = [np.flatnonzero(a & b) for a, b in zip(start.result(), end, strict=True)]
-                compact.write(output, molecules, encoded, kept, interval)
+                every = max(1, int(np.ceil(sum(x.nbytes for x in encoded) / (1e6 * megabytes))))
+                encoded = [x[:, every - 1 :: every] for x in encoded]
+                if encoded[0].shape[1]:
+                    compact.write(output, molecules, encoded, kept, every * interval)
                 whole = sum(map(len, kept))
-                say(f"{whole} sound replicas, {whole * done * interval / 1000:.1f} ns written")
+                told = f"{whole * done * interval / 1000:.1f} ns, a frame every {every * interval:g} ps"
+                say(f"{whole} sound replicas, {told}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("molecules", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--kind", choices=PREPARATION, default="peptides")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--picoseconds", type=float, default=np.inf)
     parser.add_argument("--minutes", type=float, default=np.inf)
-    parser.add_argument("--first", type=int, help="so many molecules only")
+    parser.add_argument("--megabytes", type=float, default=np.inf, help="of what is written")
+    parser.add_argument("--first", type=int, help="so many molecules only, the smallest")
     parser.add_argument("--cpu", action="store_true", help="without a GPU")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    chosen = peptide_set.read(given.molecules)[: given.first]
-    simulate(chosen, given.output, given.replicas, given.picoseconds, given.minutes, not given.cpu, given.seed)
+    chosen = of_kind(peptide_set.read(given.molecules), given.kind)
+    if given.first is not None:
+        chosen = sorted(chosen, key=lambda molecule: len(molecule["mass"]))[: given.first]
+    if not chosen:
+        parser.error(f"{given.molecules} holds no {given.kind}.")
+    limits = given.picoseconds, given.minutes
+    simulate(chosen, given.kind, given.output, given.replicas, *limits, not given.cpu, given.seed, given.megabytes)
