@@ -12,6 +12,7 @@ import torch
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueFeatures
+from openmm_starmd.training import packed
 from openmm_starmd.training.checks import Inspection
 from openmm_starmd.training.reading import ProteinTrajectory
 from openmm_starmd.training.sources import TrajectoryFile
@@ -148,6 +149,9 @@ def load_trajectory(file: TrajectoryFile, cache: Path | None = None) -> EncodedT
     Frames of a trajectory in the cache are read when they are asked for, and at no time is all of it in memory. A
     trajectory that is encoded already is taken as it is.
     """
+    if file.path.name == packed.INDEX:
+        sequence, features, interval, stored = packed.load(file.path, file.group)
+        return EncodedTrajectory(file.name, sequence, features, stored, interval, file.temperature)
     if file.path.suffix == SUFFIX:
         if (trajectory := _stored(file.path.with_suffix(""), file, None)) is None:
             raise StarMDError(f"{file.path} is torn, or its .json is missing; encode the trajectory again.")
