@@ -411,9 +411,7 @@ class Denoiser(nn.Module):
         room = cache and cache.layer(layer, *shape[1:3])
         return modulation[6 * layer : 6 * layer + 6], mask[layer % 2] if mask else None, room
 
-    def _advance(
-        self, block: DiffusionBlock, s, z, estimate, scale, conformation, rotary, attend, neighbours, present
-    ):
+    def _advance(self, block: DiffusionBlock, s, z, estimate, scale, conformation, rotary, attend, neighbours, present):
         """One block: residue and pair features, and the estimate."""
         moved = self._moved(conformation, estimate)
         s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved, neighbours, present)

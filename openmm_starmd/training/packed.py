@@ -1,7 +1,7 @@
 """Trajectories in 16 bits a number, as the recipes of the embedded models keep them.
 
 A folder holds ``length_N.npy``, int16 (frames, N, 13), the conformations of all molecules of N residues, one trajectory
-behind the other, and ``index.npz``, which says where each begins. The 13 numbers of a residue are those of `store.pack`:
+behind the other, and ``index.npz``, which says where each begins. The 13 numbers of a residue are `store.pack`'s:
 translations from the centre of all CA in units of 1e-4 nm, all others in units of pi / 32767.
 """
 
@@ -55,7 +55,7 @@ def load(index: Path, place: str) -> tuple[str, ResidueFeatures, float, StoredCo
     try:
         numbers = np.load(path, mmap_mode="r")[first : first + count]
     except (OSError, ValueError) as error:
-        raise StarMDError(f"{path} cannot be read ({error}); {index} names its trajectories. Pack them again.") from error
+        raise StarMDError(f"{path}, which {index} names, cannot be read ({error}); pack it again.") from error
     if len(numbers) < count:
         raise StarMDError(f"{path} ends before the trajectories that {index} names; pack them again.")
     stored = StoredConformations((numbers * UNITS).astype(np.float32), (count, length))

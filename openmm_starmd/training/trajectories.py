@@ -165,6 +165,6 @@ def load_trajectory(file: TrajectoryFile, cache: Path | None = None) -> EncodedT
         return trajectory
     with Writer(path) as writer:
         sequence, features, interval = _encode(file, writer.append)
-        lists = {name: value.tolist() for name, value in vars(features).items()}
+        lists = {name: value.tolist() for name, value in vars(features).items() if value is not None}
         writer.finish({"source": source, "sequence": sequence, "interval": interval, "features": lists})
     return _stored(path, file, source)
