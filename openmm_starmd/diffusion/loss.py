@@ -208,7 +208,8 @@ def structure_terms(
     if present is not None:
         there = present.repeat_interleave(3, -1)
         near = near * (there[..., None] & there[..., None, :])
-    level = (unit.translation[..., 0, 0] ** 2 + DISTANCE_FLOOR**2)[..., None, None]
+    level = unit.translation[..., 0].square().expand(a[..., ::3, 0].shape).repeat_interleave(3, -1)
+    level = 0.5 * (level[..., None] + level[..., None, :]) + DISTANCE_FLOOR**2
     errors = ((da - db).square() / level).clamp(max=50)
     terms = {"distance_map": _mean_where(errors, near)}
     if not fape:

@@ -34,6 +34,9 @@ class NetworkConfig:
     reversion : bool
         Whether residues are told how far the previous frame is from the starting conformation, and may be drawn back
         there (`Denoiser.reverted`): with ``reference_structure``, around the previous frame, with diffused torsions.
+    burial : bool
+        Whether the size of a step depends on how many residues are near in the previous frame, beside the stride:
+        around the previous frame.
     neighbours : int
         Pair features are those of so many nearest residues of the previous frame, itself among them; 0 for all.
     joint_attention : bool
@@ -62,6 +65,7 @@ class NetworkConfig:
     parameterization: str = "previous"
     pulls: bool = False
     reversion: bool = False
+    burial: bool = False
     neighbours: int = 0
 
     def __post_init__(self):
@@ -89,8 +93,8 @@ class NetworkConfig:
         )
         _require(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}.")
         _require(
-            not self.neighbours or self.parameterization == "previous",
-            "Neighbours are those of the previous frame: they need the parameterization around it.",
+            not (self.neighbours or self.burial) or self.parameterization == "previous",
+            "neighbours and burial are of the previous frame: they need the parameterization around it.",
         )
 
 

@@ -29,7 +29,7 @@ from openmm_starmd.network.embedding import (
     ResidueEmbedding,
     Statics,
 )
-from openmm_starmd.network.invariants import contact_mask, distances, gathered
+from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances, gathered
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.network.pulls import Pulls
@@ -104,6 +104,8 @@ class Denoiser(nn.Module):
         self.pulls = Pulls(config) if config.pulls else None
         self.reversion = nn.Linear(config.width, 9) if config.reversion else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
+        if config.burial:
+            self.register_buffer("burial_scales", torch.ones(STEP_STRIDES, len(BURIAL), 9))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
         self.register_buffer("offsets", offsets, persistent=False)  # gains and gates are learned less 1
@@ -164,6 +166,13 @@ class Denoiser(nn.Module):
         below, above = (functional.embedding(i, self.step_scales) for i in (low, low + 1))
         return torch.lerp(below, above, (k - low)[..., None])
 
+    def step_size_buried(self, stride: Tensor, weights: Tensor) -> Tensor:
+        """The same (B, T, N, 9) of residues as they are buried, weights (B, T, N, 8) of `burial`."""
+        k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
+        low = k.long()
+        below, above = (functional.embedding(i, self.burial_scales.flatten(1)) for i in (low, low + 1))
+        return weights @ torch.lerp(below, above, (k - low)[..., None]).unflatten(-1, (-1, 9))
+
     def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
         return self.parameterization.levels(sigma.index_select(-1, self.parts), self.step_size(stride))
@@ -184,7 +193,7 @@ class Denoiser(nn.Module):
         layers = [layer.condition for block in self.blocks for layer in block.attention]
         modulation = torch.cat([layer(condition) for layer in (*layers, self.modulation)], -1)
         modulation = modulation.unflatten(-1, (-1, self.config.width)) + self.offsets
-        return Moments(alpha, sigma[..., None, :], self.levels(sigma, stride)[..., None, :, :], modulation)
+        return Moments(alpha, sigma[..., None, :], self.levels(sigma, stride)[..., None, :, :], modulation, stride)
 
     def conditions(
         self,
@@ -198,9 +207,15 @@ class Denoiser(nn.Module):
         atoms, head_width = previous.backbone(), self.config.width // self.config.heads
         neighbours, way_back = self._neighbours(atoms, statics.present), None
         residues = self.residues.given(statics.residues, statics.torsion_mask, previous)
+        size = self.step_scales[-1]
+        if self.config.burial:
+            weights = burial(atoms[..., 1, :], statics.present)
+            size = weights @ self.burial_scales[-1]
+            step = self.step_size_buried(moments.stride, weights)
+            noise = moments.sigma.index_select(-1, self.parts)
+            moments = moments._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
         if self.reversion and reference is not None:
-            way_back = self._way_back(statics, previous, reference)
-            size = self.step_scales[-1]
+            way_back = self._way_back(statics, previous, reference, FARTHEST * size)
             residues = residues + self.residues.drawn_back(way_back, previous, size, statics.known)
         return Conditions(
             statics,
@@ -226,18 +241,21 @@ class Denoiser(nn.Module):
         return apart.topk(count, largest=False).indices
 
     @full_precision
-    def _way_back(self, statics: Statics, previous: Conformation, reference: Conformation) -> Displacement:
+    def _way_back(
+        self, statics: Statics, previous: Conformation, reference: Conformation, farthest: Tensor
+    ) -> Displacement:
         """From the previous frame to the reference structure; smoothly bounded, 0 where that is not told."""
-        way, size = Displacement.between(previous, reference, statics.torsion_period), FARTHEST * self.step_scales[-1]
+        way = Displacement.between(previous, reference, statics.torsion_period)
+        translation, rotation, torsion, angle = farthest.split([1, 1, 6, 1], -1)
 
         def bounded(x: Tensor, size: Tensor, square: Tensor) -> Tensor:
             return x * (1 + square / size.square()).rsqrt()
 
         way = Displacement(
-            bounded(way.translation, size[0], way.translation.square().sum(-1, keepdim=True)),
-            bounded(way.rotation, size[1], way.rotation.square().sum(-1, keepdim=True)),
-            bounded(way.torsion, size[2:8], way.torsion.square()) * statics.torsion_mask,
-            bounded(way.angle, size[8], way.angle.square()),
+            bounded(way.translation, translation, way.translation.square().sum(-1, keepdim=True)),
+            bounded(way.rotation, rotation, way.rotation.square().sum(-1, keepdim=True)),
+            bounded(way.torsion, torsion, way.torsion.square()) * statics.torsion_mask,
+            bounded(way.angle, angle[..., 0], way.angle.square()),
         )
         return way if statics.known is None else way.scaled(statics.known[..., 0].expand(-1, 1, 4))
 

@@ -127,6 +127,7 @@ class Moments(NamedTuple):
     sigma: Tensor
     levels: Tensor
     modulation: Tensor
+    stride: Tensor
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,13 @@ class Conditions:
     rotary : (Tensor, Tensor)
         Cosine and sine of the tokens.
     alpha : Tensor, shape (B, T)
-    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3)
+    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3), or (B, T, N, 9, 3) where burial matters
         Noise levels; of translation, rotation, torsions and angle the spread about the previous frame (noise included),
         the share of noise in its variance and the unit of the corrections.
     modulation : Tensor, shape (B, T, 1, 6 * layers + 2, C)
         Shifts, gains and gates of every layer, shift and gain of the output.
+    stride : Tensor, shape (B, T)
+        ps.
     """
 
     statics: Statics
@@ -173,6 +176,7 @@ class Conditions:
     sigma: Tensor
     levels: Tensor
     modulation: Tensor
+    stride: Tensor
 
     def at(self, k: Tensor) -> Conditions:
         """At the time of position k (1,) alone."""
@@ -257,10 +261,11 @@ class ResidueEmbedding(nn.Module):
         return static[:, None] + functional.linear(self._torsions(previous, mask), weight)
 
     def drawn_back(self, way: Displacement, previous: Conformation, size: Tensor, known: Tensor | None) -> Tensor:
-        """Features (B, T, N, C) of the way to the reference structure, in units of ``size`` (9,)."""
+        """Features (B, T, N, C) of the way to the reference structure, in units of ``size`` (*, 9)."""
         translation = (way.translation[..., None, :] @ previous.frames.rotations)[..., 0, :]
-        of_frames = [translation / size[0], way.rotation / size[1]]
-        told = self.way_back(torch.cat([*of_frames, way.torsion / size[2:8], (way.angle / size[8])[..., None]], -1))
+        of_frames = [translation / size[..., :1], way.rotation / size[..., 1:2]]
+        others = [way.torsion / size[..., 2:8], (way.angle / size[..., 8])[..., None]]
+        told = self.way_back(torch.cat([*of_frames, *others], -1))
         return told if known is None else told * known
 
     @staticmethod

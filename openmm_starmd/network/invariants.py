@@ -24,6 +24,8 @@ CONTACT_POINTS = 8
 LOCAL_PAIR_WIDTH = 3 + 9 + DISTANCE_CENTRES[2] + 2 * 5
 RADIAL_SHARPNESS = DISTANCE_CENTRES[2] / (DISTANCE_CENTRES[1] - DISTANCE_CENTRES[0])
 HARMONICS = 3
+NEAR, NEAR_EDGE = 1.0, 0.05  # nm: CA that bury a residue, and how soft that distance is
+BURIAL = (0.0, 1.0, 2.0, 4.0, 6.0, 9.0, 12.0, 16.0)  # residues near, at which sizes of steps are tabulated
 
 
 def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
@@ -106,6 +108,20 @@ def neighbour_contacts(points: Tensor, mask: Tensor, neighbours: Tensor) -> Tens
     square = sum((a - b).square() for a, b in zip(own, other.unbind(-1), strict=True))
     near = torch.exp(square * -(CONTACT**-2))
     return (near * (mask[..., None, :, None] * gathered(mask, neighbours)[..., None, :])).flatten(-2)
+
+
+@full_precision
+def burial(ca: Tensor, present: Tensor | None = None) -> Tensor:
+    """How many other residues are near residues of CA positions (*, N, 3), nm, as weights (*, N, 8) of the `BURIAL`.
+
+    The weights add up to one: those of the two that the (smooth) number lies between.
+    """
+    near = torch.sigmoid((NEAR - distances(ca, ca)) / NEAR_EDGE)
+    near = near * (1 - torch.eye(ca.shape[-2], dtype=ca.dtype, device=ca.device))
+    count = (near if present is None else near * present[..., None, :]).sum(-1, keepdim=True)
+    knots = constant(BURIAL, ca.dtype, ca.device)
+    place = ((count - knots[:-1]) / knots.diff()).clamp(0, 1)  # of the way from each of them to the next
+    return functional.pad(place, (1, 0), value=1.0) - functional.pad(place, (0, 1))
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from openmm_starmd.geometry.rigid import Rigid, superpose
+from openmm_starmd.network.invariants import burial
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred, superposed
 from openmm_starmd.protein.errors import StarMDError
@@ -27,6 +28,8 @@ from openmm_starmd.training.trajectories import EncodedTrajectory, load_trajecto
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
 HELD_BYTES = 2**30  # data up to this size are kept in memory as a whole
 PADDING = 8  # residues: proteins whose lengths have one multiple of it above them may share a batch
+LEAST_STEP = 0.005  # nm and rad: below that the data do not tell a size
+LEAST_SAMPLES = 1.0  # a class of residues needs at least so many
 PADDED_ANGLE = 2.0  # rad: N-CA-C of residues that are not there
 _ALL = slice(None)
 
@@ -370,36 +373,57 @@ def step_scales(dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRI
         translation per axis (nm), rotation per axis (rad), six torsions and the N-CA-C angle (rad). Torsions that the
         data do not have get 1.
     """
+    return _sizes(dataset, strides, n_windows, lambda ca: torch.ones_like(ca[..., :1]))[:, 0]
+
+
+def burial_scales(
+    dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 20_000
+) -> Tensor:
+    """`step_scales` (K, 8, 9) of residues by how many others are near them, see `burial`."""
+    return _sizes(dataset, strides, n_windows, burial).clamp_min(LEAST_STEP)
+
+
+def _sizes(dataset: TrajectoryDataset, strides: Sequence[float], n_windows: int, weights: Callable) -> Tensor:
+    """Sizes (K, C, 9) of steps by classes of residues, of which ``weights`` of CA (T, N, 3) tells the shares (T, N, C).
+
+    A class that the data do not have gets those of the nearest that they have.
+    """
     rows = {}
     for k, stride in enumerate(strides):
-        total, count = torch.zeros(2, 9, dtype=torch.float64)
+        total, count = torch.zeros(()), torch.zeros(())
         for trajectory in dataset.trajectories:
             step = max(1, round(stride / trajectory.interval))
             if step < trajectory.n_frames and abs(step * trajectory.interval - stride) <= 0.2 * stride:
-                squares, numbers = _squared_steps(trajectory, step, math.ceil(n_windows / len(dataset.trajectories)))
+                few = math.ceil(n_windows / len(dataset.trajectories))
+                squares, numbers = _squared_steps(trajectory, step, few, weights)
                 total, count = total + squares, count + numbers
         if count.any():
-            rows[k] = torch.where(count > 0, (total / count.clamp_min(1)).sqrt(), 1.0)
+            rows[k] = torch.where(count >= LEAST_SAMPLES, (total / count.clamp_min(1e-9)).sqrt(), torch.nan)
     if not rows:
         raise StarMDError(f"No trajectory has frames at any stride of {', '.join(f'{s:g}' for s in strides)} ps.")
     nearest = [
         min(rows, key=lambda known, k=k: abs(math.log(strides[known] / strides[k]))) for k in range(len(strides))
     ]
-    return torch.stack([rows[k] for k in nearest]).float()
+    table = torch.stack([rows[k] for k in nearest])
+    classes = range(table.shape[1])
+    filled = table.clone()
+    for place in classes:
+        for other in sorted(classes, key=lambda c, place=place: abs(c - place)):
+            filled[:, place] = torch.where(filled[:, place].isnan(), table[:, other], filled[:, place])
+    return filled.nan_to_num(1.0).float()
 
 
-def _squared_steps(trajectory: EncodedTrajectory, step: int, n_windows: int) -> tuple[Tensor, Tensor]:
-    """Sums over pairs of frames of the squared displacements, and how many numbers went into each; both (9,)."""
+def _squared_steps(
+    trajectory: EncodedTrajectory, step: int, n_windows: int, weights: Callable
+) -> tuple[Tensor, Tensor]:
+    """Sums over pairs of frames of the squared displacements, and how many numbers went into each; both (C, 9)."""
     starts = torch.linspace(0, trajectory.n_frames - 1 - step, n_windows, dtype=torch.float64).round().long().unique()
     pairs = aligned(Conformation.stack([trajectory.conformations[starts], trajectory.conformations[starts + step]], 1))
     move = Displacement.between(pairs[:, 0], pairs[:, 1], trajectory.features.torsion_period)
-    mask = trajectory.features.torsion_mask
-    squares = [
-        move.translation.double().square().sum()[None],
-        move.rotation.double().square().sum()[None],
-        (move.torsion.double().square() * mask).sum((0, 1)),
-        move.angle.double().square().sum()[None],
-    ]
-    residues = len(starts) * trajectory.n_residues
-    numbers = [torch.tensor([3.0 * residues] * 2), len(starts) * mask.sum(0), torch.tensor([float(residues)])]
-    return torch.cat(squares), torch.cat(numbers)
+    squares = [move.translation.double().square().mean(-1, keepdim=True)]
+    squares += [move.rotation.double().square().mean(-1, keepdim=True)]
+    squares += [move.torsion.double().square(), move.angle.double().square()[..., None]]
+    mask = torch.ones(trajectory.n_residues, 9, dtype=torch.float64)
+    mask[:, 2:8] = trajectory.features.torsion_mask
+    shares = weights(pairs[:, 0].frames.translations.double())
+    return torch.einsum("tnc,tnk->ck", shares, torch.cat(squares, -1) * mask), torch.einsum("tnc,nk->ck", shares, mask)

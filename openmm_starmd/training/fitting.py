@@ -24,7 +24,7 @@ from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.card import model_card
 from openmm_starmd.training.config import TrainingConfig
-from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
+from openmm_starmd.training.dataset import Batch, TrajectoryDataset, burial_scales, step_scales
 from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     if not run.load() and not fine_tuned:
         for module in (run.module, run.average):
             module.step_scales.copy_(step_scales(dataset))
+            if model.network.burial:
+                module.burial_scales.copy_(burial_scales(dataset))
     run.finish(export and (lambda average, step: export(_trained(average), step)))
     trained = _trained(run.result())
     if fabric.is_global_zero:

@@ -18,7 +18,9 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 SMALL = dict(blocks=2, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
 CONFIGS = {
     "all": NetworkConfig(**SMALL, pulls=True),
-    "neighbours": NetworkConfig(**SMALL, pulls=True, neighbours=4, reference_structure=True, reversion=True),
+    "neighbours": NetworkConfig(
+        **SMALL, pulls=True, neighbours=4, reference_structure=True, reversion=True, burial=True
+    ),
     "separable": NetworkConfig(**SMALL, joint_attention=False, attention_layers=2),
     "plain": NetworkConfig(**SMALL, parameterization="plain", reference_structure=True),
 }
@@ -35,6 +37,8 @@ def denoiser_of(config, seed=0):
         for p in denoiser.parameters():
             p.copy_(0.1 * torch.randn(p.shape, generator=generator(seed)))
         denoiser.step_scales.copy_(0.05 + torch.rand(8, 9, generator=generator(seed)))
+        if config.burial:
+            denoiser.burial_scales.copy_(0.05 + torch.rand(8, 8, 9, generator=generator(seed)))
     return denoiser.double().eval()
 
 
