@@ -10,8 +10,8 @@ Columns: MD again · model (`Propagator` and backmapping, no relaxation, nothing
 the model's runs, repeated).
 
 Rows, all against the reference: correlation of the RMSF of CA, and the ratio of its mean; RMSD of CA to the start, nm,
-at the first, middle and last jump; Jensen-Shannon divergence, in bits, of phi and psi and of chi, and hop rates (share of
-strides that turn a torsion by more than 60 degrees) with their mean absolute difference; autocorrelation of CA
+at the first, middle and last jump; Jensen-Shannon divergence, in bits, of phi and psi and of chi, and hop rates (share
+of strides that turn a torsion by more than 60 degrees) with their mean absolute difference; autocorrelation of CA
 displacements from the mean structure at one stride and at five, and CA-RMSD between frames so far apart, nm; share of
 jumps that pass BioEmu's filter, and all checks (`check_positions`, strained): the share accepted at the first try.
 """

@@ -29,6 +29,7 @@ STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
 HELD_BYTES = 2**30  # data up to this size are kept in memory as a whole
 PADDING = 8  # residues: proteins whose lengths have one multiple of it above them may share a batch
 LEAST_STEP = 0.005  # nm and rad: below that the data do not tell a size
+MEASURED = 400  # trajectories, at most, that sizes of steps are taken from
 LEAST_SAMPLES = 1.0  # a class of residues needs at least so many
 PADDED_ANGLE = 2.0  # rad: N-CA-C of residues that are not there
 _ALL = slice(None)
@@ -388,13 +389,13 @@ def _sizes(dataset: TrajectoryDataset, strides: Sequence[float], n_windows: int,
 
     A class that the data do not have gets those of the nearest that they have.
     """
-    rows = {}
+    rows, measured = {}, dataset.trajectories[:: math.ceil(len(dataset.trajectories) / MEASURED)]
     for k, stride in enumerate(strides):
         total, count = torch.zeros(()), torch.zeros(())
-        for trajectory in dataset.trajectories:
+        for trajectory in measured:
             step = max(1, round(stride / trajectory.interval))
             if step < trajectory.n_frames and abs(step * trajectory.interval - stride) <= 0.2 * stride:
-                few = math.ceil(n_windows / len(dataset.trajectories))
+                few = math.ceil(n_windows / len(measured))
                 squares, numbers = _squared_steps(trajectory, step, few, weights)
                 total, count = total + squares, count + numbers
         if count.any():

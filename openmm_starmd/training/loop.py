@@ -289,7 +289,8 @@ class Run:
         make = partial(self._batch, self.draw, _TRAIN)
         ahead = Ahead(make, last) if self._captured and not self.config.rescan_steps else None
         with Logs(self.output, self.step, last, silent=not first) as logs:
-            while self.step < last and not self.stopped and self.seconds < 3600 * (self.config.hours or math.inf):
+            ends = self.step >= last or self.spent == 1
+            while not ends and not self.stopped:
                 launched.append(self._launch((ahead or make)(self.step)))
                 ends = self.step == last or self.spent == 1
                 validating = self.draw_held_out and (self.step % self.config.validation_steps == 0 or ends)
