@@ -64,9 +64,9 @@ class NetworkConfig:
     torsions: str = "diffusion"
     parameterization: str = "previous"
     pulls: bool = False
-    reversion: bool = False
-    burial: bool = False
-    neighbours: int = 0
+    reversion: bool = field(default=False, repr=False)
+    burial: bool = field(default=False, repr=False)
+    neighbours: int = field(default=0, repr=False)
 
     def __post_init__(self):
         for name in ("blocks", "width", "pair_width", "heads", "attention_layers", "query_points", "value_points"):
