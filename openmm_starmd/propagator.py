@@ -17,7 +17,7 @@ from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
 from openmm_starmd.network.embedding import FrameInputs, Moments, Statics
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement
+from openmm_starmd.protein.displacement import Displacement, superposed
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 
@@ -110,7 +110,8 @@ class Propagator:
         room = self._room(cache, residues)
         with self._precision():
             index = torch.full((1,), history.n_frames, device=last.device)
-            given = last.map(lambda x: x[:, None]), self._moments_of_times(), index
+            frame = last.map(lambda x: x[:, None])
+            given = frame, self._moments_of_times(), index, self._reference_on(frame)
             conditions = self.model.denoiser.conditions(self._statics, *given)
             mask = self.model.denoiser.mask_behind(cache, room, residues)
         origin = last if self._around_last else self.model.process.origin(last)
@@ -252,10 +253,16 @@ class Propagator:
 
         def piece(start: int, stop: int | None) -> FrameInputs:
             times, copies = history.times[start:stop], window[:, start:stop]
-            strides = self._here(torch.diff(times, prepend=times[:1] - self.stride))
-            return context_inputs(copies, strides.expand(copies.shape[:2]), self.model.process, start)
+            strides = self._here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
+            return context_inputs(copies, strides, self.model.process, start, self._reference_on(copies))
 
         return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
+
+    def _reference_on(self, frames: Conformation) -> Conformation | None:
+        """The reference structure superposed on frames (B, T, N), for networks that are drawn back to it."""
+        if not self.model.config.network.reversion:
+            return None
+        return superposed(self._reference.map(lambda x: x[:, None]), frames)
 
     def _known_part(self, history: History, lasting: int) -> KVCache:
         """The last cache as far as it belongs to the first ``lasting`` frames of this history."""

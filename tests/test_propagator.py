@@ -28,6 +28,9 @@ CONFIGS = {
         denoising_steps=6,
         sampler="euler-maruyama",
     ),
+    "reversion": ModelConfig(
+        NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, neighbours=3), denoising_steps=4
+    ),
     "sinks": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, sink_frames=1),
     "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
     "bf16-mixed": ModelConfig(NetworkConfig(**SMALL, pulls=True), denoising_steps=4, precision="bf16-mixed"),
@@ -54,6 +57,8 @@ def model_of(config):
         for p in model.denoiser.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
         model.denoiser.step_scales.fill_(0.1)
+        if config.network.burial:
+            model.denoiser.burial_scales.copy_(0.1 + 0.1 * torch.rand(8, 8, 9, generator=generator))
     return model
 
 

@@ -27,6 +27,8 @@ def identityOf(model: StarMDModel, tokens: ResidueTokens) -> bytes:
     """Hash of the weights and settings of a model and of the sequence."""
     newer = model.config.sink_frames, model.config.precision  # older checkpoints do not know of them
     settings = model.config, tokens.sequence, *(x for x in newer if x not in (0, "32-true"))
+    if model.config.network.neighbours:
+        settings += (f"neighbours={model.config.network.neighbours}",)
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for name, weight in model.denoiser.state_dict().items():
         digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

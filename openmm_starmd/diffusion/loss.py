@@ -14,6 +14,7 @@ from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.network import wells
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
+from openmm_starmd.network.invariants import distances
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, grown, per_replica, uniform
 from openmm_starmd.protein.tokens import ResidueFeatures
@@ -49,13 +50,27 @@ class LossWeights:
         return sum(weight * terms[name] for name, weight in weights.items() if weight)
 
 
-def context_inputs(copies: Conformation, strides: Tensor, process: Process, first_index: int = 0) -> FrameInputs:
-    """Context copies (B, L, N) as network inputs; the first has itself as predecessor."""
-    previous = Conformation.cat([copies[:, :1], copies[:, :-1]], 1)
+def context_inputs(
+    copies: Conformation,
+    strides: Tensor,
+    process: Process,
+    first_index: int = 0,
+    reference: Conformation | None = None,
+) -> FrameInputs:
+    """Context copies (B, L, N) as network inputs; the first has itself as predecessor.
+
+    ``reference`` (B, L, N) is the reference structure superposed on each of them.
+    """
+    previous = _shifted(copies)
     ones = torch.ones_like(strides)
     sigma = process.context_sigma(strides).expand(*strides.shape, 4)
     index = first_index + torch.arange(strides.shape[1], device=strides.device)
-    return FrameInputs(copies, previous, -ones, ones, sigma, strides, index)
+    return FrameInputs(copies, previous, -ones, ones, sigma, strides, index, reference and _shifted(reference))
+
+
+def _shifted(frames: Conformation) -> Conformation:
+    """The predecessors of frames (B, L, N); the first has itself."""
+    return Conformation.cat([frames[:, :1], frames[:, :-1]], 1)
 
 
 def denoising_loss(
@@ -70,6 +85,8 @@ def denoising_loss(
     single: Tensor | None = None,
     pair: Tensor | None = None,
     hidden_types: float = 0.0,
+    reference: Conformation | None = None,
+    hidden_references: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of frames ``first`` .. L - 1 of a window, each given the context copies before it.
 
@@ -88,6 +105,10 @@ def denoising_loss(
         Precomputed features, where the denoiser takes them.
     hidden_types : float
         Share of residues whose type the denoiser does not get to know.
+    reference : Conformation, shape (B, L, N), optional
+        Reference structure, superposed on each frame; the first frame of the window by default.
+    hidden_references : float
+        Share of windows whose reference structure the denoiser does not get to know.
 
     Returns
     -------
@@ -103,15 +124,21 @@ def denoising_loss(
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
     index = torch.arange(first, window.shape[1], device=strides.device)
-    inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index)
-    hidden = None
+    behind = None if reference is None else reference[:, first - 1 : -1]
+    inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index, behind)
+    hidden = known = None
     if hidden_types:
         hidden = per_replica(uniform, window.angles[:, 0], generator) < hidden_types
-    statics = denoiser.statics(features, window[:, 0], single, pair, hidden)
-    estimate, unit, odds = denoiser(statics, context_inputs(copies, strides[:, :-1], process), inputs)
+    if hidden_references:
+        known = per_replica(uniform, window.angles[:, 0, 0], generator) >= hidden_references
+    start = (window if reference is None else reference)[:, 0]
+    statics = denoiser.statics(features, start, single, pair, hidden, known)
+    context = context_inputs(copies, strides[:, :-1], process, 0, None if reference is None else reference[:, :-1])
+    estimate, unit, odds = denoiser(statics, context, inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
-    terms |= structure_terms(estimate, noisy, clean, alpha, unit)
+    present = features.present_in(clean.angles)
+    terms |= structure_terms(estimate, noisy, clean, alpha, unit, present=present, fape=weights.fape > 0)
     if odds is not None:
         terms["wells"] = well_term(odds, inputs.previous, clean, features)
     return weights.total(terms), {name: value.detach() for name, value in terms.items()}
@@ -133,12 +160,15 @@ def score_terms(
     else:
         torsion = ((estimate.torsion - target.torsion) / unit.torsion).square()
         angle = ((estimate.angle - target.angle) / unit.angle).square()
-    return {
-        "translation": ((estimate.translation - target.translation) / unit.translation).square().mean(),
-        "rotation": ((estimate.rotation - target.rotation) / unit.rotation).square().mean(),
-        "torsion": _mean_where(torsion, mask),
-        "angle": angle.mean(),
-    }
+    translation = ((estimate.translation - target.translation) / unit.translation).square()
+    rotation = ((estimate.rotation - target.rotation) / unit.rotation).square()
+    present = features.present_in(angle)
+    if present is None:
+        means = {"translation": translation.mean(), "rotation": rotation.mean(), "angle": angle.mean()}
+    else:
+        parts = {"translation": translation.mean(-1), "rotation": rotation.mean(-1), "angle": angle}
+        means = {name: _mean_where(x, present.expand_as(x)) for name, x in parts.items()}
+    return {"torsion": _mean_where(torsion, mask)} | means
 
 
 def well_term(
@@ -163,26 +193,33 @@ def structure_terms(
     alpha: Tensor,
     unit: Displacement,
     counts: Tensor | None = None,
+    present: Tensor | None = None,
+    fape: bool = True,
 ) -> dict[str, Tensor]:
-    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28).
+    """Errors of the denoised backbone: distances between near atoms, and FAPE (AlphaFold 2, algorithm 28) if wanted.
 
-    ``counts`` (B, M) says which frames count.
+    ``counts`` (B, M) says which frames count, ``present`` (B, 1, N) which residues.
     """
-    denoised = grown(estimate.apply(noisy), 1 / alpha[..., None, None])
+    denoised = grown(estimate.apply(noisy), 1 / alpha[..., None, None], present)
     a, b = denoised.backbone().flatten(-3, -2), clean.backbone().flatten(-3, -2)
-    da, db = _distances(a), _distances(b)
+    da, db = distances(a, a), distances(b, b)
     counts = torch.ones_like(alpha) if counts is None else counts.to(alpha.dtype)
     near = (db < NEAR).to(db.dtype) * counts[..., None, None]
-    level = (unit.translation[..., 0, 0] ** 2 + DISTANCE_FLOOR**2)[..., None, None]
+    if present is not None:
+        there = present.repeat_interleave(3, -1)
+        near = near * (there[..., None] & there[..., None, :])
+    level = unit.translation[..., 0].square().expand(a[..., ::3, 0].shape).repeat_interleave(3, -1)
+    level = 0.5 * (level[..., None] + level[..., None, :]) + DISTANCE_FLOOR**2
     errors = ((da - db).square() / level).clamp(max=50)
+    terms = {"distance_map": _mean_where(errors, near)}
+    if not fape:
+        return terms
     apart = _seen_from(denoised, a) - _seen_from(clean, b)
-    fape = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
-    counts = counts[..., None, None].expand_as(fape)
-    return {"distance_map": _mean_where(errors, near), "fape": _mean_where(fape, counts)}
-
-
-def _distances(x: Tensor) -> Tensor:
-    return ((x[..., :, None, :] - x[..., None, :, :]).square().sum(-1) + 1e-10).sqrt()
+    errors = (apart.square().sum(-1) + 1e-8).sqrt().clamp(max=FAPE_CLAMP) / FAPE_CLAMP
+    counts = counts[..., None, None].expand_as(errors)
+    if present is not None:
+        counts = counts * (present[..., None] & there[..., None, :])
+    return terms | {"fape": _mean_where(errors, counts)}
 
 
 def _seen_from(conformation: Conformation, points: Tensor) -> Tensor:

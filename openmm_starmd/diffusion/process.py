@@ -81,7 +81,8 @@ class Process:
         sigma : Tensor, shape broadcastable to (B, *, 4)
         generator : torch.Generator or one for each replica
         """
-        normal = tangent_noise(template, features.per_frame("torsion_mask", template), generator)
+        mask, present = features.per_frame("torsion_mask", template), features.present_in(template)
+        normal = tangent_noise(template, mask, generator, present)
         level, noise = sigma[..., None, ROTATION].expand(template.shape), normal.scaled(sigma)
         drawn = igso3.from_normal(level.clamp_min(LEAST_ROTATION), normal.rotation)
         return replace(noise, rotation=torch.where((level < LEAST_ROTATION)[..., None], noise.rotation, drawn))

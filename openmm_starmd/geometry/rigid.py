@@ -176,16 +176,18 @@ def from_rodrigues(parameters: Tensor) -> Tensor:
     return _matrix(torch.cat([2 * parameters, 1 - square], -1) / (1 + square))
 
 
-def superpose(moving: Tensor, target: Tensor) -> Rigid:
+def superpose(moving: Tensor, target: Tensor, weights: Tensor | None = None) -> Rigid:
     """Rigid motion that brings ``moving`` onto ``target`` with the least RMSD (Kabsch, Acta Cryst. A32, 922, 1976).
 
     Parameters
     ----------
     moving, target : Tensor, shape (*, M, 3)
+    weights : Tensor, shape (*, M), optional
+        Of the points.
 
     Returns
     -------
     Rigid, shape (*)
     """
-    rotation, translation = roma.rigid_points_registration(moving, target)
+    rotation, translation = roma.rigid_points_registration(moving, target, weights)
     return Rigid(rotation, translation)

@@ -31,6 +31,14 @@ class NetworkConfig:
         Channels of optional precomputed features (OpenFold: 384 and 128); 0 for none.
     reference_structure : bool
         Whether pair features include those of the starting conformation.
+    reversion : bool
+        Whether residues are told how far the previous frame is from the starting conformation, and may be drawn back
+        there (`Denoiser.reverted`): with ``reference_structure``, around the previous frame, with diffused torsions.
+    burial : bool
+        Whether the size of a step depends on how many residues are near in the previous frame, beside the stride:
+        around the previous frame.
+    neighbours : int
+        Pair features are those of so many nearest residues of the previous frame, itself among them; 0 for all.
     joint_attention : bool
         Attend jointly over space and time; otherwise layers alternate between the two (ablation).
     torsions : {"diffusion", "regression"}
@@ -56,6 +64,9 @@ class NetworkConfig:
     torsions: str = "diffusion"
     parameterization: str = "previous"
     pulls: bool = False
+    reversion: bool = field(default=False, repr=False)
+    burial: bool = field(default=False, repr=False)
+    neighbours: int = field(default=0, repr=False)
 
     def __post_init__(self):
         for name in ("blocks", "width", "pair_width", "heads", "attention_layers", "query_points", "value_points"):
@@ -74,6 +85,16 @@ class NetworkConfig:
         _require(
             not self.pulls or (self.parameterization == "previous" and self.torsions == "diffusion"),
             "Pulls need the parameterization around the previous frame and diffused torsions.",
+        )
+        around_previous = self.parameterization == "previous" and self.torsions == "diffusion"
+        _require(
+            not self.reversion or (around_previous and self.reference_structure),
+            "reversion needs reference_structure, the parameterization around the previous frame, diffused torsions.",
+        )
+        _require(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}.")
+        _require(
+            not (self.neighbours or self.burial) or self.parameterization == "previous",
+            "neighbours and burial are of the previous frame: they need the parameterization around it.",
         )
 
 

@@ -29,7 +29,7 @@ from openmm_starmd.network.embedding import (
     ResidueEmbedding,
     Statics,
 )
-from openmm_starmd.network.invariants import contact_mask
+from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances, gathered
 from openmm_starmd.network.ipa import InvariantPointAttention
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.network.pulls import Pulls
@@ -38,6 +38,7 @@ from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 STEP_STRIDES = 8  # step sizes are tabulated at 10 * 2**k ps
+FARTHEST = 4.0  # sizes of the longest tabulated step, towards which the way to the reference structure is bounded
 
 
 class EdgeTransition(nn.Module):
@@ -49,11 +50,10 @@ class EdgeTransition(nn.Module):
         self.layers = nn.Sequential(nn.GELU(), nn.Linear(pair_width, pair_width))
         self.mix = nn.Linear(pair_width, pair_width)
 
-    def forward(self, s: Tensor, z: Tensor) -> Tensor:
+    def forward(self, s: Tensor, z: Tensor, neighbours: Tensor | None) -> Tensor:
         a, b = self.ends(s).chunk(2, -1)
-        return z + self.layers(
-            self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b[..., None, :, :]
-        )
+        b = b[..., None, :, :] if neighbours is None else gathered(b.contiguous(), neighbours)
+        return z + self.layers(self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b)
 
 
 class DiffusionBlock(nn.Module):
@@ -102,7 +102,10 @@ class Denoiser(nn.Module):
         has_wells = config.parameterization == "previous" and not regression
         self.wells = nn.Linear(config.width, 2 * 4) if has_wells else None
         self.pulls = Pulls(config) if config.pulls else None
+        self.reversion = nn.Linear(config.width, 9) if config.reversion else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
+        if config.burial:
+            self.register_buffer("burial_scales", torch.ones(STEP_STRIDES, len(BURIAL), 9))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
         self.register_buffer("offsets", offsets, persistent=False)  # gains and gates are learned less 1
@@ -118,6 +121,7 @@ class Denoiser(nn.Module):
         zero += [layer.condition for block in self.blocks for layer in block.attention]
         zero += [self.wells] if self.wells else []
         zero += [self.pulls.out] if self.pulls else []
+        zero += [self.reversion, self.residues.way_back, self.pairs.reference] if self.reversion else []
         for layer in zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -126,15 +130,23 @@ class Denoiser(nn.Module):
                 self.torsions.bias[7:] = 1.0
 
     def statics(
-        self, features: ResidueFeatures, reference: Conformation | None = None, single=None, pair=None, hidden=None
+        self,
+        features: ResidueFeatures,
+        reference: Conformation | None = None,
+        single=None,
+        pair=None,
+        hidden=None,
+        known: Tensor | None = None,
     ) -> Statics:
         """Time-independent inputs of systems (B, N).
 
-        ``single`` and ``pair`` are optional precomputed features; in training, ``hidden`` residues have no type.
+        ``single`` and ``pair`` are optional precomputed features; in training, ``hidden`` residues have no type, and
+        systems that are not ``known`` (B,) no reference structure.
         """
         dtype = self.step_scales.dtype
         residues = self.residues.static(features, single, hidden)
-        pairs = self.pairs.static(features, reference, pair)
+        known = None if known is None else known.to(dtype)[:, None, None, None]
+        pairs = self.pairs.static(features, reference, pair, known)
         return Statics(
             features,
             residues,
@@ -143,6 +155,8 @@ class Denoiser(nn.Module):
             features.torsion_period[:, None].to(dtype),
             contact_mask(features)[:, None],
             self.pulls and self.pulls.static(features, residues, pairs),
+            features.present_in(residues[:, None, :, 0]),
+            known,
         )
 
     def step_size(self, stride: Tensor) -> Tensor:
@@ -151,6 +165,13 @@ class Denoiser(nn.Module):
         low = k.long()
         below, above = (functional.embedding(i, self.step_scales) for i in (low, low + 1))
         return torch.lerp(below, above, (k - low)[..., None])
+
+    def step_size_buried(self, stride: Tensor, weights: Tensor) -> Tensor:
+        """The same (B, T, N, 9) of residues as they are buried, weights (B, T, N, 8) of `burial`."""
+        k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
+        low = k.long()
+        below, above = (functional.embedding(i, self.burial_scales.flatten(1)) for i in (low, low + 1))
+        return weights @ torch.lerp(below, above, (k - low)[..., None]).unflatten(-1, (-1, 9))
 
     def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
@@ -172,21 +193,71 @@ class Denoiser(nn.Module):
         layers = [layer.condition for block in self.blocks for layer in block.attention]
         modulation = torch.cat([layer(condition) for layer in (*layers, self.modulation)], -1)
         modulation = modulation.unflatten(-1, (-1, self.config.width)) + self.offsets
-        return Moments(alpha, sigma[..., None, :], self.levels(sigma, stride)[..., None, :, :], modulation)
+        return Moments(alpha, sigma[..., None, :], self.levels(sigma, stride)[..., None, :, :], modulation, stride)
 
-    def conditions(self, statics: Statics, previous: Conformation, moments: Moments, index: Tensor) -> Conditions:
+    def conditions(
+        self,
+        statics: Statics,
+        previous: Conformation,
+        moments: Moments,
+        index: Tensor,
+        reference: Conformation | None = None,
+    ) -> Conditions:
         """What is computed before frames are looked at; shapes as in `FrameInputs`."""
         atoms, head_width = previous.backbone(), self.config.width // self.config.heads
+        neighbours, way_back = self._neighbours(atoms, statics.present), None
+        residues = self.residues.given(statics.residues, statics.torsion_mask, previous)
+        size = self.step_scales[-1]
+        if self.config.burial:
+            weights = burial(atoms[..., 1, :], statics.present)
+            size = weights @ self.burial_scales[-1]
+            step = self.step_size_buried(moments.stride, weights)
+            noise = moments.sigma.index_select(-1, self.parts)
+            moments = moments._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
+        if self.reversion and reference is not None:
+            way_back = self._way_back(statics, previous, reference, FARTHEST * size)
+            residues = residues + self.residues.drawn_back(way_back, previous, size, statics.known)
         return Conditions(
             statics,
             previous,
             atoms,
-            self.residues.given(statics.residues, statics.torsion_mask, previous),
-            self.pairs.given(statics.pairs, previous, atoms),
+            residues,
+            self.pairs.given(statics.pairs, previous, atoms, neighbours),
+            neighbours,
+            way_back,
             self.pulls and self.pulls.given(statics.holds, previous),
             rotary_table(statics.features.residue_index, index, head_width),
             *moments,
         )
+
+    def _neighbours(self, atoms: Tensor, present: Tensor | None) -> Tensor | None:
+        """Nearest residues (B, T, N, K) by CA in frames of backbone ``atoms`` (B, T, N, 3, 3); None for all."""
+        count, ca = self.config.neighbours, atoms[..., 1, :]
+        if not count or ca.shape[-2] <= count:
+            return None
+        apart = distances(ca, ca)
+        if present is not None:
+            apart = apart.masked_fill(~present[..., None, :], torch.inf)
+        return apart.topk(count, largest=False).indices
+
+    @full_precision
+    def _way_back(
+        self, statics: Statics, previous: Conformation, reference: Conformation, farthest: Tensor
+    ) -> Displacement:
+        """From the previous frame to the reference structure; smoothly bounded, 0 where that is not told."""
+        way = Displacement.between(previous, reference, statics.torsion_period)
+        translation, rotation, torsion, angle = farthest.split([1, 1, 6, 1], -1)
+
+        def bounded(x: Tensor, size: Tensor, square: Tensor) -> Tensor:
+            return x * (1 + square / size.square()).rsqrt()
+
+        way = Displacement(
+            bounded(way.translation, translation, way.translation.square().sum(-1, keepdim=True)),
+            bounded(way.rotation, rotation, way.rotation.square().sum(-1, keepdim=True)),
+            bounded(way.torsion, torsion, way.torsion.square()) * statics.torsion_mask,
+            bounded(way.angle, angle[..., 0], way.angle.square()),
+        )
+        return way if statics.known is None else way.scaled(statics.known[..., 0].expand(-1, 1, 4))
 
     def mask_behind(self, cache: KVCache, room: int, residues: int):
         """Masks, for `encode` and `denoise`, of a frame that is the last of ``room`` frames in the cache.
@@ -214,7 +285,7 @@ class Denoiser(nn.Module):
             known, own = (torch.ones(frames, m, dtype=torch.bool, device=device) for m in (cache.n_frames, frames))
             mask = self._token_mask(torch.cat([known, own.tril()], 1), n)
         moments = self.moments(context.time, context.alpha, context.sigma, context.stride)
-        conditions = self.conditions(statics, context.previous, moments, context.index)
+        conditions = self.conditions(statics, context.previous, moments, context.index, context.reference)
         self._trunk(conditions, context.conformation, mask, cache)
         return replace(cache, n_frames=cache.n_frames + frames)
 
@@ -255,21 +326,27 @@ class Denoiser(nn.Module):
         earlier = frames.index[:, None] > frames.index[None]
         same = torch.eye(len(is_noisy), dtype=torch.bool, device=is_noisy.device)
         sees = (earlier & ~is_noisy[None]) | same
-        mask = self._token_mask(sees, statics.features.residue_type.shape[-1])
+        mask = self._token_mask(sees, statics.features.residue_type.shape[-1], statics.present)
         moments = self.moments(frames.time, frames.alpha, frames.sigma, frames.stride)
-        conditions = self.conditions(statics, frames.previous, moments, frames.index)
-        trunk = self._trunk(conditions, frames.conformation, mask)
-        displacement, scale, odds = self._answer(conditions, frames.conformation, *trunk)
-        unit = self.parameterization.unit_of_loss(scale, frames.sigma)
+        conditions = self.conditions(statics, frames.previous, moments, frames.index, frames.reference)
+        s, estimate, way, odds = self._trunk(conditions, frames.conformation, mask)
 
         def of_noisy(d: Displacement) -> Displacement:
             return Displacement(*(x[:, split:] for x in (d.translation, d.rotation, d.torsion, d.angle)))
 
-        return of_noisy(displacement), of_noisy(unit), None if odds is None else odds[:, split:]
+        trunk = s[:, split:], of_noisy(estimate), of_noisy(way), None if odds is None else odds[:, split:]
+        displacement, scale, odds = self._answer(conditions.behind(split), noisy.conformation, *trunk)
+        return displacement, self.parameterization.unit_of_loss(scale, noisy.sigma), odds
 
-    def _token_mask(self, sees: Tensor, n_residues: int):
-        """Masks (T * N, M * N) of the even and of the odd layers; they differ in separable attention only."""
+    def _token_mask(self, sees: Tensor, n_residues: int, present: Tensor | None = None):
+        """Masks (T * N, M * N) of the even and of the odd layers; they differ in separable attention only.
+
+        With padding they are (B, 1, T * N, M * N), and tokens of padding are seen by none but themselves.
+        """
         joint = sees.repeat_interleave(n_residues, 0).repeat_interleave(n_residues, 1)
+        if present is not None:
+            keys = present[:, 0].repeat(1, sees.shape[1])[:, None, None]
+            joint = joint & (keys | torch.eye(*joint.shape, dtype=torch.bool, device=joint.device))
         if self.config.joint_attention:
             return joint, joint
         residue = torch.arange(n_residues, device=sees.device)
@@ -290,7 +367,8 @@ class Denoiser(nn.Module):
         statics, previous = conditions.statics, conditions.previous
         odds = wells.log_odds(way, conditions.sigma, statics.torsion_period) if self.wells else None
         s = self.residues(conditions.residues, conformation, previous, way, spread, odds, statics.torsion_mask)
-        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, statics)
+        neighbours = conditions.neighbours
+        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, neighbours, statics)
         modulation = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():
@@ -298,8 +376,9 @@ class Denoiser(nn.Module):
         for k, block in enumerate(self.blocks):
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
-            s, z, estimate = advance(block, s, z, estimate, scale, conformation, conditions.rotary, attend)
-        return s, replace(estimate, translation=centred(estimate.translation)), way, odds
+            given = scale, conformation, conditions.rotary, attend, neighbours, statics.present
+            s, z, estimate = advance(block, s, z, estimate, *given)
+        return s, replace(estimate, translation=centred(estimate.translation, statics.present)), way, odds
 
     def _answer(
         self, conditions: Conditions, conformation: Conformation, s: Tensor, estimate: Displacement, way, odds
@@ -309,6 +388,8 @@ class Denoiser(nn.Module):
         *_, shift, gain = conditions.modulation.unbind(-2)
         s = modulate(s, shift, gain)
         estimate = self._with_torsions(self.torsions(s), estimate, scale, statics.torsion_mask, conformation)
+        if conditions.way_back is not None:
+            estimate = self.reverted(conditions, conformation, estimate, self.reversion(s))
         if self.wells:
             learned, further = self.wells(s).chunk(2, -1)
             odds = odds[..., wells.CHI, 0] + learned
@@ -323,20 +404,40 @@ class Denoiser(nn.Module):
         return self.parameterization.to_score(estimate, conditions, conformation), scale, odds
 
     @staticmethod
+    @full_precision
+    def reverted(
+        conditions: Conditions, conformation: Conformation, estimate: Displacement, shares: Tensor
+    ) -> Displacement:
+        """Estimate if steps are normal about a point on the way from the previous frame to the reference structure.
+
+        The first estimate (`AroundPrevious`) has the previous frame as the mean of the step. A step of an
+        Ornstein-Uhlenbeck process has it moved by learned ``shares`` (B, T, N, 9) of the way back; what it means for
+        the denoised frame is that times the share of noise in the variance.
+        """
+        way, part = conditions.way_back, in_parts(shares * conditions.levels[..., 1])
+        axes = conformation.frames.rotations.transpose(-1, -2) @ conditions.previous.frames.rotations
+        return Displacement(
+            centred(estimate.translation + part.translation * way.translation, conditions.statics.present),
+            estimate.rotation + part.rotation * (axes @ way.rotation[..., None])[..., 0],
+            estimate.torsion + part.torsion * way.torsion,
+            estimate.angle + part.angle * way.angle,
+        )
+
+    @staticmethod
     def _attend(layer: int, modulation: list[Tensor], mask, cache: KVCache | None, shape: torch.Size):
         """Modulation, mask and cache of an attention layer."""
         room = cache and cache.layer(layer, *shape[1:3])
         return modulation[6 * layer : 6 * layer + 6], mask[layer % 2] if mask else None, room
 
-    def _advance(self, block: DiffusionBlock, s: Tensor, z: Tensor, estimate, scale, conformation, rotary, attend):
+    def _advance(self, block: DiffusionBlock, s, z, estimate, scale, conformation, rotary, attend, neighbours, present):
         """One block: residue and pair features, and the estimate."""
         moved = self._moved(conformation, estimate)
-        s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved)
+        s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved, neighbours, present)
         s = s + block.transition(s)
         for layer, (modulation, mask, cache) in zip(block.attention, attend, strict=True):
             s = layer(s, modulation, rotary, mask, cache)
         if block.edge is not None:
-            z = block.edge(s, z)
+            z = block.edge(s, z, neighbours)
         local, turn = block.update(s).split(3, -1)
         step = (moved.rotations @ local[..., None])[..., 0]
         estimate = replace(

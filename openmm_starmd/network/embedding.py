@@ -21,7 +21,9 @@ from openmm_starmd.network.invariants import (
     distance_bins,
     distances,
     harmonics,
+    local_neighbours,
     local_pairs,
+    neighbour_contacts,
 )
 from openmm_starmd.network.pulls import Holds
 from openmm_starmd.protein.conformation import Conformation
@@ -47,6 +49,10 @@ class Statics:
     contact_mask : Tensor of bool, shape (B, 1, N, 8)
     holds : Holds, optional
         What pulls are told of the residues, where the network has them.
+    present : Tensor of bool, shape (B, 1, N), optional
+        False for padding.
+    known : Tensor, shape (B, 1, 1, 1), optional
+        1 where the reference structure is told, else 0; None where it always is.
     """
 
     features: ResidueFeatures
@@ -56,6 +62,8 @@ class Statics:
     torsion_period: Tensor
     contact_mask: Tensor
     holds: Holds | None = None
+    present: Tensor | None = None
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class FrameInputs:
         Physical time since the predecessor, ps.
     index : Tensor, shape (T,)
         Frame index in the window.
+    reference : Conformation, shape (B, T, N), optional
+        Reference structure, superposed on each predecessor; for networks with ``reversion``.
     """
 
     conformation: Conformation
@@ -84,6 +94,7 @@ class FrameInputs:
     sigma: Tensor
     stride: Tensor
     index: Tensor
+    reference: Conformation | None = None
 
     def frame(self, k: int) -> FrameInputs:
         """The frame at position k alone, the axis kept."""
@@ -93,7 +104,8 @@ class FrameInputs:
         """The frames at positions ``start`` to ``stop - 1``."""
         at = slice(start, stop)
         parts = [x[:, at] for x in (self.time, self.alpha, self.sigma, self.stride)]
-        return FrameInputs(self.conformation[:, at], self.previous[:, at], *parts, self.index[at])
+        reference = None if self.reference is None else self.reference[:, at]
+        return FrameInputs(self.conformation[:, at], self.previous[:, at], *parts, self.index[at], reference)
 
     @classmethod
     def cat(cls, a: FrameInputs, b: FrameInputs) -> FrameInputs:
@@ -104,6 +116,7 @@ class FrameInputs:
             Conformation.cat([a.previous, b.previous], 1),
             *join,
             torch.cat([a.index, b.index]),
+            None if a.reference is None else Conformation.cat([a.reference, b.reference], 1),
         )
 
 
@@ -114,6 +127,7 @@ class Moments(NamedTuple):
     sigma: Tensor
     levels: Tensor
     modulation: Tensor
+    stride: Tensor
 
 
 @dataclass(frozen=True)
@@ -129,18 +143,24 @@ class Conditions:
     previous : Conformation, shape (B, T, N)
     previous_atoms : Tensor, shape (B, T, N, 3, 3)
         Its backbone, nm.
-    residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C)
+    residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C) or, of neighbours, (B, T, N, K, C)
         Parts of residue and pair features that statics and previous frames give.
+    neighbours : Tensor of int64, shape (B, T, N, K), optional
+        Nearest residues in the previous frame; None where pairs are those of all.
+    way_back : Displacement, shape (B, T, N), optional
+        From the previous frame to the reference structure, bounded; see `Denoiser.reverted`.
     held : Tensor, shape (B, T, N, 3, N), optional
         Distances of the previous frame, see `Pulls`.
     rotary : (Tensor, Tensor)
         Cosine and sine of the tokens.
     alpha : Tensor, shape (B, T)
-    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3)
+    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3), or (B, T, N, 9, 3) where burial matters
         Noise levels; of translation, rotation, torsions and angle the spread about the previous frame (noise included),
         the share of noise in its variance and the unit of the corrections.
     modulation : Tensor, shape (B, T, 1, 6 * layers + 2, C)
         Shifts, gains and gates of every layer, shift and gain of the output.
+    stride : Tensor, shape (B, T)
+        ps.
     """
 
     statics: Statics
@@ -148,16 +168,28 @@ class Conditions:
     previous_atoms: Tensor
     residues: Tensor
     pairs: Tensor
+    neighbours: Tensor | None
+    way_back: Displacement | None
     held: Tensor | None
     rotary: tuple[Tensor, Tensor]
     alpha: Tensor
     sigma: Tensor
     levels: Tensor
     modulation: Tensor
+    stride: Tensor
 
     def at(self, k: Tensor) -> Conditions:
         """At the time of position k (1,) alone."""
         return replace(self, **{name: getattr(self, name).index_select(1, k) for name in Moments._fields})
+
+    def behind(self, k: int) -> Conditions:
+        """What the output part takes, of the frames from position k on."""
+        parts = {name: getattr(self, name) for name in ("previous", "held", *Moments._fields)}
+        parts = {name: None if x is None else x[:, k:] for name, x in parts.items()}
+        way = self.way_back
+        if way is not None:
+            way = Displacement(*(x[:, k:] for x in (way.translation, way.rotation, way.torsion, way.angle)))
+        return replace(self, **parts, way_back=way)
 
 
 class ConditionEmbedding(nn.Module):
@@ -204,6 +236,8 @@ class ResidueEmbedding(nn.Module):
         self.geometry = nn.Linear(sum(self.columns), width)
         if config.single_features:
             self.single = nn.Sequential(nn.LayerNorm(config.single_features), nn.Linear(config.single_features, width))
+        if config.reversion:
+            self.way_back = nn.Linear(3 + 3 + 6 + 1, width)
 
     def static(self, features: ResidueFeatures, single: Tensor | None, hidden: Tensor | None = None) -> Tensor:
         """The part that no conformation has to do with, (B, N, C); computed once a rollout.
@@ -225,6 +259,14 @@ class ResidueEmbedding(nn.Module):
             return static[:, None]
         weight = self.geometry.weight.split(self.columns, 1)[3]
         return static[:, None] + functional.linear(self._torsions(previous, mask), weight)
+
+    def drawn_back(self, way: Displacement, previous: Conformation, size: Tensor, known: Tensor | None) -> Tensor:
+        """Features (B, T, N, C) of the way to the reference structure, in units of ``size`` (*, 9)."""
+        translation = (way.translation[..., None, :] @ previous.frames.rotations)[..., 0, :]
+        of_frames = [translation / size[..., :1], way.rotation / size[..., 1:2]]
+        others = [way.torsion / size[..., 2:8], (way.angle / size[..., 8])[..., None]]
+        told = self.way_back(torch.cat([*of_frames, *others], -1))
+        return told if known is None else told * known
 
     @staticmethod
     def _torsions(conformation: Conformation, mask: Tensor) -> Tensor:
@@ -289,7 +331,13 @@ class PairEmbedding(nn.Module):
                 nn.LayerNorm(config.pair_features), nn.Linear(config.pair_features, config.pair_width)
             )
 
-    def static(self, features: ResidueFeatures, reference: Conformation | None, pair: Tensor | None) -> Tensor:
+    def static(
+        self,
+        features: ResidueFeatures,
+        reference: Conformation | None,
+        pair: Tensor | None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         """The part that does not depend on time, (B, N, N, C); computed once a rollout."""
         limit = self.config.max_relative_position
         apart = features.residue_index[..., None, :] - features.residue_index[..., :, None]
@@ -298,21 +346,35 @@ class PairEmbedding(nn.Module):
         if self.config.reference_structure and reference is not None:
             cb = beta_carbon(reference, features.residue_type)
             seen = 2 * (reference.frames.rotations, reference.backbone())
-            z = z + self.reference(torch.cat([local_pairs(*seen), distance_bins(distances(cb, cb))], -1))
+            told = self.reference(torch.cat([local_pairs(*seen), distance_bins(distances(cb, cb))], -1))
+            z = z + (told if known is None else told * known)
         if self.config.pair_features and pair is not None:
             z = z + self.pair(pair)
         return z
 
-    def given(self, static: Tensor, previous: Conformation, previous_atoms: Tensor) -> Tensor:
+    def given(
+        self, static: Tensor, previous: Conformation, previous_atoms: Tensor, neighbours: Tensor | None
+    ) -> Tensor:
         """The part that the previous frames know, (B, T, N, N, C); computed once where they are denoised repeatedly."""
         if not self.around_previous:
             return static[:, None]
         weight = self.geometry.weight.split(self.columns, 1)[1]
         seen = 2 * (previous.frames.rotations, previous_atoms)
+        if neighbours is not None:
+            batch, n = static.shape[:2]
+            first = torch.arange(batch * n, device=static.device).view(batch, 1, n, 1) * n
+            known = static.flatten(0, 2).index_select(0, (first + neighbours).flatten())
+            return known.view(*neighbours.shape, -1) + functional.linear(local_neighbours(*seen, neighbours), weight)
         return static[:, None] + functional.linear(local_pairs(*seen), weight)
 
     def forward(
-        self, given: Tensor, now: Conformation, previous: Conformation, previous_atoms: Tensor, statics: Statics
+        self,
+        given: Tensor,
+        now: Conformation,
+        previous: Conformation,
+        previous_atoms: Tensor,
+        neighbours: Tensor | None,
+        statics: Statics,
     ) -> Tensor:
         """``previous_atoms`` (B, T, N, 3, 3): backbone of the previous frames."""
         if not self.around_previous:
@@ -320,6 +382,11 @@ class PairEmbedding(nn.Module):
             return self.mix(given + functional.linear(distance_bins(distances(cb, cb)), self.geometry.weight))
         of_now, _, between, near = self.geometry.weight.split(self.columns, 1)
         points, rotations = contact_points(now), now.frames.rotations
+        if neighbours is not None:
+            own = local_neighbours(rotations, points, rotations, points, neighbours)
+            past = local_neighbours(rotations, points, previous.frames.rotations, previous_atoms, neighbours)
+            seen = torch.cat([own, past, neighbour_contacts(points, statics.contact_mask, neighbours)], -1)
+            return self.mix(given + functional.linear(seen, torch.cat([of_now, between, near], 1)))
         others = torch.stack([rotations, previous.frames.rotations])
         atoms = torch.stack([points[..., :3, :], previous_atoms])
         pairs = local_pairs(rotations, points, others, atoms)

@@ -24,6 +24,8 @@ CONTACT_POINTS = 8
 LOCAL_PAIR_WIDTH = 3 + 9 + DISTANCE_CENTRES[2] + 2 * 5
 RADIAL_SHARPNESS = DISTANCE_CENTRES[2] / (DISTANCE_CENTRES[1] - DISTANCE_CENTRES[0])
 HARMONICS = 3
+NEAR, NEAR_EDGE = 1.0, 0.05  # nm: CA that bury a residue, and how soft that distance is
+BURIAL = (0.0, 1.0, 2.0, 4.0, 6.0, 9.0, 12.0, 16.0)  # residues near, at which sizes of steps are tabulated
 
 
 def beta_carbon(conformation: Conformation, residue_type: Tensor) -> Tensor:
@@ -91,6 +93,37 @@ def contacts(points: Tensor, mask: Tensor) -> Tensor:
     return near.unflatten(-1, (n, -1)).unflatten(-3, (n, -1)).transpose(-3, -2).flatten(-2)
 
 
+def gathered(x: Tensor, neighbours: Tensor) -> Tensor:
+    """Features (*, N, ...) of the neighbours (*, N, K), shape (*, N, K, ...)."""
+    n, flat = neighbours.shape[-2], neighbours.flatten(0, -3)
+    rows = flat + n * torch.arange(len(flat), device=x.device)[:, None, None]
+    rest = x.shape[neighbours.dim() - 1 :]
+    return x.reshape(-1, *rest).index_select(0, rows.flatten()).view(*neighbours.shape, *rest)
+
+
+def neighbour_contacts(points: Tensor, mask: Tensor, neighbours: Tensor) -> Tensor:
+    """`contacts` (*, N, K, 64) of residues and their neighbours (*, N, K)."""
+    mask = mask.to(points.dtype).expand(*points.shape[:-1])
+    own, other = (x[..., None, :, None] for x in points.unbind(-1)), gathered(points, neighbours)[..., None, :, :]
+    square = sum((a - b).square() for a, b in zip(own, other.unbind(-1), strict=True))
+    near = torch.exp(square * -(CONTACT**-2))
+    return (near * (mask[..., None, :, None] * gathered(mask, neighbours)[..., None, :])).flatten(-2)
+
+
+@full_precision
+def burial(ca: Tensor, present: Tensor | None = None) -> Tensor:
+    """How many other residues are near residues of CA positions (*, N, 3), nm, as weights (*, N, 8) of the `BURIAL`.
+
+    The weights add up to one: those of the two that the (smooth) number lies between.
+    """
+    near = torch.sigmoid((NEAR - distances(ca, ca)) / NEAR_EDGE)
+    near = near * (1 - torch.eye(ca.shape[-2], dtype=ca.dtype, device=ca.device))
+    count = (near if present is None else near * present[..., None, :]).sum(-1, keepdim=True)
+    knots = constant(BURIAL, ca.dtype, ca.device)
+    place = ((count - knots[:-1]) / knots.diff()).clamp(0, 1)  # of the way from each of them to the next
+    return functional.pad(place, (1, 0), value=1.0) - functional.pad(place, (0, 1))
+
+
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """All distances (*, N, N) between points (*, N, 3).
 
@@ -142,6 +175,22 @@ def local_pairs(rotations: Tensor, atoms: Tensor, other_rotations: Tensor, other
     d = distances(starts.transpose(-3, -2), ends.transpose(-3, -2)).clamp_min(1e-5)  # (*, 5, N, N)
     radial = torch.exp(-((d[..., 2, :, :, None] - centres) * RADIAL_SHARPNESS).square())
     strain = ((d - lengths).movedim(-3, -1)[..., None, :] * scales).tanh().flatten(-2)
+    return torch.cat([position, orientation, radial, strain], -1)
+
+
+@full_precision
+def local_neighbours(
+    rotations: Tensor, atoms: Tensor, other_rotations: Tensor, other_atoms: Tensor, neighbours: Tensor
+) -> Tensor:
+    """`local_pairs` (*, N, K, LOCAL_PAIR_WIDTH) of residues and their neighbours (*, N, K)."""
+    centres, start, end, lengths, scales = _pair_tables(atoms.dtype, atoms.device)
+    turned, others = gathered(other_rotations, neighbours), gathered(other_atoms[..., :3, :], neighbours)
+    position = (others[..., 1, :] - atoms[..., None, 1, :]) @ rotations
+    orientation = torch.einsum("...iab,...ikac->...ikbc", rotations, turned).flatten(-2)
+    apart = atoms.index_select(-2, start)[..., None, :, :] - others.index_select(-2, end)
+    d = apart.square().sum(-1).sqrt().clamp_min(1e-5)  # (*, N, K, 5)
+    radial = torch.exp(-((d[..., 2, None] - centres) * RADIAL_SHARPNESS).square())
+    strain = ((d - lengths.flatten())[..., None, :] * scales).tanh().flatten(-2)
     return torch.cat([position, orientation, radial, strain], -1)
 
 

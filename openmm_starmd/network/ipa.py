@@ -37,14 +37,20 @@ class InvariantPointAttention(nn.Module):
         self.out = nn.Linear(heads * (self.head_width + 4 * value_points + pair_width), width)
 
     @full_precision
-    def forward(self, s: Tensor, z: Tensor, frames: Rigid) -> Tensor:
+    def forward(
+        self, s: Tensor, z: Tensor, frames: Rigid, neighbours: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
         """
         Parameters
         ----------
         s : Tensor, shape (B, T, N, C)
-        z : Tensor, shape (B, T, N, N, C)
+        z : Tensor, shape (B, T, N, N, C) or, of neighbours, (B, T, N, K, C)
         frames : Rigid, shape (B, T, N)
             nm, not far from the origin.
+        neighbours : Tensor of int64, shape (B, T, N, K), optional
+            Residues that ``z`` is of; the others have no bias and add no pair features.
+        present : Tensor of bool, shape (B, 1, N), optional
+            Residues that are seen.
 
         Returns
         -------
@@ -65,7 +71,13 @@ class InvariantPointAttention(nn.Module):
         keys = torch.cat([k, key_p.flatten(-2)], -1).transpose(-2, -3)
         offset = -0.5 * weight * key_p.square().sum((-1, -2))
         logits = queries @ keys.transpose(-1, -2) + offset.transpose(-1, -2)[..., None, :]
-        logits = (logits + self.pair_bias(z).movedim(-1, -3)) * math.sqrt(1 / 3)
+        bias = self.pair_bias(z).movedim(-1, -3)
+        if neighbours is not None:
+            index = neighbours[..., None, :, :].expand(bias.shape)
+            bias = torch.zeros_like(logits).scatter(-1, index, bias)
+        logits = (logits + bias) * math.sqrt(1 / 3)
+        if present is not None:
+            logits = logits.masked_fill(~present[..., None, None, :], -math.inf)
         attention = logits.softmax(-1)  # (B, T, H, N, N)
 
         values = torch.cat([v, value_p.flatten(-2)], -1).transpose(-2, -3)
@@ -73,5 +85,6 @@ class InvariantPointAttention(nn.Module):
         features, seen = gathered.split([c, 3 * self.value_points], -1)
         seen = (seen.reshape(*lead, -1, 3) - origins) @ rotations / NM_TO_ANGSTROM
         norms = (seen.square().sum(-1) + 1e-8).sqrt()
-        over_pairs = attention.movedim(-3, -2) @ z  # (B, T, N, H, C)
+        to_pairs = attention if neighbours is None else attention.gather(-1, index)
+        over_pairs = to_pairs.movedim(-3, -2) @ z  # (B, T, N, H, C)
         return self.out(torch.cat([features.flatten(-2), seen.flatten(-2), norms, over_pairs.flatten(-2)], -1))

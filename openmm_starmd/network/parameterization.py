@@ -69,7 +69,7 @@ class Plain:
     def to_score(self, estimate: Displacement, conditions: Conditions, now: Conformation) -> Displacement:
         """``sigma**2`` times the score, from the way to the clean frames."""
         alpha = conditions.alpha[..., None, None]
-        clean = centred(now.frames.translations + estimate.translation)
+        clean = centred(now.frames.translations + estimate.translation, conditions.statics.present)
         level = conditions.sigma[..., ROTATION].expand(estimate.rotation.shape[:-1])
         return replace(
             estimate,

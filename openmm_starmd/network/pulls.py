@@ -46,9 +46,10 @@ class Holds:
     turning : Tensor, shape (B, 1, N, 3, 4, 1)
         1 / nm, the length of the chi's bond, where a chi moves a point; else 0.
     apart : Tensor, shape (N, 1, N)
-        1 where a point and an end are not of the same residue; else 0.
+        1 where a point and an end are not of the same residue; else 0. (B, 1, N, 1, N) with padding, where it is 0.
     offset, gate : Tensor, shape (B, 1, N, N, C)
         Of the hidden features of a pair of residues.
+    present : Tensor of bool, shape (B, 1, N), optional
     """
 
     ends: Tensor
@@ -56,6 +57,7 @@ class Holds:
     apart: Tensor
     offset: Tensor
     gate: Tensor
+    present: Tensor | None = None
 
 
 def from_ends(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +103,10 @@ class Pulls(nn.Module):
         offset = self.pair(pairs) + a[..., :, None, :] + b[..., None, :, :]
         gate = 1 + c[..., :, None, :] * d[..., None, :, :]
         apart = 1 - torch.eye(residues.shape[-2], dtype=moves.dtype, device=moves.device)[:, None]
-        return Holds(ends[:, None, :, None], turning[:, None], apart, offset[:, None], gate[:, None])
+        present = features.present_in(residues[:, None, :, 0])
+        if present is not None:
+            apart = apart * (present[..., :, None, None] & present[..., None, None, :])
+        return Holds(ends[:, None, :, None], turning[:, None], apart, offset[:, None], gate[:, None], present)
 
     @staticmethod
     def points(atoms: Tensor, holds: Holds) -> Tensor:
@@ -159,7 +164,7 @@ class Pulls(nn.Module):
         backbone, side = estimate.torsion.split([2, 4], -1)
         return replace(
             estimate,
-            translation=centred(estimate.translation + yielding[0] * force.sum(-2)),
+            translation=centred(estimate.translation + yielding[0] * force.sum(-2), holds.present),
             rotation=estimate.rotation + yielding[1] * (torque[..., None, :] @ denoised.frames.rotations)[..., 0, :],
             torsion=torch.cat([backbone, side + chi], -1),
         )

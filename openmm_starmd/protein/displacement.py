@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm
+from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision, logarithm, superpose
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -20,14 +20,38 @@ from openmm_starmd.protein.tokens import ResidueTokens
 TRANSLATION, ROTATION, TORSION, ANGLE = range(4)
 
 
-def centred(translations: Tensor) -> Tensor:
-    """Translations (*, N, 3) with the mean over residues removed."""
-    return translations - translations.mean(-2, keepdim=True)
+def centred(translations: Tensor, present: Tensor | None = None) -> Tensor:
+    """Translations (*, N, 3) with the mean over residues, those ``present`` (*, N), removed."""
+    if present is None:
+        return translations - translations.mean(-2, keepdim=True)
+    weight = present[..., None].to(translations.dtype)
+    return translations - (translations * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True)
 
 
-def grown(x: Conformation, growth: Tensor) -> Conformation:
+def grown(x: Conformation, growth: Tensor, present: Tensor | None = None) -> Conformation:
     """Translations centred and times ``growth``, which is broadcastable to them."""
-    return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations) * growth), x.torsions, x.angles)
+    translations = centred(x.frames.translations, present) * growth
+    return Conformation(Rigid(x.frames.rotations, translations), x.torsions, x.angles)
+
+
+def superposed(moving: Conformation, target: Conformation, present: Tensor | None = None) -> Conformation:
+    """``moving`` turned onto ``target`` with the least RMSD of N, CA and C, its CA centroid at the origin.
+
+    Parameters
+    ----------
+    moving, target : Conformation, shape (*, N)
+        Leading axes broadcast.
+    present : Tensor of bool, shape (*, N), optional
+        Residues that count; all by default.
+    """
+    moving = moving.map(lambda x: x.expand(*target.shape, *x.shape[len(moving.shape) :]))
+    points, onto = (x.backbone().flatten(-3, -2) for x in (moving, target))
+    weights = None
+    if present is not None:
+        weights = present.expand(target.shape).repeat_interleave(3, -1).to(points.dtype)
+    turn = superpose(points, onto, weights).rotations[..., None, :, :]
+    translations = (turn @ centred(moving.frames.translations, present)[..., None])[..., 0]
+    return Conformation(Rigid(turn @ moving.frames.rotations, translations), moving.torsions, moving.angles)
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,7 @@ def way_between(
     return at
 
 
-def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:
+def tangent_noise(template: Tensor, mask: Tensor, generator, present: Tensor | None = None) -> Displacement:
     """Standard normal displacement: centred translations, torsions only where ``mask``.
 
     Parameters
@@ -118,13 +142,15 @@ def tangent_noise(template: Tensor, mask: Tensor, generator) -> Displacement:
     mask : Tensor of bool, broadcastable to (B, *, N, 6)
     generator : torch.Generator or sequence of them
         See `per_replica`.
+    present : Tensor of bool, broadcastable to (B, *, N), optional
+        Residues that count in the centre.
     """
 
     def draw(rows: Tensor, g: torch.Generator) -> Tensor:
         return torch.randn(*rows.shape, 13, generator=g, dtype=rows.dtype, device=g.device)
 
     translation, rotation, torsion, angle = per_replica(draw, template, generator).split([3, 3, 6, 1], -1)
-    return Displacement(centred(translation), rotation, torsion * mask, angle[..., 0])
+    return Displacement(centred(translation, present), rotation, torsion * mask, angle[..., 0])
 
 
 @dataclass(frozen=True)

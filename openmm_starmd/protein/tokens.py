@@ -38,6 +38,8 @@ class ResidueFeatures:
         the residue type has them.
     torsion_period : Tensor of float64, shape (*, N, 6)
         Radian; pi for symmetric groups, else 2 pi.
+    present : Tensor of bool, shape (*, N), optional
+        False for the padding of a batch of proteins of different lengths; None where there is none.
     """
 
     residue_type: Tensor
@@ -47,9 +49,11 @@ class ResidueFeatures:
     c_end: Tensor
     torsion_mask: Tensor
     torsion_period: Tensor
+    present: Tensor | None = None
 
     def _map(self, function) -> ResidueFeatures:
-        return ResidueFeatures(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return ResidueFeatures(**{name: None if x is None else function(x) for name, x in values.items()})
 
     def to(self, device) -> ResidueFeatures:
         """Features on another device."""
@@ -64,8 +68,26 @@ class ResidueFeatures:
 
     @classmethod
     def stack(cls, features: Sequence[ResidueFeatures]) -> ResidueFeatures:
-        """Features of several proteins of one length, along a new first axis."""
-        return cls(**{f.name: torch.stack([getattr(x, f.name) for x in features]) for f in fields(cls)})
+        """Features of several proteins, along a new first axis; shorter ones are padded, see ``present``."""
+        longest = max(x.residue_type.shape[-1] for x in features)
+        if any(x.residue_type.shape[-1] < longest for x in features):
+            features = [x.padded(longest) for x in features]
+        columns = {f.name: [getattr(x, f.name) for x in features] for f in fields(cls)}
+        return cls(**{name: None if column[0] is None else torch.stack(column) for name, column in columns.items()})
+
+    def padded(self, n: int) -> ResidueFeatures:
+        """Features of ``n`` residues, of which those behind the own ones are not ``present``."""
+        lead, own = self.residue_type.shape[:-1], self.residue_type.shape[-1]
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        columns["present"] = torch.ones_like(self.residue_type, dtype=torch.bool)
+        for name, x in columns.items():
+            fill = 2 * torch.pi if name == "torsion_period" else 0
+            columns[name] = torch.cat([x, x.new_full((*lead, n - own, *x.shape[len(lead) + 1 :]), fill)], len(lead))
+        return ResidueFeatures(**columns)
+
+    def present_in(self, template: Tensor) -> Tensor | None:
+        """``present``, made to broadcast against frames of the shape (*, ..., N) of ``template``."""
+        return None if self.present is None else self.per_frame("present", template)
 
     def per_frame(self, name: str, template: Tensor) -> Tensor:
         """A feature made to broadcast against frames.

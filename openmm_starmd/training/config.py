@@ -31,8 +31,8 @@ class TrainingConfig:
         there.
     model : ModelConfig
     start_from : str or path, optional
-        An embedded model's name or a model file, to be fine-tuned: weights, step scales and configuration are its own,
-        and ``model`` is left alone.
+        An embedded model's name or a model file, to be fine-tuned: weights, step scales and configuration are its own.
+        Where ``model`` is given, too, a network of that configuration starts from the weights whose shapes agree.
     distilled_steps : int
         Distil ``start_from`` into a model that samples in so many calls, at least 2, by ancestral sampling; 0 for
         training.
@@ -41,10 +41,17 @@ class TrainingConfig:
     loss_weights : LossWeights
     batch_size, frames : int
         Windows a step, and frames in each.
+    batch_residues : int
+        Residues of all windows of a step, which fill a batch of proteins of similar lengths up to ``batch_size``
+        windows; 0 for batches of one length and ``batch_size`` windows.
     stride_range : (float, float)
         ps.
     total_steps, warmup_steps : int
         The learning rate rises linearly during warm-up, then falls to zero by half a cosine.
+    hours : float
+        Time that training may take, validation included, all sittings together; the learning rate falls by the share
+        of steps or of the time, whichever is greater, and is zero at the end in any case. A run that time ends does
+        not repeat exactly. 0 for no limit.
     learning_rate, weight_decay, gradient_clip : float
         AdamW; gradients are clipped to that norm.
     ema_decay : float
@@ -55,6 +62,9 @@ class TrainingConfig:
     validation_data : source or sequence of sources
         Data for that in the place of held-out sequences of ``data``. A trajectory that is in both is not trained on;
         others of the same molecule are, unless ``validation_sequences`` names it.
+    validation_names : sequence of str, or path
+        The same by patterns of trajectory names, such as ``"villin_*"``: families that are held out. A path names a
+        TOML file whose ``validation`` lists them.
     patience : int
         Stop when validation has not improved for so many times on end, and keep the averaged weights that validated
         best; 0 for never.
@@ -72,6 +82,8 @@ class TrainingConfig:
     hidden_types : float
         Share of residues whose type the network does not get to know, drawn anew for every window that it trains on:
         against learning few molecules by heart. 0.15 helped with a hundred peptides.
+    hidden_references : float
+        Share of windows whose reference structure the network does not get to know, for those that are told.
     gradient_checkpointing : bool
         Compute the blocks of the network twice instead of keeping what is between them: less memory, more time.
     """
@@ -84,16 +96,19 @@ class TrainingConfig:
     temperature: float | None = None
     loss_weights: LossWeights = field(default_factory=LossWeights)
     batch_size: int = 32
+    batch_residues: int = 0
     frames: int = 4
     stride_range: tuple[float, float] = STRIDE_RANGE
     total_steps: int = 20_000
     warmup_steps: int = 200
+    hours: float = 0.0
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
     validation_sequences: tuple[str, ...] = ()
     validation_data: Source | str | os.PathLike | tuple[Source | str | os.PathLike, ...] = ()
+    validation_names: tuple[str, ...] = ()
     validation_steps: int = 500
     validation_batches: int = 16
     patience: int = 0
@@ -106,17 +121,20 @@ class TrainingConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     hidden_types: float = 0.0
+    hidden_references: float = 0.0
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
         for name in ("data", "validation_data"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
-        for name in ("stride_range", "validation_sequences"):
+        if isinstance(self.validation_names, str | os.PathLike):
+            object.__setattr__(self, "validation_names", _held_out_names(Path(self.validation_names)))
+        for name in ("stride_range", "validation_sequences", "validation_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"batch_size": 1, "frames": 2, "total_steps": 1, "warmup_steps": 0, "weight_decay": 0}
         least |= {"validation_steps": 1, "validation_batches": 1, "checkpoint_seconds": 0, "rescan_steps": 0, "seed": 0}
-        least |= {"patience": 0, "devices": 1, "num_nodes": 1}
+        least |= {"patience": 0, "devices": 1, "num_nodes": 1, "hours": 0, "batch_residues": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
@@ -125,7 +143,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
         if not self.data:
             raise ValueError("data must name at least one folder.")
-        for name in ("ema_decay", "hidden_types"):
+        for name in ("ema_decay", "hidden_types", "hidden_references"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         if not 0 < self.stride_range[0] <= self.stride_range[1]:
@@ -134,8 +152,11 @@ class TrainingConfig:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.")
         if self.strategy not in ("auto", "ddp"):
             raise ValueError(f'strategy must be "auto" or "ddp", not {self.strategy!r}.')
-        if self.patience and not (self.validation_sequences or self.validation_data):
-            raise ValueError("patience needs validation_sequences or validation_data.")
+        if self.patience and not (self.validation_sequences or self.validation_names or self.validation_data):
+            raise ValueError("patience needs validation_sequences, validation_names or validation_data.")
+        network = self.model.network
+        if self.batch_residues and (network.single_features or network.pair_features):
+            raise ValueError("batch_residues goes without precomputed features; leave one of the two out.")
         if self.distilled_steps and (self.start_from is None or self.distilled_steps < 2):
             raise ValueError(
                 "distilled_steps needs start_from, the model to distil, and must be 0 or at least 2, not "
@@ -143,8 +164,8 @@ class TrainingConfig:
             )
         if self.distilled_steps and self.hidden_types:
             raise ValueError("distilled_steps goes without hidden_types; leave one of the two out.")
-        if self.start_from is not None and self.model != ModelConfig():
-            raise ValueError("start_from brings its own model; leave one of the two out.")
+        if self.distilled_steps and self.model != ModelConfig():
+            raise ValueError("distilled_steps: start_from brings its own model; leave one of the two out.")
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike) -> TrainingConfig:
@@ -169,6 +190,8 @@ class TrainingConfig:
                 sources = values[name] if isinstance(values[name], list) else [values[name]]
                 values[name] = [source_from_table(s, base) if isinstance(s, dict) else base / s for s in sources]
             values["output"] = base / values["output"]
+            if isinstance(values.get("validation_names"), str):
+                values["validation_names"] = base / values["validation_names"]
             if (base / values.get("start_from", "")).is_file():
                 values["start_from"] = base / values["start_from"]
             if "model" in values:
@@ -179,12 +202,20 @@ class TrainingConfig:
         except (TypeError, ValueError) as error:
             raise StarMDError(f"{path}: {error}") from error
 
-    def rate(self, step: int) -> float:
-        """Learning rate of ``step``, which counts from 0."""
+    def rate(self, step: int, spent: float = 0.0) -> float:
+        """Learning rate of ``step``, which counts from 0, where a share ``spent`` of the time is."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(max(progress, spent), 1.0)))
+
+
+def _held_out_names(path: Path) -> tuple[str, ...]:
+    """Patterns of names that a file of families holds out."""
+    names = toml.read(path).get("validation")
+    if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        raise StarMDError(f'{path} must list patterns of names to hold out, such as validation = ["villin_*"].')
+    return tuple(names)
 
 
 def _model(table: dict) -> ModelConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Generator, Tensor
 
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.geometry.rigid import Rigid, superpose
+from openmm_starmd.network.invariants import burial
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import Displacement, centred
+from openmm_starmd.protein.displacement import Displacement, centred, superposed
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training import precomputed
 from openmm_starmd.training.config import STRIDE_RANGE
@@ -25,6 +27,11 @@ from openmm_starmd.trajectories.sources import Source, TrajectoryFile, as_source
 
 STEP_STRIDES = tuple(10.0 * 2**k for k in range(8))
 HELD_BYTES = 2**30  # data up to this size are kept in memory as a whole
+PADDING = 8  # residues: proteins whose lengths have one multiple of it above them may share a batch
+LEAST_STEP = 0.005  # nm and rad: below that the data do not tell a size
+MEASURED = 400  # trajectories, at most, that sizes of steps are taken from
+LEAST_SAMPLES = 1.0  # a class of residues needs at least so many
+PADDED_ANGLE = 2.0  # rad: N-CA-C of residues that are not there
 _ALL = slice(None)
 
 
@@ -41,31 +48,38 @@ class Batch:
         Gap of each frame to its predecessor, ps; for the first frame the stride of the window.
     precomputed : dict of Tensor
         ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them.
+    reference : Conformation, shape (B, L, N), optional
+        Reference structure, superposed on each frame, where the model is drawn back to it.
     """
 
     features: ResidueFeatures
     conformations: Conformation
     strides: Tensor
     precomputed: dict[str, Tensor] = field(default_factory=dict)
+    reference: Conformation | None = None
 
     def to(self, device) -> Batch:
         """The batch on another device."""
         precomputed = {kind: tensor.to(device) for kind, tensor in self.precomputed.items()}
-        return Batch(self.features.to(device), self.conformations.to(device), self.strides.to(device), precomputed)
+        reference = None if self.reference is None else self.reference.to(device)
+        moved = self.features.to(device), self.conformations.to(device), self.strides.to(device)
+        return Batch(*moved, precomputed, reference)
 
 
-def aligned(windows: Conformation) -> Conformation:
+def aligned(windows: Conformation, present: Tensor | None = None) -> Conformation:
     """Windows (B, L, N) with every frame superposed on its predecessor and CA centroids at the origin.
 
-    Superposition is on N, CA and C of all residues; the first frame keeps its orientation.
+    Superposition is on N, CA and C of all residues, those ``present`` (B, 1, N); the first frame keeps its orientation.
     """
-    points = windows.backbone().flatten(-3, -2)
-    turns = superpose(points[:, 1:], points[:, :-1]).rotations
+    points, weights = windows.backbone().flatten(-3, -2), None
+    if present is not None:
+        weights = present.repeat_interleave(3, -1).expand(points[:, 1:, :, 0].shape).to(points.dtype)
+    turns = superpose(points[:, 1:], points[:, :-1], weights).rotations
     total = [torch.eye(3, dtype=turns.dtype, device=turns.device).expand(len(turns), 3, 3)]
     for step in range(turns.shape[1]):
         total.append(total[-1] @ turns[:, step])
     rotation = torch.stack(total, 1)[:, :, None]
-    turned = rotation @ centred(windows.frames.translations)[..., None]
+    turned = rotation @ centred(windows.frames.translations, present)[..., None]
     return Conformation(Rigid(rotation @ windows.frames.rotations, turned[..., 0]), windows.torsions, windows.angles)
 
 
@@ -81,6 +95,8 @@ class TrajectoryDataset:
         One-letter sequences to hold out.
     only : sequence of str, optional
         The only one-letter sequences to read: the other side of ``exclude``.
+    exclude_names, only_names : sequence of str
+        The same by patterns of trajectory names, such as ``"villin_*"``.
     held_out : TrajectoryDataset, optional
         Trajectories to leave out; others of the same sequences are read.
     cache : path, optional
@@ -94,6 +110,9 @@ class TrajectoryDataset:
         ps.
     single_features, pair_features : int
         Channels of the precomputed features that the model takes; 0 for none.
+    batch_residues : int
+        Residues of the windows of a batch: proteins whose lengths differ by less than `PADDING` share it, and the
+        shorter the more windows it has. 0 for batches of one length and a given number of windows.
 
     Raises
     ------
@@ -107,6 +126,8 @@ class TrajectoryDataset:
         *,
         exclude: Iterable[str] = (),
         only: Iterable[str] | None = None,
+        exclude_names: Iterable[str] = (),
+        only_names: Iterable[str] = ("*",),
         held_out: TrajectoryDataset | None = None,
         cache: str | os.PathLike | None = None,
         temperature: float | None = None,
@@ -114,10 +135,13 @@ class TrajectoryDataset:
         stride_range: tuple[float, float] = STRIDE_RANGE,
         single_features: int = 0,
         pair_features: int = 0,
+        batch_residues: int = 0,
     ):
         self._sources = [as_source(s) for s in (list(sources) if isinstance(sources, list | tuple) else [sources])]
         self._exclude = frozenset(exclude)
         self._only = None if only is None else frozenset(only)
+        self._exclude_names, self._only_names = tuple(exclude_names), tuple(only_names)
+        self._batch_residues = batch_residues
         self._held_out = set() if held_out is None else {file.place for file in held_out._read}
         self._cache = None if cache is None else Path(cache)
         self._temperature, self._n_frames, self._stride_range = temperature, n_frames, stride_range
@@ -143,6 +167,8 @@ class TrajectoryDataset:
     def refresh(self) -> list[str]:
         """Read trajectories that have been finished since the last look; returns their names."""
         found = [file for source in self._sources for file in source.find() if file.place not in self._held_out]
+        found = [file for file in found if _matches(file, self._only_names)]
+        found = [file for file in found if not _matches(file, self._exclude_names)]
         if self._temperature is not None:
             found = [file for file in found if file.temperature in (None, self._temperature)]
         _require_one_temperature(found)
@@ -161,10 +187,14 @@ class TrajectoryDataset:
             self.trajectories.append(trajectory)
             self.lengths.setdefault(trajectory.n_residues, []).append(trajectory)
         held = sum(t.n_frames * t.n_residues for t in self.trajectories) * NUMBERS * 4 <= HELD_BYTES
+        together: dict[int, list[EncodedTrajectory]] = {}
         for length, trajectories in self.lengths.items():
-            known = self._buckets.get(length)
+            room = PADDING * math.ceil(length / PADDING) if self._batch_residues else length
+            together.setdefault(room, []).extend(trajectories)
+        for room, trajectories in together.items():
+            known = self._buckets.get(room)
             if known is None or (len(known.weights), known.held) != (len(trajectories), held):
-                self._buckets[length] = _Bucket(trajectories, held)
+                self._buckets[room] = _Bucket(trajectories, held)
         return [trajectory.name for trajectory in new]
 
     def _load(self, file: TrajectoryFile) -> EncodedTrajectory:
@@ -180,29 +210,52 @@ class TrajectoryDataset:
         generator: Generator,
         stride_range: tuple[float, float] = STRIDE_RANGE,
         share: slice = _ALL,
+        references: bool = False,
     ) -> Batch:
-        """Random windows of ``n_frames`` frames of systems of one length.
+        """Random windows of ``n_frames`` frames of systems of one length, or of similar ones (``batch_residues``).
 
         Trajectories are drawn in proportion to the square root of their frames, so that a few long ones do not drown
         many short ones; first the length that all of a batch have, then the systems. Strides are log-uniform in
         ``stride_range`` (ps) as far as the trajectory is long enough for, rounded to its interval. Starts are uniform.
         Half of the windows run backwards: equilibrium dynamics is reversible.
 
+        With ``references`` they have reference structures: half of the time the first frame of their trajectory, else
+        that of any trajectory of the same molecule. With ``batch_residues``, ``batch_size`` is the most of windows.
+
         Only the windows in the slice ``share`` are read and returned: the shares of several processes, of the same
         generator, make up the batch of one.
         """
         buckets = list(self._buckets.values())
-        weights = torch.stack([bucket.weights.sum() for bucket in buckets])
-        bucket = buckets[int(torch.multinomial(weights, 1, generator=generator))]
+        sizes = [self._windows_of(bucket, batch_size) for bucket in buckets]
+        weights = torch.stack([bucket.weights.sum() / size for bucket, size in zip(buckets, sizes, strict=True)])
+        which = int(torch.multinomial(weights, 1, generator=generator))
+        bucket, batch_size = buckets[which], sizes[which]
         chosen = torch.multinomial(bucket.weights, batch_size, replacement=True, generator=generator)[share]
         uniform = torch.rand(batch_size, 3, dtype=torch.float64, generator=generator)[share]
         index, strides = bucket.windows(chosen, uniform, n_frames, stride_range)
+        features = bucket.features[chosen]
+        present = None if features.present is None else features.present[:, None]
+        windows, reference = aligned(unpack(bucket.numbers(chosen, index)), present), None
+        if references:
+            uniform = torch.rand(batch_size, 2, dtype=torch.float64, generator=generator)[share]
+            reference = superposed(unpack(bucket.references(chosen, uniform))[:, None], windows, present)
         return Batch(
-            bucket.features[chosen],
-            aligned(unpack(bucket.numbers(chosen, index))),
+            features,
+            windows,
             strides.float()[:, None].repeat(1, n_frames),
             precomputed.read([bucket.trajectories[which].precomputed for which in chosen.tolist()]),
+            reference,
         )
+
+    def _windows_of(self, bucket: _Bucket, batch_size: int) -> int:
+        """Windows of a batch; the weight of a bucket is shared among them, so that none is drawn too often."""
+        if not self._batch_residues:
+            return batch_size
+        return max(1, min(batch_size, self._batch_residues // bucket.features.residue_type.shape[-1]))
+
+
+def _matches(file: TrajectoryFile, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(file.name, pattern) for pattern in patterns)
 
 
 def _require_one_temperature(files: list[TrajectoryFile]) -> None:
@@ -236,7 +289,7 @@ def steps_within(
 
 
 class _Bucket:
-    """Trajectories of one length, from which the windows of a batch are drawn at once.
+    """Trajectories of one length, or padded to one, from which the windows of a batch are drawn at once.
 
     Parameters
     ----------
@@ -252,8 +305,13 @@ class _Bucket:
         self._interval = torch.tensor([t.interval for t in trajectories], dtype=torch.float64)
         self.weights = self._n_frames.double().sqrt()
         self._limits: dict[tuple, Tensor] = {}
+        self._first: np.ndarray | None = None
+        molecules: dict[tuple, list[int]] = {}
+        for place, t in enumerate(trajectories):
+            molecules.setdefault((t.sequence, *t.features.n_end.tolist(), *t.features.c_end.tolist()), []).append(place)
+        self._alike = {place: alike for alike in molecules.values() for place in alike}
         if held:
-            self._frames = np.concatenate([t.conformations.numbers(_ALL) for t in trajectories])
+            self._frames = np.concatenate([self._padded(t.conformations.numbers(_ALL)) for t in trajectories])
             self._starts = self._n_frames.cumsum(0) - self._n_frames
 
     def windows(
@@ -277,7 +335,26 @@ class _Bucket:
         if self.held:
             return self._frames[(self._starts[chosen][:, None] + index).numpy()]
         found = zip(chosen.tolist(), index, strict=True)
-        return np.stack([self.trajectories[which].conformations.numbers(frames) for which, frames in found])
+        return np.stack([self._padded(self.trajectories[k].conformations.numbers(frames)) for k, frames in found])
+
+    def references(self, chosen: Tensor, uniform: Tensor) -> np.ndarray:
+        """What `unpack` takes (B, N, 13), of reference structures of the trajectories ``chosen`` (B)."""
+        if self._first is None:
+            self._first = np.stack([self._padded(t.conformations.numbers(slice(0, 1)))[0] for t in self.trajectories])
+        places = []
+        for own, (for_own, for_other) in zip(chosen.tolist(), uniform.tolist(), strict=True):
+            alike = self._alike[own]
+            places.append(own if for_own < 0.5 else alike[int(for_other * len(alike))])
+        return self._first[places]
+
+    def _padded(self, numbers: np.ndarray) -> np.ndarray:
+        """Numbers (T, N, 13) of the residues of the longest."""
+        missing = self.features.residue_type.shape[-1] - numbers.shape[1]
+        if not missing:
+            return numbers
+        padding = np.zeros((len(numbers), missing, NUMBERS), np.float32)
+        padding[..., -1] = PADDED_ANGLE
+        return np.concatenate([numbers, padding], 1)
 
 
 def step_scales(dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 20_000) -> Tensor:
@@ -297,36 +374,57 @@ def step_scales(dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRI
         translation per axis (nm), rotation per axis (rad), six torsions and the N-CA-C angle (rad). Torsions that the
         data do not have get 1.
     """
-    rows = {}
+    return _sizes(dataset, strides, n_windows, lambda ca: torch.ones_like(ca[..., :1]))[:, 0]
+
+
+def burial_scales(
+    dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 20_000
+) -> Tensor:
+    """`step_scales` (K, 8, 9) of residues by how many others are near them, see `burial`."""
+    return _sizes(dataset, strides, n_windows, burial).clamp_min(LEAST_STEP)
+
+
+def _sizes(dataset: TrajectoryDataset, strides: Sequence[float], n_windows: int, weights: Callable) -> Tensor:
+    """Sizes (K, C, 9) of steps by classes of residues, of which ``weights`` of CA (T, N, 3) tells the shares (T, N, C).
+
+    A class that the data do not have gets those of the nearest that they have.
+    """
+    rows, measured = {}, dataset.trajectories[:: math.ceil(len(dataset.trajectories) / MEASURED)]
     for k, stride in enumerate(strides):
-        total, count = torch.zeros(2, 9, dtype=torch.float64)
-        for trajectory in dataset.trajectories:
+        total, count = torch.zeros(()), torch.zeros(())
+        for trajectory in measured:
             step = max(1, round(stride / trajectory.interval))
             if step < trajectory.n_frames and abs(step * trajectory.interval - stride) <= 0.2 * stride:
-                squares, numbers = _squared_steps(trajectory, step, math.ceil(n_windows / len(dataset.trajectories)))
+                few = math.ceil(n_windows / len(measured))
+                squares, numbers = _squared_steps(trajectory, step, few, weights)
                 total, count = total + squares, count + numbers
         if count.any():
-            rows[k] = torch.where(count > 0, (total / count.clamp_min(1)).sqrt(), 1.0)
+            rows[k] = torch.where(count >= LEAST_SAMPLES, (total / count.clamp_min(1e-9)).sqrt(), torch.nan)
     if not rows:
         raise StarMDError(f"No trajectory has frames at any stride of {', '.join(f'{s:g}' for s in strides)} ps.")
     nearest = [
         min(rows, key=lambda known, k=k: abs(math.log(strides[known] / strides[k]))) for k in range(len(strides))
     ]
-    return torch.stack([rows[k] for k in nearest]).float()
+    table = torch.stack([rows[k] for k in nearest])
+    classes = range(table.shape[1])
+    filled = table.clone()
+    for place in classes:
+        for other in sorted(classes, key=lambda c, place=place: abs(c - place)):
+            filled[:, place] = torch.where(filled[:, place].isnan(), table[:, other], filled[:, place])
+    return filled.nan_to_num(1.0).float()
 
 
-def _squared_steps(trajectory: EncodedTrajectory, step: int, n_windows: int) -> tuple[Tensor, Tensor]:
-    """Sums over pairs of frames of the squared displacements, and how many numbers went into each; both (9,)."""
+def _squared_steps(
+    trajectory: EncodedTrajectory, step: int, n_windows: int, weights: Callable
+) -> tuple[Tensor, Tensor]:
+    """Sums over pairs of frames of the squared displacements, and how many numbers went into each; both (C, 9)."""
     starts = torch.linspace(0, trajectory.n_frames - 1 - step, n_windows, dtype=torch.float64).round().long().unique()
     pairs = aligned(Conformation.stack([trajectory.conformations[starts], trajectory.conformations[starts + step]], 1))
     move = Displacement.between(pairs[:, 0], pairs[:, 1], trajectory.features.torsion_period)
-    mask = trajectory.features.torsion_mask
-    squares = [
-        move.translation.double().square().sum()[None],
-        move.rotation.double().square().sum()[None],
-        (move.torsion.double().square() * mask).sum((0, 1)),
-        move.angle.double().square().sum()[None],
-    ]
-    residues = len(starts) * trajectory.n_residues
-    numbers = [torch.tensor([3.0 * residues] * 2), len(starts) * mask.sum(0), torch.tensor([float(residues)])]
-    return torch.cat(squares), torch.cat(numbers)
+    squares = [move.translation.double().square().mean(-1, keepdim=True)]
+    squares += [move.rotation.double().square().mean(-1, keepdim=True)]
+    squares += [move.torsion.double().square(), move.angle.double().square()[..., None]]
+    mask = torch.ones(trajectory.n_residues, 9, dtype=torch.float64)
+    mask[:, 2:8] = trajectory.features.torsion_mask
+    shares = weights(pairs[:, 0].frames.translations.double())
+    return torch.einsum("tnc,tnk->ck", shares, torch.cat(squares, -1) * mask), torch.einsum("tnc,nk->ck", shares, mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -23,8 +24,10 @@ from openmm_starmd.protein.displacement import Share
 from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.training.card import model_card
 from openmm_starmd.training.config import TrainingConfig
-from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
+from openmm_starmd.training.dataset import Batch, TrajectoryDataset, burial_scales, step_scales
 from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None = None) -> Denoiser:
@@ -49,7 +52,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     """
     fabric = launch(config)
     base = load_model(config.start_from, device="cpu") if config.start_from else None
-    model = base.config if base else config.model
+    fine_tuned = base is not None and config.model == ModelConfig()
+    model = base.config if fine_tuned else config.model
     if config.distilled_steps:
         model = _distilled(model, config)
     with fabric.rank_zero_first(local=True):
@@ -57,7 +61,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     process = Process(model.process)
 
     def draw(source: TrajectoryDataset, generator: Generator, share: slice):
-        return source.window_batch(config.batch_size, config.frames, generator, config.stride_range, share)
+        options = config.stride_range, share, model.network.reversion
+        return source.window_batch(config.batch_size, config.frames, generator, *options)
 
     def draw_training(generator: Generator, share: slice):
         if config.rescan_steps and run.step % config.rescan_steps == 0:
@@ -66,7 +71,9 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
 
     def loss_function(module: Denoiser, batch: Batch, generator: Generator | Share):
         window = batch.features, batch.conformations, batch.strides
-        options = batch.precomputed | {"hidden_types": config.hidden_types if module.training else 0.0}
+        options = batch.precomputed | {"reference": batch.reference}
+        if module.training:
+            options |= {"hidden_types": config.hidden_types, "hidden_references": config.hidden_references}
         return denoising_loss(module, process, *window, generator, config.loss_weights, **options)
 
     def loss_beside_teacher(module: Distillation, batch: Batch, generator: Generator | Share):
@@ -81,9 +88,11 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
         denoiser, loss_function = Distillation(denoiser), loss_beside_teacher
     draw_held_out = held_out and (lambda generator, share: draw(held_out, generator, share))
     run = Run(config, denoiser, loss_function, draw_training, draw_held_out, fabric)
-    if not run.load() and base is None:
+    if not run.load() and not fine_tuned:
         for module in (run.module, run.average):
             module.step_scales.copy_(step_scales(dataset))
+            if model.network.burial:
+                module.burial_scales.copy_(burial_scales(dataset))
     run.finish(export and (lambda average, step: export(_trained(average), step)))
     trained = _trained(run.result())
     if fabric.is_global_zero:
@@ -111,20 +120,29 @@ def _read_data(config: TrainingConfig, model: ModelConfig) -> tuple[TrajectoryDa
     options = {"cache": Path(config.output) / "encoded", "temperature": config.temperature}
     options |= {"n_frames": config.frames, "stride_range": config.stride_range}
     options |= {name: getattr(model.network, name) for name in ("single_features", "pair_features")}
+    options["batch_residues"] = config.batch_residues
     held_out = TrajectoryDataset(config.validation_data, **options) if config.validation_data else None
-    dataset = TrajectoryDataset(config.data, exclude=config.validation_sequences, held_out=held_out, **options)
-    if config.validation_sequences and held_out is None:
-        held_out = TrajectoryDataset(config.data, only=config.validation_sequences, **options)
+    sequences, names = config.validation_sequences, config.validation_names
+    dataset = TrajectoryDataset(config.data, exclude=sequences, exclude_names=names, held_out=held_out, **options)
+    if held_out is None and (sequences or names):
+        only = {"only": sequences} if sequences else {"only_names": names}
+        held_out = TrajectoryDataset(config.data, **only, **options)
     return dataset, held_out
 
 
 def _start(config: TrainingConfig, model: ModelConfig, base: StarMDModel | None) -> Denoiser:
-    """An untrained denoiser, or the one to be fine-tuned."""
-    if base:
+    """An untrained denoiser, the one to be fine-tuned, or one with as many of the weights of that as fit."""
+    if base and model.network == base.config.network:
         return deepcopy(base.denoiser).train().requires_grad_(True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded(config.seed, INITIALISE, 0).initial_seed())
-        return Denoiser(model.network)
+        denoiser = Denoiser(model.network)
+    if base:
+        own, weights = denoiser.state_dict(), base.denoiser.state_dict()
+        fitting = {name: x for name, x in weights.items() if name in own and x.shape == own[name].shape}
+        denoiser.load_state_dict(fitting, strict=False)
+        logger.info("%d of %d tensors start from %s.", len(fitting), len(own), config.start_from)
+    return denoiser
 
 
 def trained_model(

@@ -75,6 +75,10 @@ def launch(config: TrainingConfig) -> Fabric:
         raise StarMDError(
             f"batch_size must be a multiple of the {devices * nodes} processes that share it, not {config.batch_size}."
         )
+    if devices * nodes > 1 and (config.batch_residues or config.hours):
+        raise StarMDError(
+            "batch_residues and hours need a single process: batches are of any size, and clocks differ; set them to 0."
+        )
     if config.rescan_steps and devices * nodes > 1:
         raise StarMDError("rescan_steps needs a single process: others might see other files; set it to 0.")
     try:
@@ -149,7 +153,7 @@ class Run:
         self._names: tuple[str, ...] = ()
         self.step = self.skipped = 0
         self.seconds, self.best = 0.0, {"step": -1, "loss": float("inf"), "weights": {}}
-        self._validated = -1
+        self._validated, self._start = -1, math.inf
         self.output = Path(config.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.checkpoint = self.output / "checkpoint.pt"
@@ -251,6 +255,14 @@ class Run:
         return dict(zip(self._names, torch.stack(rows).mean(0).tolist(), strict=True))
 
     @property
+    def spent(self) -> float:
+        """Share of the time that training may take which is gone, at most 1; 0 without a limit."""
+        if not self.config.hours:
+            return 0.0
+        seconds = max(self.seconds, time.monotonic() - self._start)
+        return min(seconds / (3600 * self.config.hours), 1.0)
+
+    @property
     def stopped(self) -> bool:
         """Whether validation has not improved for as many times as the config has patience."""
         patience = self.config.patience * self.config.validation_steps
@@ -271,20 +283,22 @@ class Run:
 
     def finish(self, export: Callable | None = None) -> None:
         """Advance to the last step, with checkpoints on the way; ``export(average, step)`` follows each of them."""
-        last, start = self.config.total_steps, time.monotonic() - self.seconds
+        last, self._start = self.config.total_steps, time.monotonic() - self.seconds
         saved, launched = time.monotonic(), []
         first = self.fabric.is_global_zero
         make = partial(self._batch, self.draw, _TRAIN)
         ahead = Ahead(make, last) if self._captured and not self.config.rescan_steps else None
         with Logs(self.output, self.step, last, silent=not first) as logs:
-            while self.step < last and not self.stopped:
+            ends = self.step >= last or self.spent == 1
+            while not ends and not self.stopped:
                 launched.append(self._launch((ahead or make)(self.step)))
-                validating = self.draw_held_out and (self.step % self.config.validation_steps == 0 or self.step == last)
-                due = time.monotonic() - saved >= self.config.checkpoint_seconds or self.step == last
+                ends = self.step == last or self.spent == 1
+                validating = self.draw_held_out and (self.step % self.config.validation_steps == 0 or ends)
+                due = time.monotonic() - saved >= self.config.checkpoint_seconds or ends
                 if len(launched) < _READ and not (validating or due):
                     continue
                 rows = self._read(launched)
-                self.seconds, launched = time.monotonic() - start, []
+                self.seconds, launched = time.monotonic() - self._start, []
                 for row in rows:
                     logs.add("train", seconds=self.seconds, **row)
                 if validating:

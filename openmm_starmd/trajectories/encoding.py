@@ -12,6 +12,7 @@ import torch
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.tokens import ResidueFeatures
+from openmm_starmd.trajectories import compact
 from openmm_starmd.trajectories.inspection import Inspection
 from openmm_starmd.trajectories.packed import NUMBERS, SUFFIX, StoredConformations, Writer, pack, read
 from openmm_starmd.trajectories.reader import ProteinTrajectory
@@ -129,6 +130,9 @@ def load_trajectory(file: TrajectoryFile, cache: Path | None = None) -> EncodedT
     Frames of a trajectory in the cache are read when they are asked for, and at no time is all of it in memory. A
     trajectory that is encoded already is taken as it is.
     """
+    if file.path.name == compact.INDEX:
+        sequence, features, interval, stored = compact.load(file.path, file.group)
+        return EncodedTrajectory(file.name, sequence, features, stored, interval, file.temperature)
     if file.path.suffix == SUFFIX:
         if (trajectory := _stored(file.path.with_suffix(""), file, None)) is None:
             raise StarMDError(f"{file.path} is torn, or its .json is missing; encode the trajectory again.")
@@ -142,6 +146,6 @@ def load_trajectory(file: TrajectoryFile, cache: Path | None = None) -> EncodedT
         return trajectory
     with Writer(path) as writer:
         sequence, features, interval = _encode(file, writer.append)
-        lists = {name: value.tolist() for name, value in vars(features).items()}
+        lists = {name: value.tolist() for name, value in vars(features).items() if value is not None}
         writer.finish({"source": source, "sequence": sequence, "interval": interval, "features": lists})
     return _stored(path, file, source)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.trajectories import compact
 from openmm_starmd.trajectories.packed import SUFFIX as ENCODED
 
 SUFFIXES = (".xtc", ".dcd", ".trr", ".nc", ".h5")
@@ -127,6 +129,33 @@ class Folder:
             TrajectoryFile(name, *found[name], temperature=self.temperature, interval=self.interval)
             for name in sorted(found)
         ]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Folder of trajectories in 16 bits a number (`openmm_starmd.trajectories.compact`).
+
+    Parameters
+    ----------
+    path : path
+    temperature : float, optional
+        K.
+    """
+
+    path: str | os.PathLike
+    temperature: float | None = None
+
+    def find(self) -> list[TrajectoryFile]:
+        """Its trajectories; of several replicas of a molecule each is NAME_REPLICA."""
+        index, found = _folder(self.path, "index.npz + length_N.npy") / compact.INDEX, []
+        rows = compact.rows(index)
+        counts = Counter(str(row["name"]) for row in rows for _ in row["replica"])
+        for number, row in enumerate(rows):
+            for place, replica in enumerate(row["replica"].tolist()):
+                name = str(row["name"])
+                name = f"{name}_{replica}" if counts[name] > 1 else name
+                found.append(TrajectoryFile(name, index, None, f"{number}/{place}", self.temperature))
+        return found
 
 
 @dataclass(frozen=True)
@@ -269,8 +298,8 @@ def open_mdcath(path: Path):
     return h5py.File(path, "r")
 
 
-Source = Folder | Files | ATLAS | MdCATH
-_BY_NAME = {"folder": Folder, "files": Files, "atlas": ATLAS, "mdcath": MdCATH}
+Source = Folder | Packed | Files | ATLAS | MdCATH
+_BY_NAME = {"folder": Folder, "packed": Packed, "files": Files, "atlas": ATLAS, "mdcath": MdCATH}
 _PATHS = ("path", "split", "topology", "trajectory")
 
 

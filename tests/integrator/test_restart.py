@@ -59,6 +59,14 @@ def test_newer_settings_left_alone_keep_the_identity_that_there_was_before_them(
     assert identityOf(tiny_model, tokens) != identityOf(other, tokens)
 
 
+def test_a_network_that_sees_fewer_neighbours_is_another(tiny_model, peptide):
+    tokens, config = ResidueTokens.from_topology(peptide[0]), tiny_model.config
+    fewer = replace(config, network=replace(config.network, neighbours=8))
+    assert repr(fewer) == repr(config)
+    other = StarMDModel(tiny_model.denoiser, fewer, tiny_model.domain)
+    assert identityOf(other, tokens) != identityOf(tiny_model, tokens)
+
+
 def test_the_history_matters(new_simulation, snapshot, tmp_path):
     """Without the past the run would go on differently, so the test above can fail."""
     simulations = [new_simulation(), new_simulation()]

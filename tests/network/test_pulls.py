@@ -90,7 +90,7 @@ def test_a_changed_distance_is_drawn_back():
 
 def test_nothing_is_pulled_within_a_residue():
     features, now = peptide("RA")
-    only = ResidueFeatures(**{name: x[:, :1] for name, x in vars(features).items()})
+    only = features[:, :1]
     moved = corrected(*setting(only, {0: 1.0, 1: 1.0, 2: 1.0}), now.map(lambda x: x[:, :, :1]))
     assert all(not x.any() for x in vars(moved).values())
 

@@ -197,7 +197,7 @@ def test_an_embedded_model_is_known_by_name(tmp_path):
     (tmp_path / "config.toml").write_text('data = "md"\noutput = "run"\nstart_from = "starmd-peptide"\n')
     assert TrainingConfig.from_toml(tmp_path / "config.toml").start_from == "starmd-peptide"
     with pytest.raises(ValueError, match="start_from brings its own model"):
-        TrainingConfig("md", tmp_path, start_from="starmd-peptide", model=ModelConfig(NETWORK))
+        TrainingConfig("md", tmp_path, start_from="starmd-peptide", distilled_steps=4, model=ModelConfig(NETWORK))
 
 
 def test_validation_data_are_not_trained_on(folder, tmp_path):
