@@ -6,7 +6,9 @@ Importing the package lets every `openmm.Context` tell a `StarMDIntegrator` its 
 
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.integrator import StarMDIntegrator
-from openmm_starmd.model import StarMDModel, available_models, load_model
+from openmm_starmd.interface import JumpPropagator
+from openmm_starmd.model import StarMDModel, available_models, choose_model, load_model
+from openmm_starmd.plugins import available_propagators, load_propagator
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.errors import (
     HistoryError,
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HistoryError",
     "HybridSchedule",
+    "JumpPropagator",
     "JumpRejectedError",
     "ModelDomainError",
     "Propagator",
@@ -34,7 +37,10 @@ __all__ = [
     "StarMDReporter",
     "UnsupportedTopologyError",
     "available_models",
+    "available_propagators",
+    "choose_model",
     "load_model",
+    "load_propagator",
     "resume",
     "rollout",
 ]
