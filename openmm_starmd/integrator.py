@@ -25,6 +25,7 @@ from openmm_starmd.binding.context import (
     watchContexts,
 )
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
@@ -273,7 +274,7 @@ class StarMDIntegrator(CompoundIntegrator):
         while steps:
             known = self._store.read(self._propagator.device) is not None
             toNextFrame = math.ceil((stride - self._store.elapsed) / (physics.getStepSize()._value or stride) - 1e-6)
-            count = min(steps, max(1, toNextFrame)) if known else steps
+            count = min(steps, max(1, toNextFrame)) if known else min(steps, LAST_STEP)
             start = context.getTime()
             super().step(count)
             steps -= count

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import struct
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 
 from openmm import unit
 
+from openmm_starmd.binding.outputs import Output, disagreements
 from openmm_starmd.integrator import StarMDIntegrator
 from openmm_starmd.protein.errors import HistoryError, StarMDError
 
@@ -25,8 +24,6 @@ HEADERS = (
     "Seconds per Jump",
     "Jumps",
 )
-XTC_MAGIC, CSV_MAGIC = struct.pack(">i", 1995), b'#"'
-DCD_MAGIC = struct.pack("<i", 84) + b"CORD"
 
 
 class StarMDReporter:
@@ -56,7 +53,7 @@ class StarMDReporter:
             one at the start of the file.
         """
         self._reportInterval = reportInterval
-        self._openedFile = isinstance(file, str)
+        self._append, self._openedFile = append, isinstance(file, str)
         self._out = open(file, "a" if append else "w") if self._openedFile else file
         self._needsHeader = not append
         self._told = None
@@ -81,6 +78,8 @@ class StarMDReporter:
             )
         if self._told is None:
             self._told = simulation.integrator.getStatistics()
+            for message in disagreements(simulation):
+                warnings.warn(message, stacklevel=2)
         steps = self._reportInterval - simulation.currentStep % self._reportInterval
         return {"steps": steps, "periodic": None, "include": []}
 
@@ -141,7 +140,12 @@ def resume(simulation, checkpoint, *files) -> int:
     The CheckpointReporter has to come last, so that every file reaches as far as the checkpoint. Its interval should be
     a multiple of the others': a StarMDReporter does not know of the jumps between its last line and the checkpoint.
     Every run counts its steps from 0 (after an equilibration, set ``simulation.currentStep = 0``) and keeps its
-    intervals, because an XTCReporter that appends numbers its frames by their count, in 32 bits: at most 2^31 steps.
+    intervals, because an XTCReporter that appends numbers its frames by their count. XTC and DCD files hold at most
+    2^31 - 1 steps: a run that goes on beyond them needs new files, and ``simulation.currentStep = 0``. Logs may have
+    any separator, and trajectories an ``atomSubset``.
+
+    A reporter that appends without `resume` doubles frames, or gives them wrong times. A StarMDReporter warns of every
+    file of its Simulation that is appended to and does not end where the Context stands.
 
     Parameters
     ----------
@@ -163,10 +167,10 @@ def resume(simulation, checkpoint, *files) -> int:
     HistoryError
         If the checkpoint is damaged, or of another system, model, platform or version.
     StarMDError
-        If a file is none of these, or lacks frames before the checkpoint, or the run has not started from step 0.
-        After every error files and Simulation are as before.
+        If a file is none of these, has more atoms than the Simulation, lacks frames before the checkpoint or cannot
+        hold more steps, or the run has not started from step 0. After every error files and Simulation are as before.
     """
-    outputs = [_Output(path) for path in files if os.path.exists(path)]
+    outputs = [Output(path) for path in files if os.path.exists(path)]
     if not os.path.exists(checkpoint):
         return _startAnew(simulation, checkpoint, files)
     if len(outputs) < len(files):
@@ -175,7 +179,7 @@ def resume(simulation, checkpoint, *files) -> int:
     before = simulation.context.createCheckpoint()
     try:
         _load(simulation, checkpoint)
-        kept = [output.count(simulation.currentStep) for output in outputs]
+        kept = [output.count(simulation.currentStep, simulation.topology.getNumAtoms()) for output in outputs]
     except BaseException:
         simulation.context.loadCheckpoint(before)
         raise
@@ -219,84 +223,3 @@ def _load(simulation, checkpoint):
             f"{checkpoint} cannot be loaded; it is damaged, or of another system, model, platform or version of OpenMM "
             f"({error})"
         ) from error
-
-
-class _Output:
-    """A file of a reporter: the steps of its frames or lines, and where each ends."""
-
-    def __init__(self, path):
-        self._path = path
-        with open(path, "rb") as file:
-            start = file.read(8)
-            file.seek(0)
-            readers = {XTC_MAGIC: _xtcFrames, DCD_MAGIC: _dcdFrames, CSV_MAGIC: _csvLines}
-            kinds = [magic for magic in readers if start.startswith(magic) or magic.startswith(start)]
-            if not kinds:
-                raise StarMDError(f"{path} is no XTC, no DCD and no CSV file of a reporter; nothing was changed.")
-            self._isDCD = kinds[0] == DCD_MAGIC
-            try:
-                self._frames = list(readers[kinds[0]](file, os.path.getsize(path)))
-            except (ValueError, IndexError) as error:
-                raise StarMDError(f"{path} is damaged: {error}; nothing was changed.") from error
-
-    def count(self, step: int) -> int:
-        """How many frames belong to a run up to ``step``, which is checked to be what a regular reporter writes."""
-        count = sum(number <= step for number, _ in self._frames)
-        interval = max(1, self._frames[0][0]) if self._frames else step + 1
-        if [number for number, _ in self._frames[:count]] != list(range(interval, step + 1, interval)):
-            raise StarMDError(
-                f"{self._path} does not hold a frame every {interval} steps up to the checkpoint at step {step}. Let "
-                "reports start at step 0, keep their interval, and append the CheckpointReporter last."
-            )
-        return count
-
-    def cut(self, count: int):
-        """Keep the first ``count`` frames."""
-        with open(self._path, "r+b") as file:
-            file.truncate(self._frames[count - 1][1])
-            if self._isDCD:  # whose header tells how many frames there are, and the last step
-                file.seek(8)
-                file.write(struct.pack("<i", count))
-                file.seek(20)
-                file.write(struct.pack("<i", self._frames[count - 1][0]))
-
-
-def _xtcFrames(file, size: int) -> Iterator[tuple[int, int]]:
-    """Step and end of every whole frame: 56 bytes of header, then coordinates, packed for more than 9 atoms."""
-    begin = 0
-    while begin + 56 <= size:
-        file.seek(begin)
-        header = file.read(92).ljust(92, b"\0")
-        magic, atoms, step = struct.unpack(">4s2i", header[:12])
-        packed = struct.unpack(">i", header[88:])[0]
-        length = 92 + (packed + 3) // 4 * 4 if atoms > 9 else 56 + 12 * atoms
-        if magic != XTC_MAGIC or length < 56:
-            raise ValueError(f"no frame begins at byte {begin}")
-        begin += length
-        if begin <= size:
-            yield step, begin
-
-
-def _dcdFrames(file, size: int) -> Iterator[tuple[int, int]]:
-    """Step and end of every whole frame, counted by the length of the file: its header may be ahead of its frames."""
-    header = file.read(276)
-    if len(header) == 276:
-        first, interval = struct.unpack("<2i", header[12:20])
-        hasBox, atoms = struct.unpack("<i", header[48:52])[0], struct.unpack("<i", header[268:272])[0]
-        length = 56 * bool(hasBox) + 3 * (8 + 4 * atoms)
-        for index in range((size - 276) // length):
-            yield first + index * interval, 276 + (index + 1) * length
-
-
-def _csvLines(file, size: int) -> Iterator[tuple[int, int]]:
-    """Step and end of every whole line after the header."""
-    header = file.readline()
-    if not header.endswith(b"\n"):
-        return
-    names = header.decode().strip().strip('#"').split('","')
-    if "Step" not in names:
-        raise ValueError('its header has no column "Step"')
-    column = names.index("Step")
-    for line in iter(file.readline, b""):
-        if line.endswith(b"\n"):
-            yield int(line.split(b",")[column]), file.tell()

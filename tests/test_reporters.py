@@ -217,6 +217,129 @@ def test_before_the_first_checkpoint_or_frame_the_run_starts_anew(tmp_path, stop
     assert contents(files) == expected
 
 
+@pytest.mark.parametrize("separator", ["\t", "; ", " "])
+def test_a_log_is_read_by_its_separator(tmp_path, separator):
+    def log(folder, until, done=0):
+        simulation = chain(12)
+        file, checkpoint = str(folder / "out.tsv"), str(folder / "run.chk")
+        if done:
+            assert resume(simulation, checkpoint, file) == done
+        simulation.reporters += [
+            app.StateDataReporter(file, EVERY, time=True, step=True, separator=separator, append=done > 0),
+            app.CheckpointReporter(checkpoint, CHECKPOINT),
+        ]
+        simulation.step(until - simulation.currentStep)
+        return Path(file).read_bytes()
+
+    part = tmp_path / "part"
+    part.mkdir()
+    log(part, 18)
+    assert log(part, TOTAL, done=10) == log(tmp_path, TOTAL)
+
+
+def test_a_log_of_steps_alone_is_cut(tmp_path):
+    simulation, file = chain(12), str(tmp_path / "out.csv")
+    simulation.reporters += [
+        app.StateDataReporter(file, 5, step=True),
+        app.CheckpointReporter(str(tmp_path / "run.chk"), 10),
+    ]
+    simulation.step(15)
+    resume(chain(12), str(tmp_path / "run.chk"), file)
+    assert Path(file).read_text() == '#"Step"\n5\n10\n'
+
+
+@pytest.mark.parametrize("subset", [[0, 3, 7], list(range(2, 14))])
+def test_files_of_some_atoms_go_on(tmp_path, subset):
+    def write(folder, until, done=0):
+        simulation = chain(31)
+        files = [str(folder / "some.xtc"), str(folder / "some.dcd")]
+        if done:
+            assert resume(simulation, str(folder / "run.chk"), *files) == done
+        simulation.reporters += [
+            app.XTCReporter(files[0], EVERY, append=done > 0, atomSubset=subset),
+            app.DCDReporter(files[1], EVERY, append=done > 0, atomSubset=subset),
+            app.CheckpointReporter(str(folder / "run.chk"), CHECKPOINT),
+        ]
+        simulation.step(until - simulation.currentStep)
+        simulation.reporters.clear()
+        return contents(files)
+
+    part = tmp_path / "part"
+    part.mkdir()
+    write(part, 18)
+    assert write(part, TOTAL, done=10) == write(tmp_path, TOTAL)
+
+
+@pytest.mark.parametrize("name", ["out.xtc", "out.dcd"])
+def test_a_trajectory_of_more_atoms_is_of_another_run(tmp_path, name):
+    run(chain(12), tmp_path, 20)
+    other = tmp_path / "other"
+    other.mkdir()
+    run(chain(13), other, 20)
+    before = (other / name).read_bytes()
+    with pytest.raises(StarMDError, match="13 atoms, but the Simulation 12"):
+        resume(chain(12), str(tmp_path / "run.chk"), str(other / name))
+    assert (other / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name, told", [("out.xtc", "2,147,483,647"), ("out.dcd", "2,147,483,647"), ("out.csv", "every 5")]
+)
+@pytest.mark.parametrize("step", [2**31 - 3, 2**31 + 2, 10**15])
+def test_steps_beyond_what_a_format_holds_are_told_of_beforehand(tmp_path, name, told, step):
+    files = run(chain(12), tmp_path, 20)
+    simulation = chain(12)
+    simulation.currentStep = step
+    simulation.saveCheckpoint(str(tmp_path / "run.chk"))
+    before = contents(files)
+    with pytest.raises(StarMDError, match=told):
+        resume(chain(12), str(tmp_path / "run.chk"), str(tmp_path / name))
+    assert contents(files) == before
+
+
+def test_a_log_goes_on_beyond_32_bits(tmp_path):
+    every, path = 10**9, tmp_path / "log.csv"
+    lines = ['#"Step"\n', *(f"{every * k}\n" for k in range(1, 6))]
+    path.write_text("".join(lines))
+    simulation = chain(12)
+    simulation.currentStep = 4 * every + 7
+    simulation.saveCheckpoint(str(tmp_path / "run.chk"))
+    assert resume(chain(12), str(tmp_path / "run.chk"), str(path)) == 4 * every + 7
+    assert path.read_text() == "".join(lines[:5])
+
+
+def append_to(simulation, folder):
+    """Reporters that go on with all files that `write_some` leaves."""
+    simulation.reporters[:] = [
+        app.XTCReporter(str(folder / "out.xtc"), 2, append=True),
+        app.DCDReporter(str(folder / "out.dcd"), 2, append=True),
+        app.StateDataReporter(str(folder / "out.csv"), 2, step=True, append=True),
+        app.StateDataReporter(str(folder / "time.csv"), 2, time=True, append=True),
+        StarMDReporter(str(folder / "starmd.csv"), 2, append=True),
+    ]
+
+
+@pytest.mark.parametrize("checkpoint, told", [(2, "doubled"), (6, "missing"), (4, None), (5, None)])
+def test_appending_where_a_file_does_not_end_is_warned_of(jumping, tmp_path, recwarn, checkpoint, told):
+    simulation = jumping(relaxation=None)
+    simulation.reporters += [
+        app.XTCReporter(str(tmp_path / "out.xtc"), 2),
+        app.DCDReporter(str(tmp_path / "out.dcd"), 2),
+        app.StateDataReporter(str(tmp_path / "out.csv"), 2, step=True),
+        app.StateDataReporter(str(tmp_path / "time.csv"), 2, time=True),
+        StarMDReporter(str(tmp_path / "starmd.csv"), 2),
+    ]
+    simulation.step(4)
+    simulation.currentStep = checkpoint
+    append_to(simulation, tmp_path)
+    for _ in range(2):
+        simulation.step(1)
+    warned = [str(w.message) for w in recwarn if "the Simulation is at step" in str(w.message)]
+    assert len(warned) == (4 if told else 0)
+    for name, line in zip(["out.xtc", "out.dcd", "out.csv", "starmd.csv"], warned, strict=bool(told)):
+        assert f"{name} ends at step 4, but the Simulation is at step {checkpoint}" in line and told in line
+
+
 def test_what_was_put_aside_is_never_overwritten(tmp_path):
     for number in (1, 2):
         (tmp_path / "log.csv").write_text(f'#"Step"\n{number}\n')

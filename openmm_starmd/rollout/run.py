@@ -11,8 +11,9 @@ import numpy as np
 from openmm import System, unit
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.binding.arguments import valueIn, wholeNumber
+from openmm_starmd.binding.arguments import require, valueIn, wholeNumber
 from openmm_starmd.binding.context import refuseWater
+from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel, refuse
 from openmm_starmd.plugins import NewPropagator
@@ -132,6 +133,7 @@ def rollout(
         If the folder holds trajectories and ``resume`` is not asked for, or another process is writing them.
     """
     n_steps, n_replicas = wholeNumber("n_steps", n_steps, 1), wholeNumber("n_replicas", n_replicas, 1)
+    require(n_steps <= LAST_STEP, f"n_steps must be at most {LAST_STEP:,}, which is what an XTC file can count to.")
     if batch_size is None:
         batch_size = n_replicas if client is None else BATCH_OF_TASK
     batch_size, place = wholeNumber("batch_size", batch_size, 1), device if client is None else "cpu"

@@ -221,6 +221,13 @@ def test_what_cannot_run_beside_a_learned_integrator(new_integrator, settings, t
         new_integrator(**settings)
 
 
+def test_more_physical_steps_than_openmm_takes_at_once(new_simulation, monkeypatch):
+    simulation, asked = new_simulation(), []
+    monkeypatch.setattr(openmm.CompoundIntegrator, "step", lambda self, steps: asked.append(steps))
+    simulation.integrator.stepPhysical(2**32)
+    assert sum(asked) == 2**32 and max(asked) < 2**31
+
+
 @pytest.mark.parametrize("steps", [(0, 0), (-1, 5), (1, 0.5)])
 def test_schedules_that_are_none(steps):
     with pytest.raises(ValueError):

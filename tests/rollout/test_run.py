@@ -225,6 +225,7 @@ def test_what_relaxation_spoils_is_sampled_again(run, samples, peptide, monkeypa
     [
         ({"start": np.zeros((3, 3))}, "positions must be finite and of shape"),
         ({"n_steps": 0}, "n_steps"),
+        ({"n_steps": 2**31}, "at most 2,147,483,647"),
         ({"n_replicas": 0}, "n_replicas"),
         ({"checkpoint_steps": 0}, "checkpoint_steps"),
         ({"batch_size": 0}, "batch_size"),
