@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         UnsupportedTopologyError,
     )
     from openmm_starmd.integrator import StarMDIntegrator
-    from openmm_starmd.model import StarMDModel, available_models, load_model
+    from openmm_starmd.interface import JumpPropagator
+    from openmm_starmd.model import StarMDModel, available_models, choose_model, load_model
+    from openmm_starmd.plugins import available_propagators, load_propagator
     from openmm_starmd.propagator import Propagator
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.reporters import StarMDReporter, resume
@@ -32,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HistoryError",
     "HybridSchedule",
+    "JumpPropagator",
     "JumpRejectedError",
     "ModelDomainError",
     "Propagator",
@@ -42,7 +45,10 @@ __all__ = [
     "StarMDReporter",
     "UnsupportedTopologyError",
     "available_models",
+    "available_propagators",
+    "choose_model",
     "load_model",
+    "load_propagator",
     "resume",
     "rollout",
 ]
@@ -52,7 +58,11 @@ _MODULE_OF = {
     "StarMDIntegrator": "integrator",
     "StarMDModel": "model",
     "available_models": "model",
+    "choose_model": "model",
     "load_model": "model",
+    "JumpPropagator": "interface",
+    "available_propagators": "plugins",
+    "load_propagator": "plugins",
     "Propagator": "propagator",
     "Relaxation": "relaxation",
     "StarMDReporter": "reporters",

@@ -195,7 +195,7 @@ def rollout(
     nanoseconds: Annotated[float, typer.Option(min=0, help="Length of each trajectory.", show_default=False)],
     stride: Annotated[float, typer.Option(help="ps of one step.")] = 100.0,
     replicas: Annotated[int, typer.Option(min=1, help="Trajectories.")] = 1,
-    model: Annotated[str, typer.Option(help="Embedded name or path.")] = "starmd-peptide",
+    model: Annotated[str, typer.Option(help="Name, as `starmd models` lists them, or path; auto chooses.")] = "auto",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the trajectories.")] = Path("rollout"),
     relax: Annotated[bool, typer.Option(help="Relax every conformation in Amber ff14SB and OBC2.")] = True,
     dynamics_steps: Annotated[
@@ -307,20 +307,24 @@ def simulate(
 
 @app.command(epilog="Example: [bold]starmd models starmd-peptide[/]")
 def models(
-    name: Annotated[str | None, typer.Argument(help="Embedded name or path; all names are listed without.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name or path; all names are listed without.")] = None,
 ) -> None:
-    """List the embedded models, or show where one was trained, and its card."""
+    """List the models and propagators that there are, or show where one was trained, and its card."""
     from openmm_starmd.model import available_models, load_model
+    from openmm_starmd.plugins import available_propagators, load_propagator
 
+    console, others = Console(), available_propagators()
     if name is None:
-        print("\n".join(available_models()))
+        print("\n".join([*available_models(), *others]))
+        return
+    if name in others and name not in available_models():
+        console.print(Markdown(load_propagator(name).card))
         return
     model = load_model(name, device="cpu")
     domain = Table(title=Text(model.name), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
     for key, value in asdict(model.domain).items():
         text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         domain.add_row(key.replace("_", " "), Text(text))
-    console = Console()
     console.print(domain)
     console.print(Markdown(model.card) if model.card else "This model has no card.")
 

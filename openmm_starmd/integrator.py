@@ -28,11 +28,12 @@ from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
-from openmm_starmd.binding.store import HistoryStore, identityOf
+from openmm_starmd.binding.store import HistoryStore
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
-from openmm_starmd.model import StarMDModel, load_model
-from openmm_starmd.propagator import Propagator
+from openmm_starmd.interface import JumpPropagator
+from openmm_starmd.model import refuse
+from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -70,7 +71,7 @@ class StarMDIntegrator(CompoundIntegrator):
         topology,
         temperature,
         stepSize,
-        model="starmd-peptide",
+        model="auto",
         *,
         relaxation=Relaxation(),
         contextFrames=None,
@@ -92,8 +93,10 @@ class StarMDIntegrator(CompoundIntegrator):
             The temperature, K.
         stepSize : time
             The stride: the time by which one step advances, ps.
-        model : str or StarMDModel
-            The name of an embedded model, the path of a model file, or a model.
+        model : str, path, StarMDModel or class of JumpPropagator
+            "auto" for the embedded model whose domain holds the protein, the stride and the temperature
+            (`choose_model`; the log tells which); the name of an embedded model, or of a propagator: "elastic" or one
+            of another package (`available_propagators`); the path of a model file.
         relaxation : Relaxation or None
             What happens to the atoms after each jump; None for nothing.
         contextFrames, denoisingSteps : int, optional
@@ -127,7 +130,7 @@ class StarMDIntegrator(CompoundIntegrator):
             refuseWater(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
-        self._model = model.on(device) if isinstance(model, StarMDModel) else load_model(model, device)
+        self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
         self._propagator = self._createPropagator(stepSize)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
@@ -136,7 +139,7 @@ class StarMDIntegrator(CompoundIntegrator):
             topology.getNumAtoms(),
             self._tokens.features,
             self._propagator.context_frames,
-            identityOf(self._model, self._tokens),
+            self._propagator.identity,
             self._relaxation.scratch,
         )
         if self._relaxation.active:
@@ -190,11 +193,11 @@ class StarMDIntegrator(CompoundIntegrator):
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
         if self._past.known(self._propagator, positions - shifts) is None:
-            self._model.refuse(self._gate.foreign(positions), self._settings["strict"])
+            refuse(self._propagator.name, self._gate.foreign(positions), self._settings["strict"])
         history = self._past.history(self._propagator, positions, shifts)
         self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):
-            generator = torch.Generator(self._model.device).manual_seed(self._random("jump", attempt))
+            generator = torch.Generator(self._propagator.device).manual_seed(self._random("jump", attempt))
             with self._statistics.timed("network"):
                 conformation = self._propagator.step(history, generator)
             with self._statistics.timed("backmapping"):
@@ -269,7 +272,7 @@ class StarMDIntegrator(CompoundIntegrator):
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
         while steps:
-            known = self._store.read(self._model.device) is not None
+            known = self._store.read(self._propagator.device) is not None
             toNextFrame = math.ceil((stride - self._store.elapsed) / (physics.getStepSize()._value or stride) - 1e-6)
             count = min(steps, max(1, toNextFrame)) if known else min(steps, LAST_STEP)
             start = context.getTime()
@@ -298,7 +301,7 @@ class StarMDIntegrator(CompoundIntegrator):
 
         A step does so by itself; this is for those who have just loaded a checkpoint or State.
         """
-        self._store.read(self._model.device)
+        self._store.read(self._propagator.device)
 
     def getStepSize(self):
         """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
@@ -362,17 +365,10 @@ class StarMDIntegrator(CompoundIntegrator):
         if hasattr(physics, "setRandomNumberSeed"):  # the Reference platform keeps one generator for all integrators
             self._store.setRandomNumberSeed(physics.getRandomNumberSeed())
 
-    def _createPropagator(self, stride: float) -> Propagator:
+    def _createPropagator(self, stride: float) -> JumpPropagator:
         frames, denoising = self._settings["contextFrames"], self._settings["denoisingSteps"]
-        return Propagator(
-            self._model,
-            self._tokens,
-            stride,
-            self._temperature,
-            context_frames=frames,
-            denoising_steps=denoising,
-            strict=self._settings["strict"],
-        )
+        settings = {"context_frames": frames, "denoising_steps": denoising}
+        return self._newPropagator(self._tokens, stride, self._temperature, **settings)
 
     def _createPhysics(self, integrator):
         if integrator is None:

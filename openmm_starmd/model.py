@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import logging
 import warnings
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -22,6 +24,8 @@ from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueTokens
 
 FORMAT_VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,16 @@ class Domain:
         if types:
             found.append(f"the model has not seen the residue types {', '.join(sorted(types))}")
         return found
+
+
+def refuse(name: str, found: list[str], strict: bool = True) -> None:
+    """Raise ModelDomainError, or warn, if anything was found to lie outside the domain of the model of that name."""
+    if not found:
+        return
+    message = f"Outside the domain of model {name!r}: {'; '.join(found)}."
+    if strict:
+        raise ModelDomainError(f"{message} Use another model, or strict=False to try all the same.")
+    warnings.warn(message, stacklevel=3)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -139,6 +153,17 @@ class StarMDModel:
         moved.denoiser = copy.deepcopy(self.denoiser).to(choose_device(device))
         return moved
 
+    def identity(self, tokens: ResidueTokens) -> bytes:
+        """Hash (16 bytes) of weights, settings and the sequence."""
+        newer = self.config.sink_frames, self.config.precision  # older checkpoints do not know of them
+        settings = self.config, tokens.sequence, *(x for x in newer if x not in (0, "32-true"))
+        if self.config.network.neighbours:
+            settings += (f"neighbours={self.config.network.neighbours}",)
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        for name, weight in self.denoiser.state_dict().items():
+            digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.digest()
+
     def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict: bool = True) -> None:
         """Compare a system with the domain.
 
@@ -147,16 +172,7 @@ class StarMDModel:
         ModelDomainError
             If it lies outside; with ``strict=False`` a warning is given instead.
         """
-        self.refuse(self.domain.violations(tokens, stride, temperature), strict)
-
-    def refuse(self, found: list[str], strict: bool = True) -> None:
-        """Raise ModelDomainError, or warn, if anything was found to lie outside the domain."""
-        if not found:
-            return
-        message = f"Outside the domain of model {self.name!r}: {'; '.join(found)}."
-        if strict:
-            raise ModelDomainError(f"{message} Use another model, or strict=False to try all the same.")
-        warnings.warn(message, stacklevel=3)
+        refuse(self.name, self.domain.violations(tokens, stride, temperature), strict)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: weights, and configuration, domain and card as its metadata."""
@@ -182,6 +198,45 @@ def available_models() -> list[str]:
     return list(_embedded())
 
 
+def choose_model(
+    topology, stride: float, temperature: float, *, device: str | torch.device = "auto", strict: bool = True
+) -> StarMDModel:
+    """Load the embedded model whose domain holds the protein of a Topology, a stride and a temperature.
+
+    Of several it is the one of the narrowest range of lengths, and of these the first by name. The choice is logged.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology or ResidueTokens
+    stride : float
+        ps.
+    temperature : float
+        K.
+    device : str or torch.device
+    strict : bool
+        Whether it is an error that no domain holds them; otherwise the model that lacks the least is taken.
+
+    Raises
+    ------
+    ModelDomainError
+        If there is none; the message tells what each of the models lacks.
+    UnsupportedTopologyError
+        If the protein cannot be described by residue tokens.
+    """
+    tokens = topology if isinstance(topology, ResidueTokens) else ResidueTokens.from_topology(topology)
+    domains = {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
+    names = sorted(domains, key=lambda name: (domains[name].max_length - domains[name].min_length, name))
+    lacks = {name: domains[name].violations(tokens, stride, temperature) for name in names}
+    chosen = min(names, key=lambda name: len(lacks[name]))
+    if strict and lacks[chosen]:
+        reasons = " ".join(f"{name}: {'; '.join(found)}." for name, found in sorted(lacks.items()))
+        raise ModelDomainError(
+            f"No embedded model knows this system. {reasons} Name another model, or strict=False to try all the same."
+        )
+    logger.info("Model chosen for %d residues, %g ps, %g K: %s", tokens.n_residues, stride, temperature, chosen)
+    return load_model(chosen, device)
+
+
 def load_model(name_or_path: str | Path, device: str | torch.device = "auto") -> StarMDModel:
     """Load an embedded model by name, or one from a file.
 
@@ -203,10 +258,23 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "auto") ->
         raise StarMDError(
             f"No model {str(name_or_path)!r}: expected a path of a .safetensors file or one of {available_models()}."
         )
+    metadata, weights = _read(path)
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+        denoiser = Denoiser(config.network)
+        denoiser.load_state_dict(weights)
+        domain = _domain_of(metadata)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StarMDError(f"{path} does not hold the weights and settings of a model: {error}") from None
+    return StarMDModel(denoiser.to(device), config, domain, metadata.get("card", ""), metadata.get("name", path.stem))
+
+
+def _read(path: Path, weights: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata of a model file, and its weights if they are asked for."""
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {key: file.get_tensor(key) for key in (file.keys() if weights else ())}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StarMDError(
             f"{path} is not a readable safetensors file ({error}); it may be truncated, or a pickle, which is never "
@@ -217,12 +285,9 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "auto") ->
             f"{path} is not an openmm-starmd model of version {FORMAT_VERSION} (found format "
             f"{metadata.get('format')!r}, version {metadata.get('version')!r}); save it again with this version."
         )
-    try:
-        config = ModelConfig.from_dict(json.loads(metadata["config"]))
-        domain = json.loads(metadata["domain"])
-        denoiser = Denoiser(config.network)
-        denoiser.load_state_dict(weights)
-        domain = Domain(**(domain | {"residue_types": tuple(domain["residue_types"])}))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise StarMDError(f"{path} does not hold the weights and settings of a model: {error}") from None
-    return StarMDModel(denoiser.to(device), config, domain, metadata.get("card", ""), metadata.get("name", path.stem))
+    return metadata, tensors
+
+
+def _domain_of(metadata: dict[str, str]) -> Domain:
+    domain = json.loads(metadata["domain"])
+    return Domain(**(domain | {"residue_types": tuple(domain["residue_types"])}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from operator import attrgetter
 
 import torch
@@ -13,6 +14,7 @@ from openmm_starmd.diffusion.loss import context_inputs
 from openmm_starmd.diffusion.replay import Eager, Recordings, Replayed
 from openmm_starmd.diffusion.sampler import SAMPLERS, State
 from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
 from openmm_starmd.network.embedding import FrameInputs, Moments, Statics
@@ -27,7 +29,7 @@ LEAST_ROOM = 64  # frames, on a GPU
 _numbers = attrgetter("frames.rotations", "frames.translations", "torsions", "angles")
 
 
-class Propagator:
+class Propagator(JumpPropagator):
     """Samples the conformation one stride ahead, for B replicas of one system at a time.
 
     Parameters
@@ -69,12 +71,13 @@ class Propagator:
         for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self._sinks = model.config.sink_frames
-        if context_frames is not None and context_frames <= self._sinks:
+        self.sink_frames = sinks = model.config.sink_frames
+        if context_frames is not None and context_frames <= sinks:
             raise ValueError(
-                f"context_frames must be at least {self._sinks + 1}, not {context_frames}: the model keeps the first "
-                f"{self._sinks} of a run, and the last one is needed."
+                f"context_frames must be at least {sinks + 1}, not {context_frames}: the model keeps the first {sinks} "
+                "of a run, and the last one is needed."
             )
+        self.name, self.device = model.name, model.device
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
         self.context_frames = context_frames or model.config.context_frames
         steps = denoising_steps or model.config.denoising_steps
@@ -92,9 +95,10 @@ class Propagator:
         self._recordings: Recordings | None = Recordings(model.device)
         self._roomy = model.device.type == "cuda"
 
-    def start(self, conformation: Conformation, time: float = 0.0) -> History:
-        """History of one conformation (B, N), at ``time`` ps; it is the reference structure of the run."""
-        return History.start(conformation.map(self._here), time)
+    @cached_property
+    def identity(self) -> bytes:
+        """Hash of the model and of the sequence."""
+        return self.model.identity(self.tokens)
 
     @torch.inference_mode()
     def step(self, history: History, generator) -> Conformation:
@@ -156,29 +160,17 @@ class Propagator:
 
     def extend(self, history: History, conformation: Conformation, generator, time: float | None = None) -> History:
         """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
-        copy = self._context_copy(conformation, generator)
-        time = self.stride if time is None else time
-        grown = history.append(copy, float(history.times[-1]) + time, self.context_frames, self._sinks)
+        grown = super().extend(history, conformation, generator, time)
         self._grown = history, grown
         return grown
 
-    def replace(self, history: History, conformation: Conformation, time: float, generator) -> History:
-        """History whose last conformation has moved on to ``conformation`` (B, N) in ``time`` (ps)."""
-        now, copy = float(history.times[-1]) + time, self._context_copy(conformation, generator)
-        return history.without_last().append(copy, now, self.context_frames, self._sinks)
-
     @torch.inference_mode()
-    def _context_copy(self, conformation: Conformation, generator) -> Conformation:
-        conformation = conformation.map(self._here)
+    def context_copy(self, conformation: Conformation, generator) -> Conformation:
+        """The slightly noised copy of a conformation (B, N) that the history keeps (paper, section 3.3)."""
         copy = self.model.process.context_copy(
             _centred(conformation), self._features(len(conformation.angles)), generator
         )
         return _shifted(copy, conformation.frames.translations.mean(-2, keepdim=True))
-
-    def _here(self, x: torch.Tensor) -> torch.Tensor:
-        """A tensor as float32 on the model's device; the host does not wait."""
-        x, device = x.to(torch.float32), self.model.device
-        return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
 
     def _precision(self):
         """Context in which the network computes."""
@@ -192,7 +184,7 @@ class Propagator:
     def _moments_of_times(self) -> Moments:
         """Of all denoising steps; the same in every jump."""
         if self._moments is None:
-            process, times = self.model.process, self._here(self.sampler.times())[None]
+            process, times = self.model.process, self.here(self.sampler.times())[None]
             levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
             self._moments = self.model.denoiser.moments(*levels)
         return self._moments
@@ -221,7 +213,7 @@ class Propagator:
                 with self._precision():
                     statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
                 self._statics, self._memory = statics, None
-        inputs, lasting = self._context_inputs(history), self._sinks if history.dropped else frames
+        inputs, lasting = self._context_inputs(history), self.sink_frames if history.dropped else frames
         cache = self._known_part(history, lasting)
         for k in range(cache.n_frames, lasting):
             cache = self._encoded(inputs.frame(k), cache)
@@ -249,11 +241,11 @@ class Propagator:
 
     def _context_inputs(self, history: History) -> FrameInputs:
         """The window as the network gets it; behind the sinks it begins anew if frames have left from there."""
-        window, first = _centred(history.conformations), self._sinks if history.dropped else 0
+        window, first = _centred(history.conformations), self.sink_frames if history.dropped else 0
 
         def piece(start: int, stop: int | None) -> FrameInputs:
             times, copies = history.times[start:stop], window[:, start:stop]
-            strides = self._here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
+            strides = self.here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
             return context_inputs(copies, strides, self.model.process, start, self._reference_on(copies))
 
         return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)

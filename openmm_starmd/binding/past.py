@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from openmm_starmd.binding.store import HistoryStore
-from openmm_starmd.propagator import Propagator
+from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -38,12 +38,12 @@ class Past:
     def __init__(self, store: HistoryStore, tokens: ResidueTokens, randomSeed: Callable[[str, int], int]):
         self._store, self._tokens, self._randomSeed = store, tokens, randomSeed
 
-    def history(self, propagator: Propagator, positions: np.ndarray, shifts: np.ndarray) -> History:
+    def history(self, propagator: JumpPropagator, positions: np.ndarray, shifts: np.ndarray) -> History:
         """The history that leads to the present positions, or a new one that starts with them.
 
         Parameters
         ----------
-        propagator : Propagator
+        propagator : JumpPropagator
         positions : array, shape (A, 3)
             Of whole molecules, nm.
         shifts : array, shape (A, 3)
@@ -57,9 +57,9 @@ class Past:
         noise = self._generator(propagator, "physical", 0)
         return propagator.replace(known, self._measured(positions), self._store.elapsed, noise)
 
-    def known(self, propagator: Propagator, stored: np.ndarray) -> History | None:
+    def known(self, propagator: JumpPropagator, stored: np.ndarray) -> History | None:
         """What the store holds, if the backbone is still where it was then; ``stored`` positions are the Context's."""
-        known = self._store.read(propagator.model.device)
+        known = self._store.read(propagator.device)
         if known is None:
             return None
         history, backbone = known
@@ -70,9 +70,9 @@ class Past:
         extended = propagator.extend(history, self._measured(positions), generator, time)
         self._store.write(extended, self._backboneOf(positions - shifts))
 
-    def follow(self, propagator: Propagator, positions, shifts, time: float, step: int):
+    def follow(self, propagator: JumpPropagator, positions, shifts, time: float, step: int):
         """Let what the store holds go on by ``time`` (ps) of physical steps, up to step number ``step``."""
-        history, _ = self._store.read(propagator.model.device)
+        history, _ = self._store.read(propagator.device)
         elapsed = self._store.elapsed + time
         if elapsed >= propagator.stride * (1 - 1e-6):
             noise = self._generator(propagator, "physical", step)
@@ -87,5 +87,5 @@ class Past:
     def _backboneOf(self, positions: np.ndarray) -> np.ndarray:
         return positions[self._tokens.backbone.numpy()].astype(np.float32)
 
-    def _generator(self, propagator: Propagator, purpose: str, number: int) -> torch.Generator:
-        return torch.Generator(propagator.model.device).manual_seed(self._randomSeed(purpose, number))
+    def _generator(self, propagator: JumpPropagator, purpose: str, number: int) -> torch.Generator:
+        return torch.Generator(propagator.device).manual_seed(self._randomSeed(purpose, number))

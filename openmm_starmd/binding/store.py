@@ -9,9 +9,8 @@ import torch
 from openmm import CustomIntegrator
 
 from openmm_starmd.errors import HistoryError
-from openmm_starmd.model import StarMDModel
 from openmm_starmd.protein.history import History
-from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
+from openmm_starmd.protein.tokens import ResidueFeatures
 
 PREFIX = "starmd_"  # the variables of a CustomIntegrator share their names with the parameters of the user's forces
 AT_WORK = PREFIX + "python_half_at_work"
@@ -21,18 +20,6 @@ TAG = PREFIX + "tag"
 def scratchName(index: int) -> str:
     """Name of a per-DOF variable that is free during a jump."""
     return f"{PREFIX}history{index}"
-
-
-def identityOf(model: StarMDModel, tokens: ResidueTokens) -> bytes:
-    """Hash of the weights and settings of a model and of the sequence."""
-    newer = model.config.sink_frames, model.config.precision  # older checkpoints do not know of them
-    settings = model.config, tokens.sequence, *(x for x in newer if x not in (0, "32-true"))
-    if model.config.network.neighbours:
-        settings += (f"neighbours={model.config.network.neighbours}",)
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-    for name, weight in model.denoiser.state_dict().items():
-        digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()
 
 
 class HistoryStore(CustomIntegrator):

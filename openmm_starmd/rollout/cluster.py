@@ -8,10 +8,8 @@ result; and a worker that is only believed dead keeps its locks until it has fin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.model import choose_device
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
 try:
@@ -40,7 +38,7 @@ def distribute(
     ----------
     client : distributed.Client
     ensemble : Ensemble
-        Its model on the CPU.
+        Its propagators on the CPU.
     batches : sequence of sequence of int
         Numbers of the replicas.
     steps : sequence of int
@@ -91,5 +89,5 @@ def _same(ensemble: Ensemble) -> Ensemble:
 
 
 def _advance(ensemble: Ensemble, numbers: list[int], until: int, device: str) -> list[Reached]:
-    ensemble = replace(ensemble, model=ensemble.model.on(choose_device(device)))
+    ensemble = ensemble.on(device)
     return ensemble.advance(numbers, until, ensemble.sampler(), wait=True)

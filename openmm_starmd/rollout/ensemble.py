@@ -7,8 +7,8 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +17,9 @@ from openmm import System
 from openmm.app import Topology
 
 from openmm_starmd.binding.gate import ValidityGate
-from openmm_starmd.binding.store import identityOf
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.model import StarMDModel
-from openmm_starmd.propagator import Propagator
+from openmm_starmd.interface import JumpPropagator
+from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation, RelaxationPool
@@ -51,7 +50,7 @@ class Ensemble:
     """
 
     folder: Path
-    model: StarMDModel
+    new_propagator: NewPropagator
     topology: Topology
     starts: np.ndarray
     stride: float
@@ -62,7 +61,6 @@ class Ensemble:
     denoising_steps: int | None
     context_frames: int | None
     max_retries: int
-    strict: bool
     checkpoint_steps: int
     workers: int
 
@@ -71,10 +69,28 @@ class Ensemble:
         """Residue tokens of the topology."""
         return ResidueTokens.from_topology(self.topology)
 
+    def _create_propagator(self) -> JumpPropagator:
+        settings = {"context_frames": self.context_frames, "denoising_steps": self.denoising_steps}
+        return self.new_propagator(self.tokens, self.stride, self.temperature, **settings)
+
+    def on(self, device: str) -> Ensemble:
+        """The same with its propagators on another device."""
+        return replace(self, new_propagator=self.new_propagator.on(device))
+
+    @cached_property
+    def _described(self) -> tuple[str, bytes, int]:
+        """Name, identity and sinks of the propagators; their caches need not travel with the ensemble."""
+        propagator = self._create_propagator()
+        return propagator.name, propagator.identity, propagator.sink_frames
+
+    @property
+    def model_name(self) -> str:
+        """What messages call the model."""
+        return self._described[0]
+
     @cached_property
     def _identity(self) -> str:
-        relaxation = self._relaxes and self.relaxation
-        model = identityOf(self.model, self.tokens).hex()
+        relaxation, model = self._relaxes and self.relaxation, self._described[1].hex()
         return f"{model} {self.stride:g} {self.temperature:g} {self.seed} {relaxation}"
 
     @property
@@ -94,14 +110,12 @@ class Ensemble:
         ModelDomainError, ValueError
             If protein, stride, temperature, System or relaxation do not fit.
         """
-        frames = {"context_frames": self.context_frames, "denoising_steps": self.denoising_steps}
-        settings = self.model, self.tokens, self.stride, self.temperature
-        pool, new_propagator = None, partial(Propagator, *settings, strict=self.strict, **frames)
+        pool = None
         if self._relaxes:
             pool = RelaxationPool(
                 self.system, self.topology, self.tokens, self.relaxation, self.temperature, self.workers
             )
-        return BatchSampler(new_propagator, self.gate, pool, self.seed)
+        return BatchSampler(self._create_propagator, self.gate, pool, self.seed)
 
     def replica(self, number: int) -> Replica:
         """One of the replicas, at its start."""
@@ -111,7 +125,7 @@ class Ensemble:
             self.topology,
             self.tokens.features.torsion_mask,
             self.stride,
-            self.model.config.sink_frames,
+            self._described[2],
             self._identity,
             self.starts[number],
         )

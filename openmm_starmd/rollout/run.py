@@ -15,7 +15,10 @@ from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.files import replacing
-from openmm_starmd.model import StarMDModel, load_model
+from openmm_starmd.interface import JumpPropagator
+from openmm_starmd.model import StarMDModel, refuse
+from openmm_starmd.plugins import NewPropagator
+from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
@@ -29,7 +32,7 @@ BATCH_OF_TASK = 8  # with relaxation, larger batches gain little
 
 
 def rollout(
-    model: str | os.PathLike | StarMDModel,
+    model: str | os.PathLike | StarMDModel | type[JumpPropagator],
     topology: Topology,
     positions,
     *,
@@ -65,7 +68,8 @@ def rollout(
 
     Parameters
     ----------
-    model : str, path or StarMDModel
+    model : str, path, StarMDModel or class of JumpPropagator
+        As of `StarMDIntegrator`.
     topology : Topology
     positions : Quantity or array, shape (A, 3) or (B, A, 3)
         Start of all replicas, or of each, nm; molecules whole.
@@ -137,25 +141,27 @@ def rollout(
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
     refuseWater(topology)
+    stride, temperature = valueIn(stride, unit.picoseconds), valueIn(temperature, unit.kelvin)
     ensemble = Ensemble(
         folder=Path(output) if client is None else Path(output).absolute(),
-        model=model.on(place) if isinstance(model, StarMDModel) else load_model(model, place),
+        new_propagator=NewPropagator.of(
+            model, ResidueTokens.from_topology(topology), stride, temperature, place, strict
+        ),
         topology=topology,
         starts=_starts(positions, topology, n_replicas),
-        stride=valueIn(stride, unit.picoseconds),
-        temperature=valueIn(temperature, unit.kelvin),
+        stride=stride,
+        temperature=temperature,
         seed=seed,
         system=system,
         relaxation=relaxation,
         denoising_steps=denoising_steps,
         context_frames=context_frames,
         max_retries=wholeNumber("max_retries", max_retries),
-        strict=strict,
         checkpoint_steps=wholeNumber("checkpoint_steps", checkpoint_steps, 1),
         workers=wholeNumber("workers", workers, 1),
     )
     foreign = [told for start in ensemble.starts for told in ensemble.gate.foreign(start)]
-    ensemble.model.refuse(foreign[:1], strict)
+    refuse(ensemble.model_name, foreign[:1], strict)
     sampler = ensemble.sampler()  # finds what else is wrong, before there are files
     _prepare(ensemble, resume)
     steps = ensemble.steps()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from openmm_starmd.binding.gate import ValidityGate
-from openmm_starmd.propagator import Propagator
+from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
@@ -22,18 +22,18 @@ class BatchSampler:
     Parameters
     ----------
     new_propagator : callable
-        Makes a `Propagator`. Batches of about one size share one, because it keeps what belongs to the size.
+        Makes a `JumpPropagator`. Batches of about one size share one, because it keeps what belongs to the size.
     gate : ValidityGate
     pool : RelaxationPool or None
     seed : int
     """
 
     def __init__(
-        self, new_propagator: Callable[[], Propagator], gate: ValidityGate, pool: RelaxationPool | None, seed: int
+        self, new_propagator: Callable[[], JumpPropagator], gate: ValidityGate, pool: RelaxationPool | None, seed: int
     ):
-        self._propagators: defaultdict[int, Propagator] = defaultdict(new_propagator)
+        self._propagators: defaultdict[int, JumpPropagator] = defaultdict(new_propagator)
         self._gate, self._pool, self._seed = gate, pool, seed
-        self._tokens, self._device = self._of(1).tokens, self._of(1).model.device
+        self._tokens, self._device = self._of(1).tokens, self._of(1).device
         self._minimized: dict[bytes, np.ndarray] = {}
 
     def minimized(self, positions: np.ndarray) -> np.ndarray:
@@ -104,5 +104,5 @@ class BatchSampler:
     def _generators(self, purpose: str, keys) -> list[torch.Generator]:
         return [torch.Generator(self._device).manual_seed(derived(purpose, self._seed, *key)) for key in keys]
 
-    def _of(self, batch: int) -> Propagator:
+    def _of(self, batch: int) -> JumpPropagator:
         return self._propagators[batch.bit_length()]

@@ -9,7 +9,6 @@ import pytest
 from openmm import app, unit
 
 from openmm_starmd import HistoryError, StarMDError, StarMDIntegrator, StarMDModel
-from openmm_starmd.binding.store import identityOf
 from openmm_starmd.protein.tokens import ResidueTokens
 
 CONTINUE = {
@@ -56,7 +55,7 @@ def test_newer_settings_left_alone_keep_the_identity_that_there_was_before_them(
     tokens, config = ResidueTokens.from_topology(peptide[0]), tiny_model.config
     other = StarMDModel(tiny_model.denoiser, replace(config, **change), tiny_model.domain)
     assert repr(config).endswith(f"denoising_steps={config.denoising_steps}, sampler={config.sampler!r})")
-    assert identityOf(tiny_model, tokens) != identityOf(other, tokens)
+    assert tiny_model.identity(tokens) != other.identity(tokens)
 
 
 def test_a_network_that_sees_fewer_neighbours_is_another(tiny_model, peptide):
@@ -64,7 +63,7 @@ def test_a_network_that_sees_fewer_neighbours_is_another(tiny_model, peptide):
     fewer = replace(config, network=replace(config.network, neighbours=8))
     assert repr(fewer) == repr(config)
     other = StarMDModel(tiny_model.denoiser, fewer, tiny_model.domain)
-    assert identityOf(other, tokens) != identityOf(tiny_model, tokens)
+    assert other.identity(tokens) != tiny_model.identity(tokens)
 
 
 def test_the_history_matters(new_simulation, snapshot, tmp_path):

@@ -1,0 +1,86 @@
+"""The interface between what makes trajectories (integrator, rollout) and what samples their jumps."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.history import History
+from openmm_starmd.protein.tokens import ResidueTokens
+
+
+class JumpPropagator(Protocol):
+    """Samples the conformation one stride ahead, for B replicas of one protein at a time.
+
+    A class that inherits from the protocol needs the attributes without a default, and `step`. Its constructor is
+    called as ``cls(tokens, stride, temperature, *, device, strict, **settings)``; ``settings`` are ``context_frames``
+    and ``denoising_steps``, where the user gives them. An entry point of the group ``openmm_starmd.propagators`` makes
+    such a class known by name; see ``docs/propagators.md``.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    identity : bytes
+        At most 64 bytes that differ wherever trajectories of one seed would differ: a hash of the sequence and of all
+        weights and settings besides stride, temperature and seed. Restart data of another identity are refused.
+    tokens : ResidueTokens
+    stride : float
+        Physical time of one step, ps.
+    temperature : float
+        K.
+    card : str
+        What the propagator is and what it is not, Markdown; an attribute of the class.
+    device : torch.device
+        Where conformations and random numbers are; the CPU by default.
+    context_frames, sink_frames : int
+        Past conformations that `step` sees, and how many of them are the first of the run; 1 and 0 by default.
+    """
+
+    name: str
+    identity: bytes
+    tokens: ResidueTokens
+    stride: float
+    temperature: float
+    card: str = ""
+    device: torch.device = torch.device("cpu")
+    context_frames: int = 1
+    sink_frames: int = 0
+
+    def step(self, history: History, generator) -> Conformation:
+        """Sample the next conformation (B, N); its C-alpha centroid is that of the last one.
+
+        Parameters
+        ----------
+        history : History
+        generator : torch.Generator or one for each replica
+            The only source of random numbers; `protein.displacement.per_replica` draws from either kind.
+        """
+        ...
+
+    def context_copy(self, conformation: Conformation, generator) -> Conformation:
+        """What the history keeps of a conformation (B, N); by default the conformation."""
+        return conformation
+
+    def start(self, conformation: Conformation, time: float = 0.0) -> History:
+        """History of one conformation (B, N), at ``time`` ps; it is the reference structure of the run."""
+        return History.start(conformation.map(self.here), time)
+
+    def extend(self, history: History, conformation: Conformation, generator, time: float | None = None) -> History:
+        """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
+        now = float(history.times[-1]) + (self.stride if time is None else time)
+        copy = self.context_copy(conformation.map(self.here), generator)
+        return history.append(copy, now, self.context_frames, self.sink_frames)
+
+    def replace(self, history: History, conformation: Conformation, time: float, generator) -> History:
+        """History whose last conformation has moved on to ``conformation`` (B, N) in ``time`` (ps)."""
+        now = float(history.times[-1]) + time
+        copy = self.context_copy(conformation.map(self.here), generator)
+        return history.without_last().append(copy, now, self.context_frames, self.sink_frames)
+
+    def here(self, x: torch.Tensor) -> torch.Tensor:
+        """A tensor as float32 on the device; the host does not wait."""
+        x, device = x.to(torch.float32), self.device
+        return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)

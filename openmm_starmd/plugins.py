@@ -1,0 +1,125 @@
+"""Propagators by name: the embedded models, `elastic`, and those of other packages."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
+
+import torch
+
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.interface import JumpPropagator
+from openmm_starmd.model import StarMDModel, available_models, choose_device, choose_model, load_model
+from openmm_starmd.propagator import Propagator
+from openmm_starmd.protein.tokens import ResidueTokens
+
+GROUP = "openmm_starmd.propagators"
+BUILT_IN = (EntryPoint("elastic", "openmm_starmd.elastic:ElasticNetwork", GROUP),)
+
+
+def available_propagators() -> list[str]:
+    """Names of `elastic` and of the propagators that other packages bring, see `JumpPropagator`."""
+    return sorted({point.name for point in (*BUILT_IN, *entry_points(group=GROUP))})
+
+
+def load_propagator(name: str) -> type[JumpPropagator]:
+    """Class of the propagator of that name.
+
+    Raises
+    ------
+    StarMDError
+        If there is none, two packages bring one each, or its package cannot be imported.
+    """
+    found = [point for point in (*BUILT_IN, *entry_points(group=GROUP)) if point.name == name]
+    values = {point.value for point in found}
+    if not values:
+        raise StarMDError(f"No propagator {name!r}: expected one of {available_propagators()}.")
+    if len(values) > 1:
+        raise StarMDError(f"Several packages bring a propagator {name!r} ({', '.join(sorted(values))}); remove one.")
+    try:
+        return found[0].load()
+    except (ImportError, AttributeError) as error:
+        raise StarMDError(f"The propagator {name!r} ({found[0].value}) cannot be imported: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class NewPropagator:
+    """Makes propagators of one model; can be sent to another process.
+
+    Parameters
+    ----------
+    source : StarMDModel or class of JumpPropagator
+    device : torch.device
+        Of propagators that are no `StarMDModel`; that is where it is.
+    strict : bool
+        Whether leaving the domain is an error; otherwise it is a warning.
+    """
+
+    source: StarMDModel | type[JumpPropagator]
+    device: torch.device
+    strict: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        model: str | os.PathLike | StarMDModel | type[JumpPropagator],
+        tokens: ResidueTokens,
+        stride: float,
+        temperature: float,
+        device: str | torch.device = "auto",
+        strict: bool = True,
+    ) -> NewPropagator:
+        """Find what a user means by a model.
+
+        Parameters
+        ----------
+        model : str, path, StarMDModel or class of JumpPropagator
+            ``"auto"`` for `choose_model`; the name of an embedded model or of a propagator; a model file.
+        tokens, stride, temperature
+            What ``"auto"`` chooses by; ps and K.
+        device : str or torch.device
+        strict : bool
+
+        Raises
+        ------
+        StarMDError
+            If there is no such model, and ModelDomainError if none is fit to be chosen.
+        """
+        if isinstance(model, StarMDModel):
+            source = model.on(device)
+        elif inspect.isclass(model):
+            source = model
+        elif model == "auto":
+            source = choose_model(tokens, stride, temperature, device=device, strict=strict)
+        elif model in available_propagators() and model not in available_models():
+            source = load_propagator(model)
+        else:
+            source = load_model(model, device)
+        return cls(source, source.device if isinstance(source, StarMDModel) else choose_device(device), strict)
+
+    def on(self, device: str | torch.device) -> NewPropagator:
+        """The same on another device."""
+        device = choose_device(device)
+        source = self.source.on(device) if isinstance(self.source, StarMDModel) else self.source
+        return replace(self, source=source, device=device)
+
+    def __call__(self, tokens: ResidueTokens, stride: float, temperature: float, **settings) -> JumpPropagator:
+        """A propagator of one system; ``settings`` that are None are left to it.
+
+        Raises
+        ------
+        ModelDomainError
+            If system, stride or temperature lie outside of its domain.
+        ValueError
+            If it does not know one of the settings.
+        """
+        given = {name: value for name, value in settings.items() if value is not None}
+        if isinstance(self.source, StarMDModel):
+            return Propagator(self.source, tokens, stride, temperature, strict=self.strict, **given)
+        create: Callable[..., JumpPropagator] = self.source
+        for name in given.keys() - inspect.signature(create).parameters:
+            raise ValueError(f"The propagator {create.__name__} knows no {name}; leave it out.")
+        return create(tokens, stride, temperature, device=self.device, strict=self.strict, **given)

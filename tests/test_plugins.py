@@ -1,0 +1,190 @@
+"""Propagators by name: what other packages bring, what "auto" chooses, and what bad names get."""
+
+import hashlib
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from openmm import Platform
+from openmm.app import Simulation
+
+from openmm_starmd import (
+    JumpPropagator,
+    ModelDomainError,
+    Relaxation,
+    StarMDError,
+    StarMDIntegrator,
+    available_propagators,
+    choose_model,
+    cli,
+    load_propagator,
+    rollout,
+)
+from openmm_starmd.geometry.rigid import Rigid
+from openmm_starmd.model import _embedded
+from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.tokens import ResidueTokens
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "propagators.md"
+
+
+class Sway(JumpPropagator):
+    """Every residue goes up and down by turns, and a little anywhere; it sees two past frames."""
+
+    name, context_frames = "sway", 2
+
+    def __init__(self, tokens, stride, temperature, *, device="cpu", strict=True):
+        if stride > 500:
+            raise ModelDomainError("sway knows strides of up to 500 ps; choose a shorter one.")
+        self.tokens, self.stride, self.temperature, self.device = tokens, stride, temperature, torch.device(device)
+        self.identity = hashlib.blake2b(b"sway" + tokens.sequence.encode(), digest_size=16).digest()
+
+    def step(self, history, generator):
+        generators = [generator] if isinstance(generator, torch.Generator) else generator
+        draws = torch.stack([torch.randn(1, 3, generator=g) for g in generators])
+        last, up = history.last, 0.01 if (history.n_frames + history.dropped) % 2 else -0.01
+        shift = 0.001 * draws + torch.tensor([0.0, 0.0, up])
+        return Conformation(Rigid(last.frames.rotations, last.frames.translations + shift), last.torsions, last.angles)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Function (package, entry_points, module="") that installs a package with these lines of entry points."""
+
+    def install(package, lines, module=""):
+        site = tmp_path / "site"
+        metadata = site / f"{package}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text("[openmm_starmd.propagators]\n" + lines)
+        (site / f"{package}.py").write_text(module)
+        monkeypatch.syspath_prepend(str(site))
+
+    return install
+
+
+@pytest.fixture
+def sway(install):
+    install(
+        "swaying",
+        "sway = swaying:Sway",
+        f"from importlib import import_module\nSway = import_module({__name__!r}).Sway",
+    )
+    return "sway"
+
+
+def simulation_of(peptide, model, **settings):
+    topology, positions, system = peptide
+    integrator = StarMDIntegrator(topology, 300, 100, model, randomSeed=5, device="cpu", **settings)
+    simulation = Simulation(topology, system, integrator, Platform.getPlatform("Reference"))
+    simulation.context.setPositions(positions)
+    return simulation
+
+
+def positions_of(simulation):
+    return simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+
+
+def test_a_propagator_of_another_package_runs_by_its_name(peptide, sway, tmp_path):
+    assert sway in available_propagators()
+    whole = simulation_of(peptide, sway, relaxation=None)
+    whole.step(2)
+    whole.saveCheckpoint(str(tmp_path / "half"))
+    whole.step(2)
+    rest = simulation_of(peptide, sway, relaxation=None)
+    rest.loadCheckpoint(str(tmp_path / "half"))
+    rest.step(2)
+    assert np.array_equal(positions_of(rest), positions_of(whole))
+    single = simulation_of(peptide, Sway, relaxation=None)
+    single.step(4)
+    assert np.array_equal(positions_of(single), positions_of(whole))
+    assert np.abs(positions_of(whole) - peptide[1]._value).max() > 1e-4
+
+
+def test_a_rollout_of_it_goes_on_bit_for_bit(peptide, sway, tmp_path):
+    def run(folder, n_steps):
+        options = {"stride": 100, "output": tmp_path / folder, "n_replicas": 2, "resume": True, "checkpoint_steps": 2}
+        return [f.read_bytes() for f in rollout(sway, peptide[0], peptide[1], n_steps=n_steps, **options)]
+
+    whole = run("whole", 6)
+    run("parts", 3)
+    assert run("parts", 6) == whole and whole[0] != whole[1]
+
+
+def test_the_example_of_the_documentation_runs(peptide, install, tmp_path, capsys):
+    code, toml = re.findall(r"```(?:python|toml)\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code.splitlines()) <= 40
+    install("jitter", toml.splitlines()[1].replace('"', ""), code)
+    simulation = simulation_of(peptide, "jitter", relaxation=Relaxation(minimizationSteps=20, dynamicsSteps=5))
+    simulation.step(2)
+    assert np.abs(positions_of(simulation) - peptide[1]._value).max() > 0.01
+    assert cli.main(["models"]) == 0 and "jitter" in capsys.readouterr().out.splitlines()
+    assert cli.main(["models", "jitter"]) == 0 and "Normally distributed" in capsys.readouterr().out
+
+
+def test_what_a_propagator_refuses(peptide, sway):
+    with pytest.raises(ModelDomainError, match="up to 500"):
+        StarMDIntegrator(peptide[0], 300, 600, sway)
+    with pytest.raises(ValueError, match="Sway knows no denoising_steps"):
+        StarMDIntegrator(peptide[0], 300, 100, sway, denoisingSteps=3)
+
+
+def test_a_state_of_another_propagator_is_refused(peptide, sway, tiny_model, tmp_path):
+    simulation = simulation_of(peptide, sway, relaxation=None)
+    simulation.step(1)
+    simulation.saveState(str(tmp_path / "state"))
+    other = simulation_of(peptide, tiny_model, relaxation=None)
+    other.loadState(str(tmp_path / "state"))
+    with pytest.raises(StarMDError, match="another model"):
+        other.step(1)
+
+
+def test_names_that_lead_nowhere(peptide, install):
+    with pytest.raises(StarMDError, match="No propagator 'nobody': expected one of"):
+        load_propagator("nobody")
+    install("broken", "broken = broken:Missing")
+    with pytest.raises(StarMDError, match="'broken' .* cannot be imported"):
+        StarMDIntegrator(peptide[0], 300, 100, "broken")
+    install("rival", "broken = rival:Broken")
+    with pytest.raises(StarMDError, match="Several packages bring a propagator 'broken'"):
+        load_propagator("broken")
+
+
+@pytest.mark.parametrize("sequence", ["ASG", "AAAAA"])
+def test_auto_takes_the_embedded_model_that_holds_the_molecule(build_peptide, sequence, caplog):
+    topology, positions = build_peptide(sequence)
+    with caplog.at_level(logging.INFO, "openmm_starmd"):
+        model = choose_model(topology, 100, 300, device="cpu")
+    assert model.domain.violations(ResidueTokens.from_topology(topology), 100, 300) == []
+    assert [record.getMessage().count(model.name) for record in caplog.records] == [1]
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "openmm_starmd"):
+        integrator = StarMDIntegrator(topology, 300, 100, device="cpu")
+    assert len(caplog.records) == 1 and integrator._propagator.name == model.name
+
+
+def test_where_auto_finds_none_the_error_tells_what_each_lacks(build_peptide, tmp_path):
+    topology, positions = build_peptide("AGGA")
+    for call in (
+        lambda: choose_model(topology, 1e6, 450),
+        lambda: StarMDIntegrator(topology, 450, 1e6),
+        lambda: rollout("auto", topology, positions, stride=1e6, temperature=450, n_steps=1, output=tmp_path / "run"),
+    ):
+        with pytest.raises(ModelDomainError) as caught:
+            call()
+        for name in _embedded():
+            assert re.search(rf"{name}: the model knows strides of [^.]*K, not 450 K\.", str(caught.value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_that_is_not_strict_takes_the_nearest_with_a_warning(build_peptide):
+    topology, _ = build_peptide("AGGA")
+    with pytest.warns(UserWarning, match="not 450 K"):
+        StarMDIntegrator(topology, 450, 100, strict=False, device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StarMDIntegrator(topology, 300, 100, strict=False, device="cpu")
