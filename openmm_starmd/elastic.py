@@ -160,9 +160,9 @@ A null model that has learned nothing: an elastic network about the structure th
 ## What it is
 Residues are rigid bodies in an anisotropic network (ANM, CA within {10 * CUTOFF:g} A, {GAMMA:g} kJ/mol/nm^2 a pair),
 with peptide bonds of Amber's stiffness. Each normal mode is an Ornstein-Uhlenbeck process with the variance kT/k and
-the relaxation time friction/k, advanced exactly over any stride. The friction ({FRICTION:g} kJ/mol ps/nm^2 a residue) and
-the spring constant give C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of MD. It takes any
-protein, any stride and any temperature. It is the floor that a learned model of a folded protein has to beat.
+the relaxation time friction/k, advanced exactly over any stride. The friction ({FRICTION:g} kJ/mol ps/nm^2 a residue)
+and the spring constant give C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of MD. It takes
+any protein, any stride and any temperature. It is the floor that a learned model of a folded protein has to beat.
 
 ## What it is not
 It cannot fold, unfold, or leave the well of its start: loops and tails move too little, and their slow motions too
