@@ -134,7 +134,7 @@ def test_a_file_that_fails_leaves_the_others_of_proteins(tmp_path):
     """Two files are asked for: the one that is missing is named, the other simulated."""
     topology, positions = build_peptide("GAG", False, False, 1)
     with open(tmp_path / "gag.pdb", "w") as file:
-        openmm.app.PDBFile.writeFile(topology, openmm.unit.Quantity(positions, openmm.unit.nanometer), file)
+        openmm.app.PDBFile.writeFile(topology, positions, file)
     script = Path(simulate_starts.__file__).parents[1] / "starmd-protein" / "simulate_proteins.py"
     files = [tmp_path / "missing.pdb", tmp_path / "gag.pdb"]
     command = [sys.executable, script, tmp_path / "md", *files, "--processes", "1", "--frames", "2"]
