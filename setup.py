@@ -11,6 +11,7 @@ EXTRAS = {
     "analysis": ["deeptime>=0.4.4", "scikit-learn"],
     "cli": ["typer", "rich"],
     "cluster": ["distributed", "dask-jobqueue"],
+    "docs": ["sphinx", "myst-nb", "numpydoc", "pydata-sphinx-theme"],
 }
 # openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
 EXTRAS["test"] = ["pytest", "pytest-xdist", "ruff", "distributed"]
