@@ -218,10 +218,8 @@ def rollout(
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems import peptide_system
-    from openmm_starmd.systems.chains import refuse_missing_hydrogens
 
     pdb, n_steps = _read_pdb(structure), max(1, round(1000 * nanoseconds / stride))
-    refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 
