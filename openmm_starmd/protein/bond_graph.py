@@ -15,9 +15,12 @@ from openmm_starmd.protein.residues import (
     C_CAPS,
     CHI_ATOMS,
     N_CAPS,
+    POLAR_HYDROGENS,
     TORSIONS,
+    VARIANTS,
     atom_names,
     canonical_name,
+    named_variant,
     torsion_period,
 )
 
@@ -159,6 +162,48 @@ class ProteinBondGraph:
         if i + 1 < len(self.residues) and self._follows[i + 1]:
             return n_end, BONDED
         return n_end, FREE if self._cap_atom(i, "C") is None else CAPPED
+
+    def variant(self, i: int) -> int:
+        """Index into `VARIANTS` of token ``i``, from its hydrogens and bonds; without hydrogens from its name."""
+        found = [self._side_chain_variant(i), self._end_variant(i, "N"), self._end_variant(i, "C")]
+        unusual = [name for name in found if name]
+        return VARIANTS.index(unusual[0] if len(unusual) == 1 else "other" if unusual else "")
+
+    def _side_chain_variant(self, i: int) -> str:
+        if any(i in pair for pair in self.disulfides):
+            return "CYX"
+        if not self._has_hydrogens(i):
+            return named_variant(self.residues[i].name)
+        named, residue_type = self.named[i], self.types[i]
+        beta = self._beside(named["CA"], named["N"], named["C"])
+        side_chain = set() if beta is None else self._reachable(beta, named["CA"])
+        counts = {a: self._count(a, "H") for a in side_chain if self._symbol(a) in ("N", "O", "S")}
+        variant = POLAR_HYDROGENS.get(residue_type, {0: ""}).get(sum(counts.values()), "other")
+        return "HIE" if residue_type == "HIS" and not variant and not counts[named["ND1"]] else variant
+
+    def _end_variant(self, i: int, end: str) -> str:
+        """What is unusual about an end: a cap other than ACE and NME, or a free one without its charge."""
+        atom, cap = self.named[i][end], self._cap_atom(i, end)
+        if self.ends(i)[end == "C"] == BONDED:
+            return ""
+        if cap is not None:
+            if self._beside(cap, atom) is not None:
+                return ""
+            return "formyl cap" if end == "N" else "amide cap"
+        if not self._has_hydrogens(i):
+            return ""
+        if end == "N":
+            charged = 2 if self.types[i] == "PRO" else 3
+            return "" if self._count(atom, "H") == charged else "neutral N end"
+        oxygens = [a for a in self._neighbours[atom] if self._symbol(a) == "O"]
+        return "neutral C end" if any(self._count(a, "H") for a in oxygens) else ""
+
+    def _has_hydrogens(self, i: int) -> bool:
+        return any(self._symbol(atom.index) in ("H", "D") for atom in self.residues[i].atoms())
+
+    def _count(self, atom: int, symbol: str) -> int:
+        """Atoms of an element (deuterium counts as hydrogen) that are bonded to an atom inside its token."""
+        return sum(self._symbol(a) in (symbol, symbol.replace("H", "D")) for a in self._neighbours[atom])
 
     def torsion_atoms(self, i: int) -> list[list[int]]:
         """Four atoms of each of the six torsions of token ``i``, -1 where it is absent."""

@@ -37,6 +37,33 @@ _VARIANTS = {
 }
 _CANONICAL = {name: name for name in RESIDUE_TYPES} | {v: name for name, vs in _VARIANTS.items() for v in vs}
 
+VARIANTS = (
+    "", "ARN", "ASH", "CYM", "CYX", "GLH", "HIE", "HIP", "LYN", "TYM", "formyl cap", "amide cap", "neutral N end",
+    "neutral C end", "other",
+)  # fmt: skip
+"""Chemical variants of a residue: protonation, disulfide (CYX), and ends other than charged ones, ACE and NME.
+
+The first is that of the free amino acid at pH 7 (histidine: HID). "other" is any further one, and two at once. New ones
+are added at the end: a variant is an index into this tuple, which networks embed.
+"""
+
+# hydrogens on N, O and S of the side chain -> variant; histidine's tautomers are told apart by their place
+POLAR_HYDROGENS = {
+    "ARG": {5: "", 4: "ARN"},
+    "ASN": {2: ""},
+    "ASP": {0: "", 1: "ASH"},
+    "CYS": {1: "", 0: "CYM"},
+    "GLN": {2: ""},
+    "GLU": {0: "", 1: "GLH"},
+    "HIS": {1: "", 2: "HIP"},
+    "LYS": {3: "", 2: "LYN"},
+    "SER": {1: ""},
+    "THR": {1: ""},
+    "TRP": {1: ""},
+    "TYR": {1: "", 0: "TYM"},
+}
+_VARIANT_NAMES = {"ASPP": "ASH", "GLUP": "GLH", "HSE": "HIE", "HSP": "HIP", "LSN": "LYN"}
+
 # other names of an atom, in Amber, CHARMM and GROMACS
 _ALIASES = {"O": ("OT1", "OC1", "O1")}
 _ALIASES_OF_TYPE = {("ILE", "CD1"): ("CD",)}
@@ -48,6 +75,22 @@ _SYMMETRIC = {("ASP", "chi2"), ("GLU", "chi3"), ("PHE", "chi2"), ("TYR", "chi2")
 def canonical_name(name: str) -> str | None:
     """Standard three-letter name of a residue under any Amber or CHARMM name; None if it is none of the 20."""
     return _CANONICAL.get(name.strip().upper())
+
+
+def named_variant(name: str) -> str:
+    """Variant that the name of a residue tells, for files without hydrogens."""
+    name = name.strip().upper()
+    name = _VARIANT_NAMES.get(name, name)
+    return name if name in VARIANTS and name != "CYX" else ""
+
+
+def variant_name(residue_type: str, variant: int) -> str:
+    """How a residue of a type and variant is called: ``"ASH"``, ``"GLY (amide cap)"``."""
+    name = VARIANTS[variant]
+    if name.isupper():
+        return name
+    plain = "HID" if residue_type == "HIS" else residue_type
+    return f"{residue_type} ({name})" if name else plain
 
 
 def atom_names(residue_type: str, name: str) -> tuple[str, ...]:

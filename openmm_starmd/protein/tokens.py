@@ -38,6 +38,9 @@ class ResidueFeatures:
         the residue type has them.
     torsion_period : Tensor of float64, shape (*, N, 6)
         Radian; pi for symmetric groups, else 2 pi.
+    variant : Tensor of int64, shape (*, N), optional
+        Index into `VARIANTS`: protonation, disulfide, unusual end; 0 everywhere by default, the free amino acids at
+        pH 7.
     """
 
     residue_type: Tensor
@@ -47,6 +50,11 @@ class ResidueFeatures:
     c_end: Tensor
     torsion_mask: Tensor
     torsion_period: Tensor
+    variant: Tensor | None = None
+
+    def __post_init__(self):
+        if self.variant is None:
+            object.__setattr__(self, "variant", torch.zeros_like(self.residue_type))
 
     def _map(self, function) -> ResidueFeatures:
         return ResidueFeatures(**{f.name: function(getattr(self, f.name)) for f in fields(self)})
@@ -223,4 +231,5 @@ def _features(graph: ProteinBondGraph) -> ResidueFeatures:
         c_end=torch.tensor([c for _, c in ends]),
         torsion_mask=mask,
         torsion_period=torch.tensor([graph.periods(i) for i in range(len(ends))], dtype=torch.float64),
+        variant=torch.tensor([graph.variant(i) for i in range(len(ends))]),
     )

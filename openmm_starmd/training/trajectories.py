@@ -17,7 +17,7 @@ from openmm_starmd.training.reading import ProteinTrajectory
 from openmm_starmd.training.sources import TrajectoryFile
 from openmm_starmd.training.store import NUMBERS, SUFFIX, StoredConformations, Writer, pack, read
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
