@@ -8,7 +8,7 @@ beside the table (STRUCTURES.jsonl), so that an interrupted run goes on where it
 
 What happens to a file
 ----------------------
-prepared     by `openmm_starmd.training.prepare`
+prepared     by `openmm_starmd.systems.prepare`
 as it comes  (only `awkward`) what OpenMM's reader makes of the file, unchanged
 
 Then, on one thread of the CPU platform: ForceField (ff14SB and OBC2, with a cutoff of 1 nm in large proteins; Amber 14
@@ -41,11 +41,12 @@ from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.training import peptide_system, prepare
-from openmm_starmd.training.prepare import is_protein
+from openmm_starmd.systems import prepare
+from openmm_starmd.systems.chains import is_protein
+from openmm_starmd.training import peptide_system
 
-FOLDERS = ("clean", "fast_folders", "monomers", "awkward")
-PREPARED, AS_IT_COMES = "prepared", "as it comes"
+FOLDERS = ("clean", "fast_folders", "monomers", "awkward", "faults")
+PREPARED, AS_IT_COMES, ONLY_PREPARED = "prepared", "as it comes", "only prepared"
 LARGE = 600  # atoms
 CUTOFF = 1.0  # nm
 JUMPS = 2
@@ -161,11 +162,14 @@ def examine(path: Path, way: str) -> dict:
     begin = time.process_time()
     row = {"file": f"{path.parent.name}/{path.name}", "way": way}
     try:
-        topology, positions, row["changes"] = (prepare if way == PREPARED else read)(path)
+        topology, positions, row["changes"] = (read if way == AS_IT_COMES else prepare)(path)
         if way == AS_IT_COMES:
             row["tokens"] = tokens_or_error(topology)
-        run(topology, positions, row)
-        row["outcome"] = "INVALID" if row["failures"] else "valid"
+        if way == ONLY_PREPARED:
+            row |= {"residues": topology.getNumResidues(), "atoms": topology.getNumAtoms(), "outcome": "prepared"}
+        else:
+            run(topology, positions, row)
+            row["outcome"] = "INVALID" if row["failures"] else "valid"
     except Exception as error:  # whatever a user would see
         row["origin"] = _origin(error)
         row["outcome"] = "BUG" if isinstance(error, BUGS) and row["origin"] == "openmm_starmd" else "error"
@@ -192,12 +196,13 @@ def _origin(error: Exception) -> str:
     return "structures"
 
 
-def jobs(folder: Path) -> list[tuple[Path, str]]:
+def jobs(folder: Path, only_prepare: bool = False) -> list[tuple[Path, str]]:
     """Every file and the ways in which it is examined, small files first."""
     files = [p for name in FOLDERS for p in (folder / name).glob("*") if p.suffix in (".pdb", ".cif")]
     found = []
     for path in sorted(files, key=lambda p: (p.stat().st_size, p.name)):
-        found += [(path, way) for way in ((AS_IT_COMES, PREPARED) if path.parent.name == "awkward" else (PREPARED,))]
+        ways = (AS_IT_COMES, PREPARED) if path.parent.name == "awkward" else (PREPARED,)
+        found += [(path, way) for way in ((ONLY_PREPARED,) if only_prepare else ways)]
     return found
 
 
@@ -212,7 +217,9 @@ def table(rows: list[dict]) -> str:
         "each one line that names the cause, ours; those of OpenMM come before this package sees a file.",
         "",
     ]
-    head = ["folder", "files", "valid", "our errors", "OpenMM's errors", "not valid", "CPU minutes"]
+    if any(row["way"] == ONLY_PREPARED for row in rows):
+        lines += ["These files were only prepared (`--only-prepare`): the remarks are what `prepare` says.", ""]
+    head = ["folder", "files", "valid (or prepared)", "our errors", "OpenMM's errors", "not valid", "CPU minutes"]
     lines += _markdown(head, _summary(rows))
     for folder in FOLDERS:
         found = sorted((r for r in rows if r["file"].startswith(f"{folder}/")), key=lambda r: (r["file"], r["way"]))
@@ -233,7 +240,12 @@ def _summary(rows: list[dict]) -> list[list[str]]:
             name = folder if folder != "awkward" else f"{folder}, {way}"
             ours = sum(row["outcome"] == "error" and row["origin"] == "openmm_starmd" for row in part)
             errors = ours, outcomes["error"] - ours
-            numbers = len(part), outcomes["valid"], *errors, outcomes["INVALID"] + outcomes["BUG"]
+            numbers = (
+                len(part),
+                outcomes["valid"] + outcomes["prepared"],
+                *errors,
+                outcomes["INVALID"] + outcomes["BUG"],
+            )
             cells.append([name, *map(str, numbers), f"{sum(row['seconds'] for row in part) / 60:.1f}"])
     return cells
 
@@ -266,12 +278,13 @@ def main():
     shared = Path(__file__).resolve().parents[1] / "../shared/data/structures"
     parser.add_argument("folder", nargs="?", type=Path, default=shared)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("STRUCTURES.md"))
+    parser.add_argument("--only-prepare", action="store_true", help="what `prepare` says, without jumps: minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = options.output.with_suffix(".jsonl")
     rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
     known = {(row["file"], row["way"]) for row in rows}
-    for path, way in jobs(options.folder):
+    for path, way in jobs(options.folder, options.only_prepare):
         if (f"{path.parent.name}/{path.name}", way) in known:
             continue
         row = examine(path, way)

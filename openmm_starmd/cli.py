@@ -126,16 +126,27 @@ def evaluate(
 @app.command(epilog="Example: [bold]starmd prepare 1abc.pdb -o start.pdb[/]")
 def prepare(
     structure: Annotated[Path, typer.Argument(help="PDB or mmCIF file.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PDB file to write.")] = Path("prepared.pdb"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="PDB or mmCIF (.cif) file to write.")] = Path(
+        "prepared.pdb"
+    ),
+    ph: Annotated[float, typer.Option("--ph", help="Decides about hydrogens that the file does not tell.")] = 7.0,
+    disulfides: Annotated[bool, typer.Option(help="Bond close sulfur atoms of CYS, or keep all as thiols.")] = True,
 ) -> None:
-    """Make a structure ready for implicit solvent: hydrogens and missing atoms added, all but protein removed."""
-    from openmm.app import PDBFile
+    """Make a structure ready for implicit solvent: hydrogens and missing atoms added, all but protein removed.
 
-    from openmm_starmd.training import prepare as run
+    Every change is printed with its residues.
+    """
+    from openmm.app import PDBFile, PDBxFile
 
-    topology, positions, changes = run(structure)
+    from openmm_starmd.systems import prepare as run
+
+    topology, positions, changes = run(structure, ph=ph, disulfides=disulfides)
+    writer = PDBxFile if output.suffix == ".cif" else PDBFile
+    long_names = sorted({chain.id for chain in topology.chains() if len(chain.id) > 1})
+    if writer is PDBFile and long_names:
+        changes.append(f"renamed the chains {', '.join(long_names)}, as the PDB format has one letter: use -o NAME.cif")
     with open(output, "w", encoding="utf-8") as file:
-        PDBFile.writeFile(topology, positions, file, keepIds=True)
+        writer.writeFile(topology, positions, file, keepIds=True)
     for change in changes:
         print(change)
     print(f"{output}: {topology.getNumResidues()} residues, {topology.getNumAtoms()} atoms")
@@ -169,11 +180,13 @@ def rollout(
     from openmm.app import PDBFile
 
     from openmm_starmd.rollout import rollout as run
+    from openmm_starmd.systems.chains import refuse_missing_hydrogens
     from openmm_starmd.training import peptide_system
 
     if not structure.is_file():
         raise StarMDError(f"there is no file {structure}")
     pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
+    refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 

@@ -309,7 +309,7 @@ def _name_atoms(residue: Residue, residue_type: str) -> dict[str, int]:
     missing = [name for name, index in found.items() if index < 0]
     if missing:
         raise UnsupportedTopologyError(
-            f"In {label(residue)} the atoms {', '.join(missing)} are missing; add them, for example with PDBFixer."
+            f"In {label(residue)} the atoms {', '.join(missing)} are missing; `starmd prepare FILE` builds them."
         )
     return found
 

@@ -27,15 +27,22 @@ TORSIONS = ("phi", "psi", "chi1", "chi2", "chi3", "chi4")
 N_CAPS = frozenset({"ACE", "FOR"})
 C_CAPS = frozenset({"NME", "NMA", "NH2", "NHE"})
 
-# protonation and disulfide variants under the names of Amber and CHARMM
-_VARIANTS = {
-    "ASP": ("ASH", "ASPP"),
-    "CYS": ("CYM", "CYX"),
-    "GLU": ("GLH", "GLUP"),
-    "HIS": ("HID", "HIE", "HIP", "HSD", "HSE", "HSP"),
-    "LYS": ("LYN", "LSN"),
+# protonation states under Amber's name, and their names in CHARMM and GROMACS
+_PROTONATION = {
+    "ASP": {"ASH": ("ASPP", "ASPH")},
+    "CYS": {"CYM": ()},
+    "GLU": {"GLH": ("GLUP", "GLUH")},
+    "HIS": {"HID": ("HSD", "HISD", "HISA"), "HIE": ("HSE", "HISE", "HISB"), "HIP": ("HSP", "HISH")},
+    "LYS": {"LYN": ("LSN",)},
 }
-_CANONICAL = {name: name for name in RESIDUE_TYPES} | {v: name for name, vs in _VARIANTS.items() for v in vs}
+_AMBER_NAME = {
+    alias: name for states in _PROTONATION.values() for name, aliases in states.items() for alias in (name, *aliases)
+}
+_CANONICAL = (
+    {name: name for name in RESIDUE_TYPES}
+    | {"CYX": "CYS", "CYS2": "CYS", "CYSH": "CYS", "LYSH": "LYS"}
+    | {alias: name for name, states in _PROTONATION.items() for alias in _AMBER_NAME if _AMBER_NAME[alias] in states}
+)
 
 VARIANTS = (
     "", "ARN", "ASH", "CYM", "CYX", "GLH", "HIE", "HIP", "LYN", "TYM", "formyl cap", "amide cap", "neutral N end",
@@ -73,8 +80,23 @@ _SYMMETRIC = {("ASP", "chi2"), ("GLU", "chi3"), ("PHE", "chi2"), ("TYR", "chi2")
 
 
 def canonical_name(name: str) -> str | None:
-    """Standard three-letter name of a residue under any Amber or CHARMM name; None if it is none of the 20."""
-    return _CANONICAL.get(name.strip().upper())
+    """Standard three-letter name of a residue under any Amber, CHARMM or GROMACS name; None if it is none of the 20.
+
+    Amber's names of terminal residues (NALA, CSER, ...) are known, too.
+    """
+    return _CANONICAL.get(_without_end(name))
+
+
+def protonation_name(name: str) -> str | None:
+    """Amber's name of the protonation state that a residue name stands for (HIP for HSP, ...); None for the others."""
+    return _AMBER_NAME.get(_without_end(name))
+
+
+def _without_end(name: str) -> str:
+    """NALA and CALA as ALA; other names in capital letters."""
+    name = name.strip().upper()
+    terminal = len(name) == 4 and name[0] in "NC" and name not in _CANONICAL
+    return name[1:] if terminal and name[1:] in _CANONICAL else name
 
 
 def named_variant(name: str) -> str:
@@ -125,6 +147,13 @@ def _chi_atoms() -> dict[str, tuple[tuple[str, str, str, str], ...]]:
         chi[name] = tuple(match for match in matches if match)
     return chi
 
+
+HEAVY_ATOMS = {
+    name: frozenset(atom for atom in atoms if not atom.startswith("H") and atom not in ("OXT", "-C"))
+    for name, atoms in _template_atoms().items()
+    if name in ONE_LETTER
+}
+"""Names of the heavy atoms of each residue type inside a chain."""
 
 CHI_ATOMS = _chi_atoms()
 """Atom names of chi1, chi2, ... of each residue type."""

@@ -3,7 +3,6 @@
 from importlib import import_module
 
 from openmm_starmd.training.build import build_peptide
-from openmm_starmd.training.prepare import prepare
 from openmm_starmd.training.simulate import coverage_sequences, peptide_system, simulate
 
 _NAMES = {
@@ -15,7 +14,7 @@ _NAMES = {
     "MdCATH": "sources",
     "train": "fitting",
 }
-__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "prepare", "simulate", *_NAMES]
+__all__ = ["build_peptide", "coverage_sequences", "peptide_system", "simulate", *_NAMES]
 
 
 def __getattr__(name):

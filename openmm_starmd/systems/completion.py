@@ -1,0 +1,209 @@
+"""Build missing atoms by PDBFixer, with the configuration that nature has: L residues, trans peptide bonds.
+
+PDBFixer overlays templates by a Kabsch rotation that may be a reflection, and its force field for new atoms holds
+neither centres nor peptide bonds; both are put right in that force field with terms for them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from openmm import (
+    Context,
+    CustomCompoundBondForce,
+    LangevinMiddleIntegrator,
+    LocalEnergyMinimizer,
+    OpenMMException,
+    PeriodicTorsionForce,
+    Platform,
+    unit,
+)
+from openmm.app import Modeller, Topology
+from pdbfixer import PDBFixer
+
+from openmm_starmd.protein.bond_graph import ProteinBondGraph, label
+from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.protein.residues import canonical_name
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import MAX_PEPTIDE_BOND, check_positions
+from openmm_starmd.systems.chains import Place, coordinates, is_heavy, names_of, place_of
+
+HAND = 0.0026  # nm^3; scalar product of the three bonds of a natural centre, in the order of `chiral_centres`
+STIFFNESS = 7e7  # kJ/mol/nm^6
+STIFF_ANGLES = 40  # times PDBFixer's, in which three atoms can come to stand in a line
+TRANS = 100.0  # kJ/mol
+ROUNDS = 3
+STEPS = 1000
+
+Built = set[tuple[Place, str]]
+"""Place and name of each atom that was built."""
+
+
+def build_missing_atoms(fixer: PDBFixer, originals: dict[Place, str]) -> tuple[Built, list[str]]:
+    """Build missing heavy atoms and residues; tells which.
+
+    Raises
+    ------
+    UnsupportedTopologyError
+        If something cannot be built as nature has it, or an atom that is not built says that a residue is D.
+    """
+    known = {tuple(x) for x in coordinates(fixer)}
+    fixer.findMissingAtoms()
+    fixer.platform = Platform.getPlatform("Reference")
+    missing = [*fixer.missingAtoms, *fixer.missingTerminals]
+    try:
+        fixer.addMissingAtoms(seed=1)
+    except OpenMMException as error:
+        raise UnsupportedTopologyError(
+            f"PDBFixer found no place for the missing atoms of {names_of(missing)} ({error})."
+        ) from error
+    new = np.array([tuple(x) not in known for x in coordinates(fixer)])
+    changes = _tell(fixer.topology, new)
+    _mend(fixer, new, originals)
+    built = {(place_of(atom.residue), atom.name) for atom in fixer.topology.atoms() if new[atom.index]}
+    return built, changes + _cis_bonds(fixer)
+
+
+def _tell(topology: Topology, new: np.ndarray) -> list[str]:
+    whole, parts = [], {}
+    for residue in topology.residues():
+        names = [atom.name for atom in residue.atoms() if new[atom.index]]
+        if len(names) == len(list(residue.atoms())):
+            whole.append(residue)
+        elif names:
+            parts.setdefault(", ".join(names), []).append(residue)
+    changes = [f"built the residues {names_of(whole)}"] if whole else []
+    return changes + [f"built {names} of {names_of(residues)}" for names, residues in parts.items()]
+
+
+class _Skeleton:
+    """Heavy atoms of a fixer, with the centres, peptide planes and peptide bonds of the protein."""
+
+    def __init__(self, fixer: PDBFixer, new: np.ndarray):
+        modeller = Modeller(fixer.topology, fixer.positions)
+        self.heavy = np.array([is_heavy(atom) for atom in fixer.topology.atoms()])
+        modeller.delete([atom for atom in fixer.topology.atoms() if not self.heavy[atom.index]])
+        self.topology, self.new = modeller.topology, new[self.heavy]
+        self.atoms = list(self.topology.atoms())
+        graph = ProteinBondGraph(self.topology)
+        self.centres = np.array(graph.chiral_centres(), dtype=int).reshape(-1, 4)
+        self.planes = np.array(graph.peptide_planes(), dtype=int).reshape(-1, 4)
+
+    def inverted(self, x: np.ndarray) -> np.ndarray:
+        """Which of the centres are of the other hand."""
+        centre, *others = np.moveaxis(x[self.centres], 1, 0)
+        a, b, c = (other - centre for other in others)
+        return np.einsum("ki,ki->k", np.cross(a, b), c) <= 0
+
+    def cis(self, x: np.ndarray) -> np.ndarray:
+        """Which of the peptide planes are nearer to cis than to trans."""
+        bonds = np.diff(x[self.planes], axis=1)
+        normals = np.cross(bonds[:, :-1], bonds[:, 1:])
+        return np.einsum("ki,ki->k", normals[:, 0], normals[:, 1]) > 0
+
+    def wrong(self, x: np.ndarray) -> list[int]:
+        """An atom of each centre, peptide plane and peptide bond with built atoms that is not as nature has it."""
+        length = np.linalg.norm(x[self.planes[:, 1]] - x[self.planes[:, 2]], axis=-1)
+        centres = self.inverted(x) & self.new[self.centres].any(-1)
+        planes = (self.cis(x) | (length > MAX_PEPTIDE_BOND)) & self.new[self.planes].any(-1)
+        return [*self.centres[centres, 0], *self.planes[planes, 2]]
+
+    def residues(self, atoms) -> str:
+        """The residues of some atoms."""
+        return names_of(dict.fromkeys(self.atoms[i].residue for i in sorted(atoms)))
+
+
+def _mend(fixer: PDBFixer, new: np.ndarray, originals: dict[Place, str]) -> None:
+    """Turn what was built into L residues and trans peptide bonds, or refuse it."""
+    skeleton, x = _Skeleton(fixer, new), coordinates(fixer)
+    heavy = x[skeleton.heavy]
+    _refuse_foreign_hands(skeleton, heavy, originals)
+    if not skeleton.wrong(heavy):
+        return
+    x[skeleton.heavy] = _with_natural_geometry(fixer, skeleton, heavy)
+    if wrong := skeleton.wrong(x[skeleton.heavy]):
+        raise UnsupportedTopologyError(
+            f"what is missing at {skeleton.residues(wrong)} could not be built with L residues and trans peptide bonds "
+            "between its neighbours. Build it with a program for loops, or remove its residues: the chain is then "
+            "ended there."
+        )
+    fixer.positions = x * unit.nanometer
+
+
+def _refuse_foreign_hands(skeleton: _Skeleton, x: np.ndarray, originals: dict[Place, str]) -> None:
+    wrong = skeleton.inverted(x) & ~skeleton.new[skeleton.centres].any(-1)
+    for atom in (skeleton.atoms[i] for i in skeleton.centres[wrong, 0]):
+        was = originals.get(place_of(atom.residue))
+        raise UnsupportedTopologyError(
+            f"{atom.name} of {label(atom.residue)}{f' ({was} in the file)' if was else ''} has the "
+            f"{'D configuration' if atom.name == 'CA' else 'configuration that nature does not have'}, which is not "
+            "supported."
+        )
+
+
+def _with_natural_geometry(fixer: PDBFixer, skeleton: _Skeleton, x: np.ndarray) -> np.ndarray:
+    """Positions of least energy of the built atoms, in PDBFixer's force field with terms for hands and planes."""
+    system = fixer._createForceField(skeleton.topology, False).createSystem(skeleton.topology)
+    for atom in np.flatnonzero(~skeleton.new):
+        system.setParticleMass(int(atom), 0.0)
+    forces = {type(force).__name__: force for force in system.getForces()}
+    built = np.flatnonzero(skeleton.new).tolist()
+    forces["CustomNonbondedForce"].addInteractionGroup(built, range(len(x)))
+    angles = forces["HarmonicAngleForce"]
+    for i in range(angles.getNumAngles()):
+        *atoms, angle, stiffness = angles.getAngleParameters(i)
+        angles.setAngleParameters(i, *atoms, angle, STIFF_ANGLES * stiffness)
+    hands = CustomCompoundBondForce(4, f"{STIFFNESS}*(hand - {HAND})^2; hand = {_TRIPLE_PRODUCT}")
+    for atoms in skeleton.centres[skeleton.new[skeleton.centres].any(-1)]:
+        hands.addBond(atoms.tolist())
+    planes = PeriodicTorsionForce()
+    for atoms in skeleton.planes[skeleton.new[skeleton.planes].any(-1)]:
+        planes.addTorsion(*atoms.tolist(), 1, 0.0, TRANS)
+    system.addForce(hands)
+    system.addForce(planes)
+    integrator = LangevinMiddleIntegrator(300, 10, 0.001)
+    integrator.setRandomNumberSeed(1)
+    context = Context(system, integrator, Platform.getPlatform("CPU"), {"Threads": "1"})
+    context.setPositions(x)
+    for attempt in range(ROUNDS):
+        if attempt:
+            context.setVelocitiesToTemperature(300, attempt)
+            integrator.step(STEPS)
+        LocalEnergyMinimizer.minimize(context)
+        x = context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        if not skeleton.wrong(x):
+            break
+    return x
+
+
+_TRIPLE_PRODUCT = (
+    "(x2-x1)*((y3-y1)*(z4-z1)-(z3-z1)*(y4-y1))"
+    "+(y2-y1)*((z3-z1)*(x4-x1)-(x3-x1)*(z4-z1))"
+    "+(z2-z1)*((x3-x1)*(y4-y1)-(y3-y1)*(x4-x1))"
+)
+
+
+def _cis_bonds(fixer: PDBFixer) -> list[str]:
+    """Cis peptide bonds of the file, but those before proline."""
+    skeleton = _Skeleton(fixer, np.zeros(fixer.topology.getNumAtoms(), dtype=bool))
+    cis = skeleton.planes[skeleton.cis(coordinates(fixer)[skeleton.heavy])]
+    residues = (skeleton.atoms[i].residue for i in cis[:, 2])
+    found = [residue for residue in residues if canonical_name(residue.name) != "PRO"]
+    return [f"left the cis peptide bond before {names_of(found)}, as in the file"] if found else []
+
+
+def refuse_pierced_rings(topology: Topology, positions, built: Built) -> None:
+    """Refuse what was built through a ring, or around one."""
+    if not built:
+        return
+    x = torch.tensor(np.array(positions.value_in_unit(unit.nanometer)))
+    tokens = ResidueTokens.from_topology(topology)
+    frames, bonds = check_positions(x[None], tokens).offenders["ring_piercings"]
+    atoms = list(topology.atoms())
+    for first, second in bonds:
+        ends = atoms[first], atoms[second]
+        if any((place_of(atom.residue), atom.name) in built for atom in ends):
+            raise UnsupportedTopologyError(
+                f"the bond {ends[0].name}-{ends[1].name} of {label(ends[0].residue)} was built through a ring. Build "
+                "the missing atoms with another program, or remove what is in their way."
+            )

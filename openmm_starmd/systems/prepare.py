@@ -1,0 +1,110 @@
+"""From a structure file to a protein that can be simulated, and the list of all that was changed on the way."""
+
+from __future__ import annotations
+
+import os
+
+from openmm import unit
+from openmm.app import Element, ForceField, Topology
+from pdbfixer import PDBFixer
+
+from openmm_starmd.protein.bond_graph import label
+from openmm_starmd.protein.errors import UnsupportedTopologyError
+from openmm_starmd.protein.residues import canonical_name
+from openmm_starmd.systems import chains
+from openmm_starmd.systems.completion import build_missing_atoms, refuse_pierced_rings
+from openmm_starmd.systems.protonation import add_hydrogens, bond_disulfides
+from openmm_starmd.systems.structure_file import StructureFile, read_structure
+
+
+def prepare(
+    path: str | os.PathLike, *, ph: float = 7.0, disulfides: bool = True
+) -> tuple[Topology, unit.Quantity, list[str]]:
+    """Make a structure file ready for a force field, in implicit solvent.
+
+    Of several models the first is used, of several conformations of a residue the one of the highest occupancy. Known
+    modified residues are replaced (SEP by SER, ...), all but proteins and their caps is removed, missing atoms and
+    residues missing inside a chain are built, and chains are ended at the other gaps. Names of protonation states (HIP,
+    ASH, ...) are honoured, with and without hydrogens.
+
+    Parameters
+    ----------
+    path : path
+        PDB or mmCIF.
+    ph : float
+        Decides about hydrogens that neither the file's hydrogens nor its residue names tell.
+    disulfides : bool
+        Bond the sulfur atoms of CYS that a record of the file bonds, or that stand closer than 0.3 nm and bear no
+        hydrogen; False keeps all as thiols.
+
+    Returns
+    -------
+    topology : Topology
+    positions : Quantity
+        Not yet minimised.
+    changes : list of str
+        All that was left out, replaced, removed, built and decided; every line names the residues.
+
+    Raises
+    ------
+    UnsupportedTopologyError
+        If the file cannot be read or holds no protein, or a residue cannot be simulated, mapped to a standard one or
+        built with the configuration of nature; names it.
+    """
+    structure = read_structure(path)
+    try:
+        return _prepare(structure, ph, disulfides)
+    except UnsupportedTopologyError as error:
+        raise UnsupportedTopologyError(f"{path}: {error}") from error
+
+
+def _prepare(structure: StructureFile, ph: float, disulfides: bool):
+    fixer, changes = structure.fixer, structure.changes
+    bonds = chains.bonds_between_residues(fixer, structure.links)
+    replacements = chains.find_replacements(fixer)
+    residues = {r for r in fixer.topology.residues() if chains.is_protein(r)} | replacements.keys()
+    if not any(canonical_name(r.name) or r in replacements for r in residues):
+        raise UnsupportedTopologyError("The file holds no protein: none of its residues is a standard amino acid.")
+    chains.refuse_links(bonds, residues)
+    recorded = {frozenset((a.residue, b.residue)) for a, b, _ in bonds if {a.name, b.name} == {"SG"}}
+    recorded = [tuple(map(chains.place_of, pair)) for pair in recorded]
+    names = {chains.place_of(residue): name for residue, name in replacements.items()}
+    changes += chains.remove_strangers(fixer, bonds, residues)
+    chains.refuse_traces(fixer)
+    fixer.findMissingResidues()  # by the names that the file's sequence has
+    originals = _replace(fixer, names)
+    changes += [f"replaced {text} by {names[place]}" for place, text in originals.items()]
+    chains.refuse_foreign_atoms(fixer)
+    changes += chains.split_at_gaps(fixer)
+    chains.refuse_unknown_bonds(fixer)
+    built, more = build_missing_atoms(fixer, originals)
+    changes += more
+    changes += bond_disulfides(fixer, recorded, disulfides)
+    topology, positions, more = add_hydrogens(fixer, structure.protonation, ph)
+    changes += more
+    _refuse_unmatched(topology)
+    refuse_pierced_rings(topology, positions, built)
+    return topology, positions, changes
+
+
+def _replace(fixer: PDBFixer, names: dict[chains.Place, str]) -> dict[chains.Place, str]:
+    """Turn modified residues into standard ones; tells what each place held."""
+    residues = {chains.place_of(r): r for r in fixer.topology.residues() if chains.place_of(r) in names}
+    originals = {place: chains.names_of([residue]) for place, residue in residues.items()}
+    for residue in residues.values():
+        for atom in residue.atoms():
+            if residue.name == "MSE" and atom.name == "SE":
+                atom.name, atom.element = "SD", Element.getBySymbol("S")
+    fixer.nonstandardResidues = [(residue, names[place]) for place, residue in residues.items()]
+    fixer.replaceNonstandardResidues()
+    return originals
+
+
+def _refuse_unmatched(topology: Topology) -> None:
+    unmatched = ForceField("amber14-all.xml").getUnmatchedResidues(topology)
+    if unmatched:
+        more = f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""
+        raise UnsupportedTopologyError(
+            f"the atoms and bonds of {', '.join(map(label, unmatched[:3]))}{more} match no template of ff14SB; look "
+            "there for unknown residues and for missing, doubled or wrongly named atoms."
+        )

@@ -1,0 +1,188 @@
+"""Hydrogens: which atoms bear them, by the file's names and hydrogens, by hydrogen bonds and by the pH."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+
+import numpy as np
+from openmm import unit
+from openmm.app import Modeller, Residue, Topology
+from pdbfixer import PDBFixer
+from scipy.spatial import cKDTree
+
+from openmm_starmd.systems.chains import Place, coordinates, names_of, place_of, rebuild
+
+HYDROGEN_BOND = 0.35  # nm; between donor and acceptor
+STRAIGHT = np.cos(np.radians(50))  # cosine between N-H and H-O
+HISTIDINE_PKA = 6.5  # below it Modeller protonates both nitrogens
+# atoms whose hydrogens tell the protonation state, and the state at pH 7
+_TITRATING = {"ASP": ("OD1", "OD2"), "CYS": ("SG",), "GLU": ("OE1", "OE2"), "HIS": ("ND1", "NE2"), "LYS": ("NZ",)}
+
+
+def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted: bool) -> list[str]:
+    """Set the disulfides of a fixer's Topology: recorded ones, and those of close sulfur atoms without hydrogen.
+
+    Parameters
+    ----------
+    fixer : PDBFixer
+    recorded : list of (Place, Place)
+        Residues that a record of the file bonds.
+    wanted : bool
+        False leaves thiols.
+    """
+    rebuild(fixer, keep_bond=lambda a, b: not {a.name, b.name} == {"SG"})
+    topology, x = fixer.topology, coordinates(fixer)
+    sulfur = {place_of(atom.residue): atom for atom in topology.atoms() if atom.name == "SG"}
+    pairs = [(sulfur[a], sulfur[b]) for a, b in recorded if a in sulfur and b in sulfur]
+    for a, b in pairs:
+        topology.addBond(a, b)
+    n_bonds = topology.getNumBonds()
+    topology.createDisulfideBonds(fixer.positions)
+    close = list(topology.bonds())[n_bonds:]
+    if not wanted:
+        rebuild(fixer, keep_bond=lambda a, b: not {a.name, b.name} == {"SG"})
+    verb = "bonded SG of" if wanted else "left as thiols"
+    pairs, close = ([sorted(p, key=lambda atom: atom.index) for p in some] for some in (pairs, close))
+    return [
+        f"{verb} {names_of([a.residue, b.residue])}, {np.linalg.norm(x[a.index] - x[b.index]):.3f} nm apart"
+        for a, b in (close if wanted else [*pairs, *close])
+    ]
+
+
+def add_hydrogens(
+    fixer: PDBFixer, protonation: dict[Place, str], ph: float
+) -> tuple[Topology, unit.Quantity, list[str]]:
+    """Add missing hydrogens; tells which protonation states were chosen, and why.
+
+    Parameters
+    ----------
+    fixer : PDBFixer
+        All heavy atoms.
+    protonation : dict
+        Amber's name of the protonation state of the places whose residue bears one in the file.
+    ph : float
+
+    Returns
+    -------
+    topology, positions, changes
+    """
+    modeller = Modeller(fixer.topology, fixer.positions)
+    had = {residue.index: _hydrogens(residue) for residue in modeller.topology.residues()}
+    choices = _Choices(modeller.topology, coordinates(fixer), protonation, ph)
+    variants = [choices.variant(residue) for residue in modeller.topology.residues()]
+    with _seeded():  # Modeller draws from the global state; PDBFixer's own method asks the network about unknown names
+        modeller.addHydrogens(pH=ph, variants=variants)
+    return modeller.topology, modeller.positions, _tell(modeller.topology, had, choices.reasons, ph)
+
+
+class _Choices:
+    """Protonation states of the residues of a Topology, with the reason for each that is not usual at pH 7."""
+
+    def __init__(self, topology: Topology, x: np.ndarray, protonation: dict[Place, str], ph: float):
+        self.x, self.protonation, self.ph = x, protonation, ph
+        self.bonded: dict[int, list] = {atom.index: [] for atom in topology.atoms()}
+        for a, b in topology.bonds():
+            self.bonded[a.index].append(b)
+            self.bonded[b.index].append(a)
+        self.oxygens = [atom for atom in topology.atoms() if atom.element is not None and atom.element.symbol == "O"]
+        self.tree = cKDTree(x[[atom.index for atom in self.oxygens]]) if self.oxygens else None
+        self.reasons: dict[int, str] = {}
+
+    def variant(self, residue: Residue) -> str | None:
+        """Modeller's name of the state of a residue; None where Modeller finds it by the hydrogens, or by the pH."""
+        if residue.name not in _TITRATING:
+            return None
+        titrating = [atom for atom in residue.atoms() if atom.name in _TITRATING[residue.name]]
+        protons = sum(_is_hydrogen(b) for atom in titrating for b in self.bonded[atom.index])
+        name = self.protonation.get(place_of(residue))
+        if residue.name == "CYS" and any(b.residue is not residue for a in titrating for b in self.bonded[a.index]):
+            return "CYX"
+        if residue.name == "LYS" and protons == 2:
+            self.reasons[residue.index] = "NZ bears two hydrogens in the file"
+            return "LYN"
+        if protons:
+            return {"ASP": "ASH", "GLU": "GLH"}.get(residue.name) if _in_place(residue) else None
+        if name:
+            self.reasons[residue.index] = f"named {name} in the file"
+            return "CYX" if name == "CYM" else name
+        if residue.name == "HIS" and self.ph > HISTIDINE_PKA:
+            variant, self.reasons[residue.index] = self._by_hydrogen_bond(titrating)
+            return variant
+        return None
+
+    def _by_hydrogen_bond(self, nitrogens: list) -> tuple[str, str]:
+        """HID or HIE, whichever hydrogen would point to an oxygen atom; HIE where neither or both would."""
+        found = {}
+        for nitrogen in nitrogens:
+            n = self.x[nitrogen.index]
+            away = sum(n - self.x[b.index] for b in self.bonded[nitrogen.index])
+            h = n + 0.1 * away / np.linalg.norm(away)
+            for j in self.tree.query_ball_point(n, HYDROGEN_BOND) if self.tree else ():
+                oxygen = self.oxygens[j]
+                to = self.x[oxygen.index] - h
+                straight = np.dot(h - n, to) > STRAIGHT * np.linalg.norm(h - n) * np.linalg.norm(to)
+                if oxygen.residue is not nitrogen.residue and straight:
+                    found.setdefault(nitrogen.name, f"hydrogen bond to {oxygen.name} of {names_of([oxygen.residue])}")
+        if len(found) == 1:
+            return ("HID" if "ND1" in found else "HIE"), next(iter(found.values()))
+        return "HIE", "no hydrogen bond decides"
+
+
+def _in_place(residue: Residue) -> bool:
+    """Whether the acid's hydrogen is the one that Modeller knows, so that its variant keeps it."""
+    return bool({"HD2", "HE2"} & {atom.name for atom in residue.atoms()})
+
+
+def _is_hydrogen(atom) -> bool:
+    return atom.element is not None and atom.element.symbol in ("H", "D")
+
+
+def _hydrogens(residue: Residue) -> set[str]:
+    return {atom.name for atom in residue.atoms() if _is_hydrogen(atom)}
+
+
+@contextmanager
+def _seeded():
+    state = random.getstate()
+    random.seed(1)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _state(residue: Residue) -> str:
+    """Amber's name of a protonation state, found by the hydrogens."""
+    names = _hydrogens(residue)
+    if residue.name == "HIS":
+        return {(True, False): "HID", (False, True): "HIE", (True, True): "HIP"}.get(
+            ("HD1" in names, "HE2" in names), "HIN"
+        )
+    if residue.name in ("ASP", "GLU"):
+        acid = {"HD1", "HD2"} if residue.name == "ASP" else {"HE1", "HE2"}
+        return {"ASP": "ASH", "GLU": "GLH"}[residue.name] if names & acid else residue.name
+    if residue.name == "LYS":
+        return "LYS" if {"HZ1", "HZ2", "HZ3"} <= names else "LYN"
+    return residue.name
+
+
+def _tell(topology: Topology, had: dict[int, set[str]], reasons: dict[int, str], ph: float) -> list[str]:
+    n_added, completed, removed, states = 0, [], [], {}
+    for residue in topology.residues():
+        before, after = had[residue.index], _hydrogens(residue)
+        if before and after - before:
+            completed.append(residue)
+        if before - after:
+            removed.append(f"removed {', '.join(sorted(before - after))} of {names_of([residue])}")
+        n_added += len(after - before)
+        state, titrating = _state(residue), {f"H{atom[1:]}" for atom in _TITRATING.get(residue.name, ())}
+        by_ph = state != residue.name and any(name.startswith(tuple(titrating)) for name in after - before)
+        reason = reasons.get(residue.index, f"pH {ph:g}" if by_ph else None)
+        if reason:
+            states.setdefault((state, reason), []).append(residue)
+    changes = [f"added {n_added} hydrogens at pH {ph:g}"] if n_added else []
+    if completed:
+        changes[-1] += f", also to residues that had some: {names_of(completed)}"
+    changes += removed
+    return changes + [f"{names_of(r)} became {state}: {reason}" for (state, reason), r in states.items()]
