@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -172,6 +171,10 @@ def rollout(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Replicas in a batch of the network.", show_default="all; 8 by Dask")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Warn where the model's domain is left for this reason, such as length; may be repeated."),
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
@@ -179,6 +182,10 @@ def rollout(
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm.app import PDBFile
 
+    from openmm_starmd.binding.context import refuseWater
+    from openmm_starmd.domain import allowing
+    from openmm_starmd.model import load_model
+    from openmm_starmd.protein.tokens import ResidueTokens
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems.chains import refuse_missing_hydrogens
     from openmm_starmd.training import peptide_system
@@ -186,6 +193,9 @@ def rollout(
     if not structure.is_file():
         raise StarMDError(f"there is no file {structure}")
     pdb, n_steps = PDBFile(str(structure)), max(1, round(1000 * nanoseconds / stride))
+    strict, loaded = allowing(allow or []), load_model(model, device if scheduler is None else "cpu")
+    loaded.require_domain(ResidueTokens.from_topology(pdb.topology), stride, temperature, strict)
+    refuseWater(pdb.topology)
     refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
@@ -196,7 +206,7 @@ def rollout(
             progress(f"{made:,} of {n_steps * replicas:,} frames", made / (n_steps * replicas))
 
         files = run(
-            model,
+            loaded,
             pdb.topology,
             pdb.positions,
             stride=stride,
@@ -212,6 +222,7 @@ def rollout(
             device=device,
             max_retries=max_retries,
             batch_size=batch_size,
+            strict=strict,
             client=client,
             progress=count,
         )
@@ -282,8 +293,8 @@ def models(
         return
     model = load_model(name, device="cpu")
     domain = Table(title=model.name, box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
-    for key, value in asdict(model.domain).items():
-        domain.add_row(key.replace("_", " "), " ".join(value) if isinstance(value, tuple) else str(value))
+    for key, value in model.domain.to_dict().items():
+        domain.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, tuple) else str(value))
     console = Console()
     console.print(domain)
     console.print(Markdown(model.card))

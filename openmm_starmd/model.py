@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
-from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -14,69 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.domain import Domain, Violation, enforced, refuse
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
-from openmm_starmd.protein.bond_graph import CAPPED
-from openmm_starmd.protein.errors import ModelDomainError, StarMDError
-from openmm_starmd.protein.residues import RESIDUE_TYPES
+from openmm_starmd.protein.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Where a model was trained.
-
-    Parameters
-    ----------
-    min_length, max_length : int
-        Residues of the protein, caps not counted.
-    min_stride, max_stride : float
-        ps.
-    min_temperature, max_temperature : float
-        K.
-    max_chains : int
-    caps : bool
-        Whether chain ends may be capped (ACE, NME).
-    residue_types : tuple of str
-        Three-letter codes.
-    force_field : str
-    """
-
-    min_length: int = 1
-    max_length: int = 10_000
-    min_stride: float = 10.0
-    max_stride: float = 10_000.0
-    min_temperature: float = 300.0
-    max_temperature: float = 300.0
-    max_chains: int = 1
-    caps: bool = True
-    residue_types: tuple[str, ...] = RESIDUE_TYPES
-    force_field: str = ""
-
-    def violations(self, tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:
-        """What lies outside, a sentence each; empty where all is inside."""
-        found = []
-        if not self.min_length <= tokens.n_residues <= self.max_length:
-            known = f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else self.max_length
-            found.append(f"the model knows proteins of {known} residues, this has {tokens.n_residues}")
-        if not self.min_stride <= stride <= self.max_stride:
-            found.append(f"the model knows strides of {self.min_stride:g} to {self.max_stride:g} ps, not {stride:g} ps")
-        if not self.min_temperature - 0.5 <= temperature <= self.max_temperature + 0.5:
-            low, high = self.min_temperature, self.max_temperature
-            known = f"{low:g} K" if low == high else f"{low:g} to {high:g} K"
-            found.append(f"the model knows {known}, not {temperature:g} K")
-        caps = any((end == CAPPED).any() for end in (tokens.features.n_end, tokens.features.c_end))
-        if caps and not self.caps:
-            found.append("the model has not seen capped ends")
-        chains = len(set(tokens.features.chain_index.tolist()))
-        if chains > self.max_chains:
-            found.append(f"the model knows up to {self.max_chains} chain(s), this has {chains}")
-        types = {RESIDUE_TYPES[i] for i in tokens.features.residue_type.tolist()} - set(self.residue_types)
-        if types:
-            found.append(f"the model has not seen the residue types {', '.join(sorted(types))}")
-        return found
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -139,24 +81,33 @@ class StarMDModel:
         moved.denoiser = copy.deepcopy(self.denoiser).to(choose_device(device))
         return moved
 
-    def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict: bool = True) -> None:
-        """Compare a system with the domain.
+    def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict=True) -> list[Violation]:
+        """Raise or warn where a system lies outside the domain; returns what does.
+
+        Parameters
+        ----------
+        tokens : ResidueTokens
+        stride : float
+            ps.
+        temperature : float
+            K.
+        strict : bool or dict
+            As of `domain.refuse`.
 
         Raises
         ------
         ModelDomainError
-            If it lies outside; with ``strict=False`` a warning is given instead.
+            If it lies outside, except for what ``strict`` turns into a warning.
         """
-        self.refuse(self.domain.violations(tokens, stride, temperature), strict)
+        found = self.domain.check(tokens, stride, temperature)
+        others = models_for(tokens, stride, temperature) if enforced(found, strict) else []
+        refuse(self.name, found, strict, others)
+        return found
 
-    def refuse(self, found: list[str], strict: bool = True) -> None:
-        """Raise ModelDomainError, or warn, if anything was found to lie outside the domain."""
-        if not found:
-            return
-        message = f"Outside the domain of model {self.name!r}: {'; '.join(found)}."
-        if strict:
-            raise ModelDomainError(f"{message} Use another model, or strict=False to try all the same.")
-        warnings.warn(message, stacklevel=3)
+    def require_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict=True) -> None:
+        """As `check_domain`, without the warnings: for a look before anything slow."""
+        if enforced(self.domain.check(tokens, stride, temperature), strict):
+            self.check_domain(tokens, stride, temperature, strict)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: weights, and configuration, domain and card as its metadata."""
@@ -165,7 +116,7 @@ class StarMDModel:
             "version": str(FORMAT_VERSION),
             "name": self.name,
             "config": json.dumps(self.config.to_dict()),
-            "domain": json.dumps(asdict(self.domain)),
+            "domain": json.dumps(self.domain.to_dict()),
             "card": self.card,
         }
         weights = {k: v.contiguous().cpu() for k, v in self.denoiser.state_dict().items()}
@@ -180,6 +131,21 @@ def _embedded() -> dict[str, Path]:
 def available_models() -> list[str]:
     """Names of the embedded models."""
     return list(_embedded())
+
+
+def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:
+    """Names of the embedded models whose domain holds a protein, a stride (ps) and a temperature (K)."""
+    names = []
+    for name, path in _embedded().items():
+        with safe_open(str(path), "pt") as file:
+            domain = _domain_of(file.metadata())
+        if not domain.check(tokens, stride, temperature):
+            names.append(name)
+    return names
+
+
+def _domain_of(metadata: dict[str, str]) -> Domain:
+    return Domain.from_dict(json.loads(metadata["domain"]))
 
 
 def load_model(name_or_path: str | Path, device: str | torch.device = "auto") -> StarMDModel:
@@ -219,10 +185,9 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "auto") ->
         )
     try:
         config = ModelConfig.from_dict(json.loads(metadata["config"]))
-        domain = json.loads(metadata["domain"])
         denoiser = Denoiser(config.network)
         denoiser.load_state_dict(weights)
-        domain = Domain(**(domain | {"residue_types": tuple(domain["residue_types"])}))
+        domain = _domain_of(metadata)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StarMDError(f"{path} does not hold the weights and settings of a model: {error}") from None
     return StarMDModel(denoiser.to(device), config, domain, metadata["card"], metadata["name"])

@@ -190,13 +190,16 @@ class ProteinBondGraph:
             if self._beside(cap, atom) is not None:
                 return ""
             return "formyl cap" if end == "N" else "amide cap"
-        if not self._has_hydrogens(i):
+        if not self._has_hydrogens(i) or self._open(i, end):
             return ""
         if end == "N":
-            charged = 2 if self.types[i] == "PRO" else 3
-            return "" if self._count(atom, "H") == charged else "neutral N end"
+            return "" if self._count(atom, "H") == self._charged(i) else "neutral N end"
         oxygens = [a for a in self._neighbours[atom] if self._symbol(a) == "O"]
         return "neutral C end" if any(self._count(a, "H") for a in oxygens) else ""
+
+    def _charged(self, i: int) -> int:
+        """Hydrogens on a charged N end."""
+        return 2 if self.types[i] == "PRO" else 3
 
     def _has_hydrogens(self, i: int) -> bool:
         return any(self._symbol(atom.index) in ("H", "D") for atom in self.residues[i].atoms())
@@ -284,6 +287,38 @@ class ProteinBondGraph:
             if after is not None:
                 planes.append([named["CA"], named["C"], after, self._beside(after, named["C"])])
         return [plane for plane in planes if None not in plane]
+
+    def gaps(self) -> list[int]:
+        """Tokens before which residues are missing in their chain: an end is open there, or residue numbers jump."""
+        return [i for i in self._breaks() if self._open(i - 1, "C") or self._open(i, "N") or self._jumps(i)]
+
+    def molecules(self) -> list[int]:
+        """Number of the protein molecule of each token: chains, and within one what has ends of its own."""
+        gaps, breaks, numbers = set(self.gaps()), set(self._breaks()), [0]
+        for i in range(1, len(self.residues)):
+            other = self.residues[i].chain is not self.residues[i - 1].chain or i in breaks - gaps
+            numbers.append(numbers[-1] + other)
+        return numbers
+
+    def _breaks(self) -> list[int]:
+        """Tokens that are not bonded to the one before them in their chain."""
+        chains = [residue.chain for residue in self.residues]
+        return [i for i in range(1, len(chains)) if chains[i] is chains[i - 1] and not self._follows[i]]
+
+    def _open(self, i: int, end: str) -> bool:
+        """Whether an end lacks what a free or capped one has: the second oxygen of C, the further hydrogens of N."""
+        if self._cap_atom(i, end) is not None:
+            return False
+        atom = self.named[i][end]
+        if end == "C":
+            return self._count(atom, "O") < 2
+        return self._has_hydrogens(i) and self._count(atom, "H") < self._charged(i) - 1
+
+    def _jumps(self, i: int) -> bool:
+        """Whether the residue number rises by more than the residues, caps among them, that stand in the chain."""
+        before, residue = self.residues[i - 1], self.residues[i]
+        numbered = (before.id + residue.id).isdigit()
+        return numbered and int(residue.id) - int(before.id) > residue.index - before.index
 
     def residue_indices(self) -> list[int]:
         """Running number of each token.

@@ -69,7 +69,6 @@ POLAR_HYDROGENS = {
     "TRP": {1: ""},
     "TYR": {1: "", 0: "TYM"},
 }
-_VARIANT_NAMES = {"ASPP": "ASH", "GLUP": "GLH", "HSE": "HIE", "HSP": "HIP", "LSN": "LYN"}
 
 # other names of an atom, in Amber, CHARMM and GROMACS
 _ALIASES = {"O": ("OT1", "OC1", "O1")}
@@ -101,9 +100,8 @@ def _without_end(name: str) -> str:
 
 def named_variant(name: str) -> str:
     """Variant that the name of a residue tells, for files without hydrogens."""
-    name = name.strip().upper()
-    name = _VARIANT_NAMES.get(name, name)
-    return name if name in VARIANTS and name != "CYX" else ""
+    name = protonation_name(name)
+    return name if name in VARIANTS else ""
 
 
 def variant_name(residue_type: str, variant: int) -> str:

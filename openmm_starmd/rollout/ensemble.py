@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,8 +17,10 @@ import numpy as np
 from openmm import System
 from openmm.app import Topology
 
+from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.store import identityOf
+from openmm_starmd.domain import Violation, refuse
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.errors import StarMDError
@@ -62,7 +65,7 @@ class Ensemble:
     denoising_steps: int | None
     context_frames: int | None
     max_retries: int
-    strict: bool
+    strict: bool | Mapping[str, bool]
     checkpoint_steps: int
     workers: int
 
@@ -85,6 +88,33 @@ class Ensemble:
     def gate(self) -> ValidityGate:
         """The checks of conformations."""
         return ValidityGate(self.topology, self.tokens, self.temperature, self._relaxes)
+
+    @cached_property
+    def outside(self) -> list[Violation]:
+        """What lies outside the domain of the model, positions aside."""
+        return self.model.domain.check(self.tokens, self.stride, self.temperature)
+
+    def check(self):
+        """Compare protein, settings, starts and forces with what the model knows, before anything slow.
+
+        Raises
+        ------
+        ModelDomainError
+            If something lies outside of its domain that ``strict`` does not allow.
+        """
+        settings = self.tokens, self.stride, self.temperature
+        self.model.require_domain(*settings, self.strict)
+        found = [told for start in self.starts for told in self.model.domain.check(*settings, start)]
+        of_starts = list(dict.fromkeys(told for told in found if told not in self.outside))
+        refuse(self.model.name, of_starts[:1], self.strict)
+        if self._relaxes and (
+            unknown := unknownForces(self.system, self.topology, self.tokens, self.model.domain.force_field)
+        ):
+            warnings.warn(
+                f"Model {self.model.name!r} was not trained with {'; '.join(unknown)}. This acts in relaxations, but "
+                "not in the jumps, so distributions do not follow it.",
+                stacklevel=3,
+            )
 
     def sampler(self) -> BatchSampler:
         """What samples the steps.
@@ -199,7 +229,7 @@ class Ensemble:
         tries = len(replica.failures)
         if tries > self.max_retries:
             counts = Counter(name for failure in replica.failures for name in failure)
-            reason = self.gate.rejection(replica.positions, tries, counts, failure)
+            reason = self.gate.rejection(replica.positions, tries, counts, failure, self.outside)
             replica.rejection = f"Replica {replica.number}, step {replica.step + 1}: {reason}"
             replica.save()
             logger.error("%s", replica.rejection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def rollout(
     denoising_steps: int | None = None,
     context_frames: int | None = None,
     max_retries: int = 5,
-    strict: bool = True,
+    strict: bool | Mapping[str, bool] = True,
     device: str = "auto",
     checkpoint_steps: int = 100,
     workers: int = 1,
@@ -91,8 +91,9 @@ def rollout(
         The model's own by default.
     max_retries : int
         How often a conformation that fails the checks is sampled again.
-    strict : bool
-        Whether leaving the domain of the model is an error; otherwise it is a warning.
+    strict : bool or dict
+        Whether leaving the domain of the model is an error; otherwise it is a warning. ``{"length": False}`` makes a
+        warning of one reason alone; the error names the reasons.
     device : str
         Where the network runs.
     checkpoint_steps : int
@@ -133,7 +134,6 @@ def rollout(
     batch_size, place = wholeNumber("batch_size", batch_size, 1), device if client is None else "cpu"
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
-    refuseWater(topology)
     ensemble = Ensemble(
         folder=Path(output) if client is None else Path(output).absolute(),
         model=model.on(place) if isinstance(model, StarMDModel) else load_model(model, place),
@@ -151,8 +151,8 @@ def rollout(
         checkpoint_steps=wholeNumber("checkpoint_steps", checkpoint_steps, 1),
         workers=wholeNumber("workers", workers, 1),
     )
-    foreign = [told for start in ensemble.starts for told in ensemble.gate.foreign(start)]
-    ensemble.model.refuse(foreign[:1], strict)
+    ensemble.check()
+    refuseWater(topology)
     sampler = ensemble.sampler()  # finds what else is wrong, before there are files
     _prepare(ensemble, resume)
     steps = ensemble.steps()
