@@ -148,8 +148,6 @@ class ElasticNetwork(JumpPropagator):
         K.
     device : str or torch.device
         Of histories and random numbers; it computes on the CPU.
-    strict : bool
-        Of no effect: any protein can have an elastic network.
     """
 
     name = "elastic"
@@ -160,9 +158,9 @@ A null model that has learned nothing: an elastic network about the structure th
 ## What it is
 Residues are rigid bodies in an anisotropic network (ANM, CA within {10 * CUTOFF:g} A, {GAMMA:g} kJ/mol/nm^2 a pair),
 with peptide bonds of Amber's stiffness. Each normal mode is an Ornstein-Uhlenbeck process with the variance kT/k and
-the relaxation time friction/k, advanced exactly over any stride. The friction ({FRICTION:g} kJ/mol ps/nm^2 a residue) and
-the spring constant give C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of MD. It takes any
-protein, any stride and any temperature. It is the floor that a learned model of a folded protein has to beat.
+the relaxation time friction/k, advanced exactly over any stride. The friction ({FRICTION:g} kJ/mol ps/nm^2 a residue)
+and the spring constant give C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of MD. It takes
+any protein, any stride and any temperature. It is the floor that a learned model of a folded protein has to beat.
 
 ## What it is not
 It cannot fold, unfold, or leave the well of its start: loops and tails move too little, and their slow motions too
@@ -170,7 +168,7 @@ fast. Side chains ride with their residues; torsions change in the relaxation al
 not matter to it. `model="auto"` never chooses it.
 """
 
-    def __init__(self, tokens: ResidueTokens, stride: float, temperature: float, *, device="cpu", strict: bool = True):
+    def __init__(self, tokens: ResidueTokens, stride: float, temperature: float, *, device="cpu"):
         self.tokens, self.stride, self.temperature = tokens, float(stride), float(temperature)
         self.device = choose_device(device)
         settings = CUTOFF, GAMMA, BOND, ANGLE_AT_C, ANGLE_AT_N, OMEGA, TORSION, FRICTION, tokens.sequence
