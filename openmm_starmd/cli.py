@@ -72,7 +72,7 @@ def _dask(scheduler: str | None):
 
 
 def _score_table(evaluation) -> Table:
-    from openmm_starmd.evaluation.scores import written
+    from openmm_starmd.evaluation.scoring.scores import written
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column, justify in (("", "left"), ("score", "left"), ("generated", "right"), ("MD itself", "right")):
@@ -114,7 +114,7 @@ def evaluate(
     """
     try:
         from openmm_starmd.evaluation import evaluate as compare
-        from openmm_starmd.evaluation.scores import MEANING
+        from openmm_starmd.evaluation.scoring.scores import MEANING
     except ImportError as missing:
         raise StarMDError(f'starmd evaluate needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
     console = Console()
@@ -217,22 +217,20 @@ def rollout(
     ] = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
-
     from openmm_starmd.binding.context import refuseWater
     from openmm_starmd.domain import allowing
     from openmm_starmd.plugins import NewPropagator
-    from openmm_starmd.protein.tokens import ResidueTokens
+    from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems import peptide_system
-    from openmm_starmd.systems.chains import refuse_missing_hydrogens
 
     pdb, n_steps = _read_pdb(structure), max(1, round(1000 * nanoseconds / stride))
-    strict, system = allowing(allow or []), (ResidueTokens.from_topology(pdb.topology), stride, temperature)
-    new_propagator = NewPropagator.of(model, *system, device if scheduler is None else "cpu", strict)
-    new_propagator.require(*system)
-    refuseWater(pdb.topology)
     refuse_missing_hydrogens(pdb.topology)
+    strict, described = allowing(allow or []), (ResidueTokens.from_topology(pdb.topology), stride, temperature)
+    new_propagator = NewPropagator.of(model, *described, device if scheduler is None else "cpu", strict)
+    new_propagator.require(*described)
+    refuseWater(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 

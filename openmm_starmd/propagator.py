@@ -52,11 +52,6 @@ class Propagator(JumpPropagator):
     ------
     ModelDomainError
         If system, stride or temperature lie outside the model's domain.
-
-    Attributes
-    ----------
-    outside : list of Violation
-        What lies outside the model's domain, where that is allowed.
     """
 
     def __init__(
@@ -72,7 +67,7 @@ class Propagator(JumpPropagator):
         single: torch.Tensor | None = None,
         pair: torch.Tensor | None = None,
     ):
-        self.outside = model.check_domain(tokens, stride, temperature, strict)
+        model.check_domain(tokens, stride, temperature, strict)
         for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")

@@ -210,7 +210,7 @@ class Run:
 
     def _launch(self, batch) -> tuple[dict, Tensor]:
         """Begin a step with a batch; what is known of it, and what the device will tell."""
-        step, rate = self.step, self.config.rate(self.step)
+        step, rate = self.step, self.config.rate(self.step, self.spent)
         self._new.fill_(1 - min(self.config.ema_decay, (1 + step) / (10 + step)))
         for group in self.optimizer.param_groups:
             group |= self._settings | {"lr": self._rate.fill_(rate)}  # a checkpoint may be of another device

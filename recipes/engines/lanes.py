@@ -39,7 +39,7 @@ class _Molecule(ctypes.Structure):
 
 
 class Lanes:
-    """Sixteen replicas of one molecule.
+    """Replicas of one molecule, sixteen unless said otherwise.
 
     Parameters
     ----------
@@ -48,6 +48,8 @@ class Lanes:
         nm; where all replicas start.
     seed : int
         Of velocities and noise; each lane has its own.
+    replicas : int
+        A multiple of the 8 or 16 numbers that a vector register holds.
 
     Raises
     ------
@@ -55,7 +57,7 @@ class Lanes:
         If the System holds a force that is not known here, or lacks one of the two of pairs.
     """
 
-    def __init__(self, system: openmm.System, positions: np.ndarray, seed: int):
+    def __init__(self, system: openmm.System, positions: np.ndarray, seed: int, replicas: int = LANES):
         self._library = library()
         found = terms(system)
         found["pair"] = pair_coefficients(found)
@@ -68,26 +70,28 @@ class Lanes:
             kept["surface"].item(),
         )
         width = self._library.lanes_width()
-        self._groups = LANES // width
+        if replicas % width:
+            raise ValueError(f"{replicas} replicas: on this machine they come in groups of {width}")
+        self._groups = replicas // width
         self._positions = _aligned((self._groups, system.getNumParticles(), 3, width))
         self._velocities = _aligned(self._positions.shape)
         self._random = _aligned((self._groups, 4, width)).view(np.uint32)
-        states = np.random.default_rng(seed).integers(1, 2**32, (4, LANES), dtype=np.uint64)
+        states = np.random.default_rng(seed).integers(1, 2**32, (4, replicas), dtype=np.uint64)
         self._random[:] = np.moveaxis(states.reshape(4, self._groups, width), 1, 0)
         self._positions[:] = positions[:, :, None]
 
     @property
     def positions(self) -> np.ndarray:
-        """(16, A, 3), nm."""
+        """(replicas, A, 3), nm."""
         return _by_replica(self._positions)
 
     @property
     def velocities(self) -> np.ndarray:
-        """(16, A, 3), nm/ps."""
+        """(replicas, A, 3), nm/ps."""
         return _by_replica(self._velocities)
 
     def potential(self) -> tuple[np.ndarray, np.ndarray]:
-        """Energies (16,), kJ/mol, and forces (16, A, 3), kJ/mol/nm."""
+        """Energies (replicas,), kJ/mol, and forces (replicas, A, 3), kJ/mol/nm."""
         forces = _aligned(self._positions.shape)
         energies = _aligned((self._groups, forces.shape[-1]))
         self._call("potential", self._positions, forces, energies)
@@ -113,8 +117,8 @@ class Lanes:
 
 
 def _by_replica(array: np.ndarray) -> np.ndarray:
-    """(16, A, 3) of an array of groups (G, A, 3, W)."""
-    return np.moveaxis(array, -1, 1).reshape(LANES, *array.shape[1:3]).copy()
+    """(replicas, A, 3) of an array of groups (G, A, 3, W)."""
+    return np.moveaxis(array, -1, 1).reshape(-1, *array.shape[1:3]).copy()
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,10 +1,13 @@
 """The data's MD engine makes OpenMM's dynamics."""
 
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import openmm
+import openmm.app
 import pytest
 import simulate_starts
 from lanes import GAS_CONSTANT, LANES, Lanes
@@ -91,6 +94,16 @@ def test_lanes_differ_and_a_seed_repeats(molecule):
     assert len(np.unique(first.positions[:, 0, 0])) == LANES
 
 
+def test_replicas_come_in_groups(molecule):
+    system, _, lanes = molecule
+    twice = Lanes(system, lanes.positions[0], 3, replicas=2 * LANES)
+    twice.draw_velocities(300)
+    twice.step(100, 300)
+    assert len(np.unique(twice.positions[:, 0, 0])) == 2 * LANES
+    with pytest.raises(ValueError, match="9 replicas: on this machine they come in groups of (8|16)"):
+        Lanes(system, lanes.positions[0], 3, replicas=9)
+
+
 def test_unknown_forces_are_refused(molecule):
     system, _, lanes = molecule
     system = openmm.XmlSerializer.clone(system)
@@ -115,6 +128,19 @@ def test_starts_are_written_as_training_data_once(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert simulate_starts.simulate("GAG", tmp_path) == "GAG: there"
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+
+def test_a_file_that_fails_leaves_the_others_of_proteins(tmp_path):
+    """Two files are asked for: the one that is missing is named, the other simulated."""
+    topology, positions = build_peptide("GAG", False, False, 1)
+    with open(tmp_path / "gag.pdb", "w") as file:
+        openmm.app.PDBFile.writeFile(topology, positions, file)
+    script = Path(simulate_starts.__file__).parents[1] / "starmd-protein" / "simulate_proteins.py"
+    files = [tmp_path / "missing.pdb", tmp_path / "gag.pdb"]
+    command = [sys.executable, script, tmp_path / "md", *files, "--processes", "1", "--frames", "2"]
+    log = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "gag: 16 of 16 replicas" in log and "missing: " in log
+    assert [t.n_frames for t in TrajectoryDataset(tmp_path / "md").trajectories] == 16 * [2]
 
 
 def _masses(system):
