@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, unit
+from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, State, unit
 from openmm.app import Topology
 
 from openmm_starmd.binding.context import (
@@ -22,10 +22,12 @@ from openmm_starmd.binding.context import (
     drawVelocities,
     massesOf,
     refuseWater,
+    unwatched,
     watchContexts,
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.loading import Loader
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
@@ -61,8 +63,12 @@ class StarMDIntegrator(CompoundIntegrator):
         simulation.step(1000)                                      # 100 ns
 
     Every reporter, checkpoint and State of OpenMM works; a run that is continued from a checkpoint or State is the
-    same, bit for bit, as one that was never interrupted (Reference platform, or CPU with one thread). Positions that
-    are set or minimised between steps start the history of past conformations anew. A copy or an unpickled
+    same, bit for bit, as one that was never interrupted (Reference platform, or CPU with one thread). Many runs can
+    start from one State or checkpoint: each ``randomSeed`` has noise of its own, and ``randomSeed=0`` goes on with the
+    seed that the State holds. A State in memory that is set again (``context.setState``) draws new noise, as with
+    OpenMM's own integrators, so the replicas of OpenMM's samplers are independent; ``loadState`` and
+    ``loadCheckpoint`` repeat a run. Positions that are set or minimised between steps start the history of past
+    conformations anew. A copy or an unpickled
     StarMDIntegrator is a new one with the same settings; an XML round trip loses the model and ends in an error.
 
     OpenMM's `Simulation.runForClockTime` looks at the clock every ten steps, that is, after ten jumps: the run can last
@@ -109,7 +115,8 @@ class StarMDIntegrator(CompoundIntegrator):
         contextFrames, denoisingSteps : int, optional
             Past conformations that a step is conditioned on, and denoising steps; the model's own by default.
         randomSeed : int
-            Between 0 and 2^31 - 1. With 0, a seed is chosen when the Context is created.
+            Between 0 and 2^31 - 1. With 0, a seed is chosen when the Context is created, and a State or checkpoint that
+            is loaded brings its own; any other seed stays, whatever is loaded.
         device : str
             Where the network runs: "auto", "cpu", "cuda", ...
         maxRetries : int
@@ -159,7 +166,7 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.active:
             self._relaxation.addProgram(self._store)
         self._gate = self._createGate()
-        self._past = Past(self._store, self._tokens, self._random)
+        self._past, self._loader = Past(self._store, self._tokens, self._random), Loader(self._store)
         physics = self._createPhysics(physicalIntegrator)
         self._seedsPhysics = hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0
         self.addIntegrator(physics)
@@ -227,7 +234,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 self._store.jump += 1
                 self._statistics.finishJump(attempt, energies[1:])
                 return
-            context.loadCheckpoint(saved)
+            unwatched(context, "loadCheckpoint", saved)
             self._statistics.reject(failures)
         outside = self._outside()
         reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures, outside)
@@ -321,6 +328,26 @@ class StarMDIntegrator(CompoundIntegrator):
         self._hasVirtualSites = any(system.isVirtualSite(index) for index in range(system.getNumParticles()))
         self._freedoms = 3 * np.count_nonzero(self._masses) - system.getNumConstraints()
 
+    def issue(self, state):
+        """Note a State that was made of the Context; ``context.getState(integratorParameters=True)`` calls it."""
+        self._loader.issue(state)
+
+    def load(self, context, read, source):
+        """Load a State or checkpoint; ``context.setState`` and ``context.loadCheckpoint`` call it as ``read``.
+
+        Raises
+        ------
+        HistoryError
+            If it was made under another integrator or model, or of another System. The Context is as it was before.
+        """
+        with self._undoneOnError(context):
+            self._loader.load(context, read, source)
+            seed = self._settings["randomSeed"]
+            if seed not in (0, self._store.seed):
+                self._store.seed = seed
+                if self._seedsPhysics and not isinstance(source, State):  # a checkpoint holds random numbers of its own
+                    self._initializeAnew(context)
+
     def reset(self):
         """Forget the history of past conformations; the next step starts from the positions in the Context alone."""
         self._store.clear()
@@ -368,11 +395,11 @@ class StarMDIntegrator(CompoundIntegrator):
             physics.setTemperature(temperature)
 
     def getRandomNumberSeed(self):
-        """Get the random number seed; once a Context exists, the one in use, which checkpoints and States carry."""
+        """Get the random number seed; once a Context exists, the one in use, which checkpoints and States hold."""
         return self._store.seed
 
     def setRandomNumberSeed(self, seed):
-        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen.
+        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen. Loading a State changes no other.
 
         The physical integrator gets it too, unless it was given with a seed of its own. An integrator of OpenMM takes a
         seed when its Context is initialised, so a Context that exists is initialised anew, in its present State.
@@ -383,9 +410,14 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._context is not None:
             context = self._boundContext()
             self._chooseSeed()
-            state = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
-            context.reinitialize()
-            context.setState(state)
+            self._initializeAnew(context)
+
+    @staticmethod
+    def _initializeAnew(context):
+        """Initialise a Context in its present State, so that its integrators take their seeds."""
+        state = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
+        context.reinitialize()
+        unwatched(context, "setState", state)
 
     def getStatistics(self):
         """Get what happened since the integrator was created.
@@ -413,7 +445,7 @@ class StarMDIntegrator(CompoundIntegrator):
             warnings.warn(
                 f"Model {self._propagator.name!r} was not trained with {'; '.join(unknown)}. This acts in the "
                 "relaxation after each jump and in physical steps; the jumps know nothing of it.",
-                stacklevel=4,
+                stacklevel=5,
             )
         self._chooseSeed()
 
@@ -450,7 +482,7 @@ class StarMDIntegrator(CompoundIntegrator):
             yield saved
         except BaseException as error:
             self.setCurrentIntegrator(current)
-            context.loadCheckpoint(saved)
+            unwatched(context, "loadCheckpoint", saved)
             if isinstance(error, JumpRejectedError):
                 self._store.jump += 1  # for other random numbers, should the user try again
             raise
@@ -470,7 +502,8 @@ class StarMDIntegrator(CompoundIntegrator):
 
     def _random(self, purpose: str, number: int) -> int:
         """Seed of a draw of this jump."""
-        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose)
+        stream = [self._store.stream] if self._store.stream else []
+        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose, *stream)
 
     def __deepcopy__(self, memo):
         return _create(*self.__reduce__()[1])
