@@ -217,8 +217,11 @@ class StarMDIntegrator(CompoundIntegrator):
             context.computeVirtualSites()
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
+        base = before.getPotentialEnergy()._value
         if self._past.known(self._propagator, positions - shifts) is None:
             self._checkPositions(positions)
+        else:
+            base -= self._store.excess
         history = self._past.history(self._propagator, positions, shifts)
         self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):
@@ -228,11 +231,12 @@ class StarMDIntegrator(CompoundIntegrator):
             with self._statistics.timed("backmapping"):
                 way, failures = self._toPositions(conformation, positions)
             if not failures:
-                relaxed, energies, failures = self._toContext(context, before, positions, shifts, way, attempt)
+                relaxed, energies, failures = self._toContext(context, before, base, positions, shifts, way, attempt)
             if not failures:
                 self._past.add(self._propagator, history, *relaxed, generator)
+                self._store.excess = self._gate.excess(energies[-1] - base, self._freedoms)
                 self._store.jump += 1
-                self._statistics.finishJump(attempt, energies[1:])
+                self._statistics.finishJump(attempt, energies)
                 return
             unwatched(context, "loadCheckpoint", saved)
             self._statistics.reject(failures)
@@ -259,15 +263,15 @@ class StarMDIntegrator(CompoundIntegrator):
         (failures,) = self._gate.sampled(way(1.0)[None], positions[None])
         return way, failures
 
-    def _toContext(self, context, before, old, shifts, way, attempt: int):
-        """Write and relax positions, draw velocities, set the clock.
+    def _toContext(self, context, before, base: float, old, shifts, way, attempt: int):
+        """Write and relax positions, compare the energy with the base of the run, draw velocities, set the clock.
 
         Returns
         -------
         positions : (array, array), each (A, 3)
             Those of whole molecules, and what was added to the Context's for that.
         energies : list of float
-            Potential energies before the jump, and before and after relaxation, kJ/mol.
+            Potential energies before and after relaxation, kJ/mol.
         failures : dict
             Checks that the result fails, and atoms where it does.
         """
@@ -281,7 +285,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 context.computeVirtualSites()
                 context.applyConstraints(self.getConstraintTolerance())
                 context.computeVirtualSites()
-            states = [before, context.getState(energy=True)]
+            states = [context.getState(energy=True)]
             with self._statistics.timed("relaxation"):
                 if self._relaxation.active:
                     seed = self._random("relaxation", attempt)
@@ -293,7 +297,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 raise
             return None, None, {"not_finite": []}
         energies = [state.getPotentialEnergy()._value for state in states]
-        (failures,) = self._gate.relaxed(positions[0][None], old[None], [energies], self._freedoms)
+        (failures,) = self._gate.relaxed(positions[0][None], old[None], [[base, *energies]], self._freedoms)
         if not failures:
             drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
             context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
@@ -317,6 +321,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 positions = self._wholeMolecules(context.getState(positions=True))
                 time = (context.getTime() - start)._value
                 self._past.follow(self._propagator, *positions, time, context.getStepCount())
+                self._store.excess = self._gate.excess(0, self._freedoms)
 
     def bind(self, context):
         """Tell the integrator its Context; needed only where the Context was not made by ``openmm.Context(...)``."""

@@ -50,7 +50,7 @@ class HistoryStore(CustomIntegrator):
     def __init__(self, stepSize, numParticles, features: ResidueFeatures, maxFrames, identity: bytes, scratch=0):
         super().__init__(stepSize)
         self.addGlobalVariable(AT_WORK, 0)
-        for name in ("tag", "frames", "elapsed", "phase", *WIDE):
+        for name in ("tag", "frames", "elapsed", "phase", "excess", *WIDE):
             self.addGlobalVariable(PREFIX + name, 0)
         self._torsionMask, self._maxFrames, self._identity = features.torsion_mask, maxFrames, identity
         size = -(-sum(self._lengths(maxFrames)) // (3 * numParticles))
@@ -76,6 +76,11 @@ class HistoryStore(CustomIntegrator):
         lambda self: self.getGlobalVariableByName(PREFIX + "elapsed"), lambda self, t: self._set("elapsed", t)
     )
     """Time of physical steps since the last context frame, ps."""
+
+    excess = property(
+        lambda self: self.getGlobalVariableByName(PREFIX + "excess"), lambda self, e: self._set("excess", e)
+    )
+    """Energy of the last conformation above the base that `ValidityGate` knows, kJ/mol."""
 
     phase = property(lambda self: self._get("phase"), lambda self, value: self._set("phase", value))
     """Steps that have been taken of the present cycle of learned and physical ones."""

@@ -224,13 +224,13 @@ class Ensemble:
         history, before = History.join([r.history for r in group]), np.stack([r.positions for r in group])
         keys = [(replica.number, replica.step, len(replica.failures)) for replica in group]
         asked = [k for k, replica in enumerate(group) if replica.step < until]
-        positions, failures = sampler.sample(history, before, keys, asked)
+        positions, excess, failures = sampler.sample(history, before, [r.excess for r in group], keys, asked)
         histories = sampler.extend(history, positions, keys).split()
         for k in asked:
             if k in failures:
                 self._fail(group[k], failures[k])
             else:
-                group[k].accept(positions[k], histories[k])
+                group[k].accept(positions[k], histories[k], excess[k])
                 if group[k].step % self.checkpoint_steps == 0:
                     group[k].save()
         return len(asked) - len(failures)

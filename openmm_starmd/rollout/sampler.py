@@ -49,7 +49,7 @@ class BatchSampler:
         """History of positions (B, A, 3)."""
         return self._of(len(positions)).start(self._measured(positions))
 
-    def sample(self, history: History, positions: np.ndarray, keys: list[tuple], asked: list[int]):
+    def sample(self, history: History, positions: np.ndarray, excess: list[float], keys: list[tuple], asked: list[int]):
         """One try of a jump.
 
         Parameters
@@ -57,6 +57,8 @@ class BatchSampler:
         history : History
         positions : array, shape (B, A, 3)
             Before the jumps, nm.
+        excess : list of float
+            Energy of each above the base of its run, kJ/mol.
         keys : list of tuple of int
             Number, step and attempt of each replica, which its random numbers belong to.
         asked : list of int
@@ -66,37 +68,39 @@ class BatchSampler:
         -------
         positions : array, shape (B, A, 3)
             Where no jump has been asked for or it fails the checks, those before.
+        excess : list of float
         failures : dict of int to dict
             The checks that it fails and atoms where it does, by places in the batch.
         """
         conformation = self._of(len(keys)).step(history, self._generators("jump", keys))
-        old, new = positions[asked], positions.copy()
+        old, new, excess = positions[asked], positions.copy(), list(excess)
         conformation = conformation[asked].to("cpu", torch.float64)
         sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
-        found, failures = self._judged(sampled, old, [keys[k] for k in asked])
-        for k, atoms, failure in zip(asked, found, failures, strict=True):
+        found, above, failures = self._judged(sampled, old, [excess[k] for k in asked], [keys[k] for k in asked])
+        for k, atoms, energy, failure in zip(asked, found, above, failures, strict=True):
             if not failure:
-                new[k] = atoms
-        return new, {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
+                new[k], excess[k] = atoms, energy
+        return new, excess, {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
 
     def extend(self, history: History, positions: np.ndarray, keys: list[tuple]) -> History:
         """History with the positions (B, A, 3) that `sample` has found."""
         noise = self._generators("context", [(number, step, 0) for number, step, _ in keys])
         return self._of(len(keys)).extend(history, self._measured(positions), noise)
 
-    def _judged(self, sampled: np.ndarray, old: np.ndarray, keys):
-        """Positions, relaxed where that is asked for, and the checks that each of them fails."""
+    def _judged(self, sampled: np.ndarray, old: np.ndarray, excess: list[float], keys):
+        """Positions, relaxed where that is asked for, the excess of their energies, and the checks that they fail."""
         failures = self._gate.sampled(sampled, old)
         if self._pool is None:
-            return sampled, failures
+            return sampled, excess, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
         jobs = [(sampled[k], old[k], derived("relaxation", self._seed, *keys[k])) for k in sound]
         if jobs:
             sampled[sound], energies = map(np.array, zip(*self._pool.relax(jobs), strict=True))
+            energies[:, 0] -= [excess[k] for k in sound]
             found = self._gate.relaxed(sampled[sound], old[sound], energies, self._pool.freedoms)
-            for k, failure in zip(sound, found, strict=True):
-                failures[k] = failure
-        return sampled, failures
+            for k, (base, _, end), failure in zip(sound, energies.tolist(), found, strict=True):
+                excess[k], failures[k] = self._gate.excess(end - base, self._pool.freedoms), failure
+        return sampled, excess, failures
 
     def _measured(self, positions: np.ndarray):
         return from_positions(torch.from_numpy(positions), self._tokens)
