@@ -12,6 +12,7 @@ from typing import Annotated
 
 from openmm_starmd import __version__
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.progress import ProgressLines
 
 try:
     import typer
@@ -26,6 +27,7 @@ except ImportError as missing:
 CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
 SEVERAL = ("--reference", "--generated", "--jumps")  # take several values after one option
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM
+GOING_ON = ("rollout", "simulate", "train")  # commands that go on where they were
 LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[/]", "unclear": "○", "none": " "}
 
 app = typer.Typer(
@@ -54,21 +56,42 @@ def options(
 
 
 @contextmanager
-def _progress(console: Console):
-    """A bar on the terminal; yields a function (text, share that is done)."""
+def _progress(nanoseconds: float | None = None):
+    """A bar on the terminal, or lines in a file; yields a function (text, share that is done of the nanoseconds)."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield ProgressLines(lambda line: print(line, file=sys.stderr, flush=True), nanoseconds)
+        return
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda text, done: bar.update(task, description=text, total=1.0 if done else None, completed=done)
 
 
-def _dask(scheduler: str | None):
+@contextmanager
+def _logged():
+    """What the library logs goes to a file that stands in place of the terminal, its lines of progress among it."""
+    logger, handler = logging.getLogger("openmm_starmd"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    if Console(stderr=True).is_terminal:
+        handler = logging.NullHandler()
+    else:
+        logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _dask(scheduler: str | None, *tls: Path | None):
     """Context with a client of the scheduler at an address, or without one."""
     if scheduler is None:
         return nullcontext()
     from openmm_starmd.rollout.cluster import connect
 
-    return connect(scheduler)
+    return connect(scheduler, *tls)
 
 
 def _score_table(evaluation) -> Table:
@@ -118,7 +141,7 @@ def evaluate(
     except ImportError as missing:
         raise StarMDError(f'starmd evaluate needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
     console = Console()
-    with _progress(Console(stderr=True)) as progress:
+    with _progress() as progress:
         evaluation = compare(
             reference,
             generated,
@@ -201,7 +224,7 @@ def rollout(
         int, typer.Option(min=0, help="Of 2 fs each, at the end of a relaxation: most of its cost.")
     ] = 60,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    seed: Annotated[int, typer.Option(help="Of all replicas.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all replicas; 0 is a seed like any other.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
     max_retries: Annotated[int, typer.Option(min=0, help="Samples more of a conformation that fails the checks.")] = 5,
@@ -215,6 +238,12 @@ def rollout(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
+    tls_ca_file: Annotated[
+        Path | None,
+        typer.Option(help="For a scheduler at tls://..., as of `dask worker`: the authority's certificate."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of this client.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm_starmd.binding.context import refuseWater
@@ -232,7 +261,7 @@ def rollout(
     new_propagator.require(*described)
     refuseWater(pdb.topology)
     made = 0
-    with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
+    with _dask(scheduler, tls_ca_file, tls_cert, tls_key) as client, _progress(nanoseconds * replicas) as progress:
 
         def count(frames):
             nonlocal made
@@ -275,7 +304,8 @@ def train(
     except ImportError as missing:
         raise StarMDError(f'starmd train needs more ({missing}): pip install "openmm-starmd[train]"') from None
     settings = TrainingConfig.from_toml(config)
-    run(settings)
+    with _logged():
+        run(settings)
     print(Path(settings.output) / "model.safetensors")
 
 
@@ -291,13 +321,13 @@ def simulate(
     replicas: Annotated[int, typer.Option(min=1, help="Trajectories of each molecule: NAME, NAME_2, ...")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Systems at a time, one CPU thread each.")] = 1,
     together: Annotated[int, typer.Option(min=1, help="Trajectories in one System, far apart: for a GPU.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of starts, velocities and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of starts, velocities and noise; 0 is a seed like any other.")] = 0,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
 ) -> None:
     """Make MD of peptides and proteins (Amber ff14SB, OBC2); a killed run goes on by the same command."""
     from openmm_starmd.training import simulate as run
 
-    with _progress(Console(stderr=True)) as progress:
+    with _progress(nanoseconds * replicas * len(sequences)) as progress:
         names = run(
             sequences,
             output,
@@ -354,6 +384,10 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
+def _stopped(arguments: Sequence[str]) -> str:
+    return "stopped; the same command goes on from here" if {*arguments[:1]} & {*GOING_ON} else "stopped"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Errors are one line on stderr."""
     logging.getLogger("openmm_starmd").addHandler(logging.NullHandler())
@@ -362,9 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = spread_values(sys.argv[1:] if arguments is None else arguments)
         result = app(arguments, prog_name="starmd", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        message = "stopped" if code == STOPPED else ""  # some releases of typer return the code of an interrupt
+        message = _stopped(arguments) if code == STOPPED else ""  # some releases of typer return the interrupt's code
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "stopped", STOPPED
+        message, code = _stopped(arguments), STOPPED
     except CommandError as error:
         message, code = error.format_message(), error.exit_code
     except (StarMDError, ValueError, OSError) as error:

@@ -7,20 +7,34 @@ result; and a worker that is only believed dead keeps its locks until it has fin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
 try:
-    from distributed import Client, as_completed
+    from distributed import Client, Security, as_completed
 except ImportError as missing:
     raise StarMDError(f'Several machines need Dask ({missing}): pip install "openmm-starmd[cluster]"') from None
 
 
-def connect(address: str) -> Client:
-    """Client of the scheduler at an address, such as ``tcp://node1:8786``."""
-    return Client(address, timeout=10)
+def connect(address: str, ca_file=None, cert=None, key=None) -> Client:
+    """Client of the scheduler at an address, such as ``tcp://node1:8786``, or ``tls://...`` with three PEM files.
+
+    Without files the client takes those that Dask's own configuration names (``distributed.comm.tls``).
+
+    Raises
+    ------
+    StarMDError
+        If a file is not there.
+    """
+    files = {"tls_ca_file": ca_file, "tls_client_cert": cert, "tls_client_key": key}
+    given = {name: str(path) for name, path in files.items() if path is not None}
+    for path in given.values():
+        if not os.path.isfile(path):
+            raise StarMDError(f"There is no file {path}, which was to be a certificate or key of TLS.")
+    return Client(address, timeout=10, security=Security(**given))
 
 
 def distribute(
