@@ -17,7 +17,7 @@ FLOORS = [
     "network.parameterization network.denoiser",
     "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
     "model interface propagator plugins elastic",
-    "binding relaxation integrator reporters rollout training evaluation",
+    "binding relaxation integrator reporters rollout training evaluation refinement",
     "cli",
 ]
 ROWS = [room for floor in FLOORS for room in floor.split()]
