@@ -23,6 +23,8 @@ pytest.importorskip("deeptime")
 from openmm_starmd import Propagator, cli  # noqa: E402
 from openmm_starmd.systems import peptide_system  # noqa: E402
 
+COMMANDS = "prepare simulate train rollout refine evaluate models"
+
 
 @pytest.fixture
 def files(build_peptide, tmp_path, monkeypatch):
@@ -37,7 +39,7 @@ def files(build_peptide, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [[], *([c] for c in "prepare simulate train rollout refine evaluate models".split())])
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS.split())])
 def test_help_has_an_example(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.csgraph import connected_components, shortest_path
 
-from openmm_starmd.evaluation import markov
+from openmm_starmd.evaluation.metrics import markov
 
 NONE_SEEN = 3.0  # expected events of which none is seen in one case of twenty: -ln 0.05
 

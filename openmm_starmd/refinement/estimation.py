@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.evaluation import markov
-from openmm_starmd.evaluation.ensemble import GAS_CONSTANT
-from openmm_starmd.evaluation.kinetics import block_bootstrap
+from openmm_starmd.evaluation.metrics import markov
+from openmm_starmd.evaluation.metrics.kinetics import block_bootstrap
+from openmm_starmd.evaluation.metrics.shapes import GAS_CONSTANT
 from openmm_starmd.refinement.connections import NONE_SEEN, Connections, find_connections
 from openmm_starmd.refinement.posterior import (
     Posterior,
@@ -70,7 +70,7 @@ def estimate(
     learned = [np.asarray(s) for s in learned if len(s)]
     longest = max(map(len, states), default=0)
     if longest < 5:
-        raise StarMDError(f"The longest trajectory of MD has {longest} frames; run longer pieces, of at least 5 frames.")
+        raise StarMDError(f"The longest trajectory of MD has {longest} frames; run longer pieces, at least 5 frames.")
     n_states = 1 + int(max(s.max() for s in [*states, *learned]))
     nanoseconds = sum(map(len, states)) * interval / 1000
     shortages = []
@@ -81,7 +81,8 @@ def estimate(
         if frames >= longest:
             raise StarMDError(f"A lag of {lag:g} ps needs longer trajectories than {longest * interval:g} ps.")
     if not markovian:
-        reason = f"the slowest timescale still depends on the lag at {frames * interval:g} ps: the trajectories are too short"
+        found = f"the slowest timescale still depends on the lag at {frames * interval:g} ps"
+        reason = f"{found}: the trajectories are too short"
         shortages.append(Shortage(reason, nanoseconds))
     connections = find_connections(states, frames, n_states)
     shortages += _unconnected(connections, states, learned, learned_interval, nanoseconds)
@@ -90,7 +91,8 @@ def estimate(
         raise StarMDError("MD has connected no two states in both directions; run longer, or start elsewhere.")
     sets = _metastable_sets(posterior, n_states)
     own = _learned_posterior(learned, learned_interval, frames * interval, n_states, seed)
-    quantities = _quantities(posterior, own, learned, sets, interval, learned_interval, temperature, confidence, seed)
+    times = _times(posterior, own, sets, (interval, learned_interval), confidence)
+    quantities = [*times[:1], *_shares(posterior, learned, sets, temperature, confidence, seed), *times[1:]]
     test = _chapman_kolmogorov(states, frames, sets, confidence, seed)
     shortages += _imprecise(quantities, precision, nanoseconds) + _not_markovian(test, nanoseconds)
     populations = np.zeros((1 + len(posterior.draws), n_states))
@@ -114,9 +116,7 @@ def estimate(
     )
 
 
-def _unconnected(
-    connections: Connections, states, learned, learned_interval, nanoseconds: float
-) -> list[Shortage]:
+def _unconnected(connections: Connections, states, learned, learned_interval, nanoseconds: float) -> list[Shortage]:
     """What keeps states from counting: none seen in T bounds a rate by 3 / T, so ten events take 10 T / 3 at least."""
     shortages = []
     if connections.apart.any():
@@ -173,44 +173,46 @@ def _learned_posterior(learned, learned_interval, lag: float, n_states: int, see
     return posterior if posterior.best.n_states > 1 else None
 
 
-def _quantities(
-    posterior: Posterior, own: Posterior | None, learned, sets, interval, learned_interval, temperature, confidence, seed
-) -> list[Quantity]:
-    """Timescale, populations, free energies and passage times of both sides."""
+def _shares(posterior: Posterior, learned, sets, temperature: float, confidence: float, seed: int) -> list[Quantity]:
+    """Populations and free energies of the sets; of the learned run by its frames, with a block bootstrap."""
     m, thermal = int(sets.max()) + 1, GAS_CONSTANT * temperature
-    pairs = [(a, b) for a in range(m) for b in range(m) if a != b]
 
-    def shares(populations):
-        with np.errstate(divide="ignore"):
-            energies = thermal * np.log(populations[0] / populations[1:]) if populations[0] else np.full(m - 1, np.nan)
+    def with_energies(populations):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            energies = thermal * np.log(populations[0] / populations[1:])
         return np.concatenate([populations, np.where(np.isfinite(energies), energies, np.nan)])
 
-    def static(model):
-        return shares(set_populations(model, sets))
-
-    def dynamic(model):
-        passages = markov.first_passage_times(model, sets)
-        found = np.full((m, m), np.nan)
-        found[: len(passages), : len(passages)] = passages
-        return np.array([slow_timescales(model, 1)[0], *(found[pair] for pair in pairs)])
+    def of_model(model):
+        return with_energies(set_populations(model, sets))
 
     def of_frames(pieces):
-        return shares(np.bincount(np.concatenate(pieces) + 1, minlength=m + 1)[1:] / sum(map(len, pieces)))
+        return with_energies(np.bincount(np.concatenate(pieces) + 1, minlength=m + 1)[1:] / sum(map(len, pieces)))
 
-    values = [*posterior.interval(static, confidence), *(3 * [np.full(2 * m - 1, np.nan)])]
-    times = [*np.array(posterior.interval(dynamic, confidence)) * interval / 1000, *(3 * [np.full(1 + len(pairs), np.nan)])]
+    rows = [*posterior.interval(of_model, confidence), *(3 * [np.full(2 * m - 1, np.nan)])]
     if learned:
-        own_sets = [sets[s] for s in learned]
-        values[3:] = of_frames(own_sets), *block_bootstrap(of_frames, own_sets, confidence=confidence, seed=seed)
-    if own is not None:
-        times[3:] = np.array(own.interval(dynamic, confidence)) * learned_interval / 1000
+        visited = [sets[s] for s in learned]
+        rows[3:] = of_frames(visited), *block_bootstrap(of_frames, visited, confidence=confidence, seed=seed)
     names = [(f"population of set {k}", "") for k in range(m)]
     names += [(f"free energy of set {k} over set 0", "kJ/mol") for k in range(1, m)]
-    time_names = [("slowest timescale", "ns")]
-    time_names += [(f"mean first passage time from set {a} to set {b}", "ns") for a, b in pairs]
-    found = [Quantity(*name, *map(float, row)) for name, row in zip(names, np.transpose(values), strict=True)]
-    kinetic = [Quantity(*name, *map(float, row)) for name, row in zip(time_names, np.transpose(times), strict=True)]
-    return [kinetic[0], *found, *kinetic[1:]]
+    return [Quantity(*name, *map(float, row)) for name, row in zip(names, np.transpose(rows), strict=True)]
+
+
+def _times(posterior: Posterior, own: Posterior | None, sets, intervals, confidence: float) -> list[Quantity]:
+    """Slowest timescale and passage times of both sides, whose frames are ``intervals`` (ps) apart."""
+    m = int(sets.max()) + 1
+    pairs = [(a, b) for a in range(m) for b in range(m) if a != b]
+
+    def of_model(model):
+        passages = markov.first_passage_times(model, sets)
+        return np.array([slow_timescales(model, 1)[0], *(passages[pair] for pair in pairs)])
+
+    rows = [*np.array(posterior.interval(of_model, confidence)) * intervals[0] / 1000]
+    if own is None:
+        rows += 3 * [np.full(1 + len(pairs), np.nan)]
+    else:
+        rows += [*np.array(own.interval(of_model, confidence)) * intervals[1] / 1000]
+    names = ["slowest timescale", *(f"mean first passage time from set {a} to set {b}" for a, b in pairs)]
+    return [Quantity(name, "ns", *map(float, row)) for name, row in zip(names, np.transpose(rows), strict=True)]
 
 
 def _chapman_kolmogorov(states, lag: int, sets, confidence, seed) -> markov.ChapmanKolmogorov | None:
@@ -219,7 +221,7 @@ def _chapman_kolmogorov(states, lag: int, sets, confidence, seed) -> markov.Chap
     multiples = [k for k in CK_MULTIPLES if k * lag < longest]
     if len(multiples) < 2:
         return None
-    return markov.chapman_kolmogorov(states, lag, sets, multiples, n_resamples=30, confidence=confidence, seed=seed)
+    return markov.chapman_kolmogorov(states, lag, sets, multiples, n_resamples=20, confidence=confidence, seed=seed)
 
 
 def _not_markovian(test: markov.ChapmanKolmogorov | None, nanoseconds: float) -> list[Shortage]:

@@ -25,7 +25,7 @@ def rollout_files(given: Sequence[Path], topology: Path | None) -> tuple[list[Pa
         if path.is_dir():
             found = sorted(path.glob("replica*.xtc"))
             if not found or not (path / TOPOLOGY).is_file():
-                raise StarMDError(f"{path} holds no {TOPOLOGY} with replica0000.xtc; name a folder of `starmd rollout`.")
+                raise StarMDError(f"{path} holds no {TOPOLOGY} and replica0000.xtc; name a folder of `rollout`.")
             files += found
             topology = topology or path / TOPOLOGY
         else:

@@ -1,4 +1,4 @@
-"""Markov state model of the force field with its uncertainty: maximum likelihood, and draws of the reversible posterior.
+"""Markov state model of the force field: maximum likelihood, and draws from the posterior of reversible models.
 
 Trajectories of a swarm start anywhere, so that nothing is taken from how often a state is visited: only transition
 probabilities count, and these make the populations (Prinz et al. 2011; Trendelkamp-Schroer et al. 2015).
@@ -14,8 +14,8 @@ from deeptime.markov import TransitionCountModel
 from deeptime.markov.msm import MarkovStateModel
 from deeptime.markov.tools.estimation.dense.tmat_sampling.tmatrix_sampler import TransitionMatrixSampler
 
-from openmm_starmd.evaluation import markov
-from openmm_starmd.evaluation.kinetics import percentile_interval
+from openmm_starmd.evaluation.metrics import markov
+from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
 from openmm_starmd.seeds import derived
 
 N_DRAWS, SWEEPS = 200, 20

@@ -1,4 +1,4 @@
-"""The result of a refinement: what the force field says, beside what the learned run says, and what cannot be judged."""
+"""The result of a refinement: what the force field says beside the learned run, and what cannot be judged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_starmd.evaluation.kinetics import percentile_interval
-from openmm_starmd.evaluation.markov import ChapmanKolmogorov
+from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
+from openmm_starmd.evaluation.metrics.markov import ChapmanKolmogorov
 from openmm_starmd.files import replacing
 
 CANNOT = "cannot be judged"
@@ -110,8 +110,8 @@ class Refinement:
         """One paragraph for people."""
         if self.judged:
             return (
-                f"The swarm of {self.nanoseconds:.4g} ns judges the states that it visited. A state that neither it nor "
-                f"the learned run visited can have been missed if MD needs {self.horizon:.3g} ns or more to reach it."
+                f"The result holds for the states that the swarm of {self.nanoseconds:.4g} ns visited. A state that it "
+                f"did not visit can have been missed if MD needs {self.horizon:.3g} ns or more to reach it."
             )
         reasons = "; ".join(shortage.reason for shortage in self.shortages)
         return (

@@ -88,7 +88,7 @@ class Swarm:
     def identity(self) -> str:
         """What files must agree in to be gone on with."""
         numbers = self.temperature, self.frame_interval, self.equilibration, self.time_step, self.seed
-        parts = (self.system.encode(), np.float64(self.starts).tobytes(), repr(numbers).encode(), self.platform.encode())
+        parts = f"{self.system}{numbers}{self.platform}".encode(), np.float64(self.starts).tobytes()
         return blake2b(b"".join(parts), digest_size=16).hexdigest()
 
     @property
@@ -152,7 +152,7 @@ class Swarm:
                 "name another folder."
             )
         if not self.path(number).exists() or self.path(number).stat().st_size < size:
-            raise HistoryError(f"{self.path(number)} lacks frames that {path} goes on from; remove both to run it anew.")
+            raise HistoryError(f"{self.path(number)} lacks frames that {path} goes on from; remove both files.")
         return frame, state, size
 
     def _save(self, number: int, frame: int, frames: list, state: dict):
@@ -214,27 +214,30 @@ class Swarm:
         box = None if self.boxes is None else self.boxes[number]
         if box is not None and system.usesPeriodicBoundaryConditions():
             context.setPeriodicBoxVectors(*box)
-        context.setPositions(self._relaxed(system, positions, box))
+        context.setPositions(relax_strain(system, self.topology, positions, box, self.platform))
         context.applyConstraints(1e-6)
         context.setVelocitiesToTemperature(2 * self.temperature, seed)
         context.getIntegrator().step(round(self.equilibration / self.time_step))
 
-    def _relaxed(self, system: System, positions: np.ndarray, box: np.ndarray | None) -> np.ndarray:
-        """Positions (A, 3), nm, minimised with springs from every heavy atom to where it is."""
-        held = XmlSerializer.clone(system)
-        spring = CustomExternalForce(f"{RESTRAINT / 2}*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
-        for name in ("x0", "y0", "z0"):
-            spring.addPerParticleParameter(name)
-        for atom in self.topology.atoms():
-            if atom.element is not None and atom.element.mass._value > 2.5:
-                spring.addParticle(atom.index, positions[atom.index])
-        held.addForce(spring)
-        context = Context(held, VerletIntegrator(0.001), *_platform(self.platform))
-        if box is not None and system.usesPeriodicBoundaryConditions():
-            context.setPeriodicBoxVectors(*box)
-        context.setPositions(positions)
-        LocalEnergyMinimizer.minimize(context, 10.0, 100)
-        return context.getState(positions=True).getPositions(asNumpy=True)._value
+
+def relax_strain(
+    system: System, topology: Topology, positions: np.ndarray, box: np.ndarray | None = None, platform: str = "CPU"
+) -> np.ndarray:
+    """Positions (A, 3), nm, minimised with a spring from every heavy atom to where it is."""
+    held = XmlSerializer.clone(system)
+    spring = CustomExternalForce(f"{RESTRAINT / 2}*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
+    for name in ("x0", "y0", "z0"):
+        spring.addPerParticleParameter(name)
+    for atom in topology.atoms():
+        if atom.element is not None and atom.element.mass._value > 2.5:
+            spring.addParticle(atom.index, positions[atom.index])
+    held.addForce(spring)
+    context = Context(held, VerletIntegrator(0.001), *_platform(platform))
+    if box is not None and system.usesPeriodicBoundaryConditions():
+        context.setPeriodicBoxVectors(*box)
+    context.setPositions(positions)
+    LocalEnergyMinimizer.minimize(context, 10.0, 100)
+    return context.getState(positions=True).getPositions(asNumpy=True)._value
 
 
 def _platform(name: str) -> tuple:

@@ -30,9 +30,7 @@ def system():
     """An atom in a tilted double well."""
     system = System()
     system.addParticle(40.0)
-    force = CustomExternalForce(
-        f"{THERMAL}*({BARRIER}*((x/{WIDTH})^2-1)^2+{TILT}*x/{WIDTH}) + 500*(y^2+z^2)"
-    )
+    force = CustomExternalForce(f"{THERMAL}*({BARRIER}*((x/{WIDTH})^2-1)^2+{TILT}*x/{WIDTH}) + 500*(y^2+z^2)")
     force.addParticle(0)
     system.addForce(force)
     return system
