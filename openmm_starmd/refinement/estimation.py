@@ -64,7 +64,7 @@ def estimate(
     Raises
     ------
     StarMDError
-        If no trajectory has five frames, or none visits a second state.
+        If no trajectory has five frames, or none is longer than the lag.
     """
     states = [np.asarray(s) for s in states if len(s)]
     learned = [np.asarray(s) for s in learned if len(s)]
@@ -80,21 +80,25 @@ def estimate(
         frames, markovian = max(1, round(lag / interval)), True
         if frames >= longest:
             raise StarMDError(f"A lag of {lag:g} ps needs longer trajectories than {longest * interval:g} ps.")
-    if not markovian:
+    connections = find_connections(states, frames, n_states)
+    posterior = sample_posterior(states, frames, n_states, seed=seed)
+    moves = posterior.best.n_states > 1
+    if not moves:
+        more = (EVENTS / NONE_SEEN - 1) * nanoseconds
+        shortages.append(Shortage("MD connects no two states in both directions", more))
+    elif not markovian:
         found = f"the slowest timescale still depends on the lag at {frames * interval:g} ps"
         reason = f"{found}: the trajectories are too short"
         shortages.append(Shortage(reason, nanoseconds))
-    connections = find_connections(states, frames, n_states)
     shortages += _unconnected(connections, states, learned, learned_interval, nanoseconds)
-    posterior = sample_posterior(states, frames, n_states, seed=seed)
-    if posterior.best.n_states == 1:
-        raise StarMDError("MD has connected no two states in both directions; run longer, or start elsewhere.")
-    sets = _metastable_sets(posterior, n_states)
-    own = _learned_posterior(learned, learned_interval, frames * interval, n_states, seed)
-    times = _times(posterior, own, sets, (interval, learned_interval), confidence)
-    quantities = [*times[:1], *_shares(posterior, learned, sets, temperature, confidence, seed), *times[1:]]
-    test = _chapman_kolmogorov(states, frames, sets, confidence, seed)
-    shortages += _imprecise(quantities, precision, nanoseconds) + _not_markovian(test, nanoseconds)
+    sets, quantities, test = np.where(connections.main, 0, -1), [], None
+    if moves:
+        sets = _metastable_sets(posterior, n_states)
+        own = _learned_posterior(learned, learned_interval, frames * interval, n_states, seed)
+        times = _times(posterior, own, sets, (interval, learned_interval), confidence)
+        quantities = [*times[:1], *_shares(posterior, learned, sets, temperature, confidence, seed), *times[1:]]
+        test = _chapman_kolmogorov(states, frames, sets, confidence, seed)
+        shortages += _imprecise(quantities, precision, nanoseconds) + _not_markovian(test, nanoseconds)
     populations = np.zeros((1 + len(posterior.draws), n_states))
     for row, model in zip(populations, [posterior.best, *posterior.draws], strict=True):
         row[model.count_model.state_symbols] = model.stationary_distribution

@@ -114,7 +114,7 @@ def refine(
     HistoryError
         If the folder holds a swarm of other settings.
     StarMDError
-        If every start fails, or MD connects no two states.
+        If every start fails.
     """
     n_starts = wholeNumber("n_starts", n_starts, 1)
     frame_interval, equilibration = valueIn(frame_interval, unit.picoseconds), valueIn(equilibration, unit.picoseconds)

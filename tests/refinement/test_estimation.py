@@ -160,9 +160,13 @@ def test_a_seed_gives_the_same_result():
     assert not np.array_equal(one.populations, other.populations)
 
 
-def test_what_never_moves_is_refused():
-    with pytest.raises(StarMDError, match="connected no two states"):
-        estimate([np.zeros(50, dtype=int)], INTERVAL)
+def test_where_no_two_states_connect_nothing_can_be_judged():
+    result = estimate([np.zeros(50, dtype=int), np.ones(50, dtype=int)], INTERVAL)
+    assert not result.judged and "no two states" in result.verdict and result.more_nanoseconds > 0.2
+    assert result.table() == []
+
+
+def test_too_few_frames_are_refused():
     with pytest.raises(StarMDError, match="at least 5 frames"):
         estimate([np.zeros(3, dtype=int)], INTERVAL)
 
