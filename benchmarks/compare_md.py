@@ -46,7 +46,8 @@ from quality import Judge, Reference
 from relaxation import villin
 
 from openmm_starmd import JumpRejectedError, Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation import kinetics, metrics
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics import kinetics
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens

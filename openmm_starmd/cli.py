@@ -73,7 +73,7 @@ def _dask(scheduler: str | None):
 
 
 def _score_table(evaluation) -> Table:
-    from openmm_starmd.evaluation.scores import written
+    from openmm_starmd.evaluation.scoring.scores import written
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column, justify in (("", "left"), ("score", "left"), ("generated", "right"), ("MD itself", "right")):
@@ -115,7 +115,7 @@ def evaluate(
     """
     try:
         from openmm_starmd.evaluation import evaluate as compare
-        from openmm_starmd.evaluation.scores import MEANING
+        from openmm_starmd.evaluation.scoring.scores import MEANING
     except ImportError as missing:
         raise StarMDError(f'starmd evaluate needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
     console = Console()
@@ -218,10 +218,8 @@ def rollout(
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems import peptide_system
-    from openmm_starmd.systems.chains import refuse_missing_hydrogens
 
     pdb, n_steps = _read_pdb(structure), max(1, round(1000 * nanoseconds / stride))
-    refuse_missing_hydrogens(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 

@@ -36,7 +36,7 @@ from openmm_starmd.model import refuse
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.seeds import derived
 from openmm_starmd.units import require, valueIn, wholeNumber
@@ -128,6 +128,7 @@ class StarMDIntegrator(CompoundIntegrator):
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
         if not self._relaxation.steers:
             refuseWater(topology)
+        refuse_missing_hydrogens(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)

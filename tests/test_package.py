@@ -58,10 +58,13 @@ def test_there_is_one_version_number(capsys):
     from openmm_starmd import cli
 
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"starmd {openmm_starmd.__version__}\n"
-    told = re.compile(r"^ *version: *[\"']?([\w.]+)[\"']? *$", re.MULTILINE)
+    told = f"starmd {openmm_starmd.__version__}\n"
+    assert capsys.readouterr().out == told
+    module = [sys.executable, "-m", "openmm_starmd", "--version"]
+    assert subprocess.run(module, capture_output=True, text=True, cwd=ROOT).stdout == told
+    version = re.compile(r"^ *version: *[\"']?([\w.]+)[\"']? *$", re.MULTILINE)
     for name in ("CITATION.cff", "conda/recipe.yaml"):
-        assert told.findall((ROOT / name).read_text(encoding="utf-8")) == [openmm_starmd.__version__], name
+        assert version.findall((ROOT / name).read_text(encoding="utf-8")) == [openmm_starmd.__version__], name
 
 
 def test_the_command_offers_the_relaxation_that_the_library_has_by_default():

@@ -12,8 +12,9 @@ from openmm.app import Topology
 from scipy.sparse import coo_matrix, identity, triu
 from torch import Tensor
 
-from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph
-from openmm_starmd.protein.residues import ONE_LETTER, RESIDUE_TYPES, TORSIONS
+from openmm_starmd.errors import UnsupportedTopologyError
+from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph, label
+from openmm_starmd.protein.residues import ONE_LETTER, RESIDUE_TYPES, TORSIONS, canonical_name
 
 LEVELS = ("angle",), ("phi", "psi", "chi1"), ("chi2",), ("chi3",), ("chi4",)
 """What turns at a time: N and what hangs on it about the z axis of the frame, then torsions that do not move the bonds
@@ -203,6 +204,23 @@ class ResidueTokens:
             disulfides. The message names the residue, its chain and number.
         """
         return cls(ProteinBondGraph(topology))
+
+
+def refuse_missing_hydrogens(topology: Topology) -> None:
+    """Refuse a Topology with amino acids that lack the hydrogen on CA: heavy atoms alone, or polar hydrogens alone.
+
+    Raises
+    ------
+    UnsupportedTopologyError
+        Names the first residue, and what to do.
+    """
+    proteins = (residue for residue in topology.residues() if canonical_name(residue.name))
+    bare = [r for r in proteins if not any(a.name.lstrip("0123456789")[:2] in ("HA", "DA") for a in r.atoms())]
+    if bare:
+        raise UnsupportedTopologyError(
+            f"hydrogens are missing in {label(bare[0])}{f' and {len(bare) - 1} more' if bare[1:] else ''}: the models "
+            "know all-atom structures only. `starmd prepare FILE` adds hydrogens and all else that is missing."
+        )
 
 
 def _atom_table(rows: Sequence[Sequence[int]], columns: int) -> Tensor:

@@ -18,7 +18,7 @@ from openmm_starmd.files import replacing
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel, refuse
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
@@ -141,6 +141,7 @@ def rollout(
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
     refuseWater(topology)
+    refuse_missing_hydrogens(topology)
     stride, temperature = valueIn(stride, unit.picoseconds), valueIn(temperature, unit.kelvin)
     ensemble = Ensemble(
         folder=Path(output) if client is None else Path(output).absolute(),

@@ -149,16 +149,6 @@ def _partners(fixer: PDBFixer, bonds: list[tuple], strangers: set[Residue], chai
     return defaultdict(list, {r: sorted(atoms, key=lambda atom: atom.index) for r, atoms in partners.items()})
 
 
-def refuse_missing_hydrogens(topology: Topology) -> None:
-    """Refuse a Topology with amino acids that bear no hydrogen at all."""
-    bare = [r for r in topology.residues() if canonical_name(r.name) and all(is_heavy(atom) for atom in r.atoms())]
-    if bare:
-        raise UnsupportedTopologyError(
-            f"hydrogens are missing in {label(bare[0])}{f' and {len(bare) - 1} more' if bare[1:] else ''}: the models "
-            "know all-atom structures only. `starmd prepare FILE` adds hydrogens and all else that is missing."
-        )
-
-
 def refuse_traces(fixer: PDBFixer) -> None:
     """Refuse residues that are only a CA atom, or less: no library builds a backbone about them."""
     traces = []

@@ -24,7 +24,7 @@ from openmm.app import CutoffNonPeriodic, HBonds, NoCutoff, Topology
 from openmm.app.internal.customgbforces import GBSAOBC2Force
 
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems.build import build_peptide, force_field
 
@@ -38,7 +38,13 @@ def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
 
     The energy is that of ``implicit/obc2.xml`` (solute dielectric 1, solvent 78.5, ACE surface term). No pair further
     apart than the cutoff (nm) acts; those within it act as without one.
+
+    Raises
+    ------
+    UnsupportedTopologyError
+        If hydrogens are missing.
     """
+    refuse_missing_hydrogens(topology)
     system = force_field().createSystem(
         topology,
         nonbondedMethod=CutoffNonPeriodic if cutoff else NoCutoff,

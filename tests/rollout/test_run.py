@@ -10,6 +10,7 @@ import pytest
 import torch
 from filelock import FileLock
 from openmm import unit
+from openmm.app import Modeller
 from safetensors import safe_open
 
 from openmm_starmd import (
@@ -19,6 +20,9 @@ from openmm_starmd import (
     Propagator,
     Relaxation,
     StarMDError,
+    StarMDIntegrator,
+    UnsupportedTopologyError,
+    rollout,
 )
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
@@ -236,6 +240,18 @@ def test_bad_settings_leave_no_files(run, tmp_path, options, told):
     with pytest.raises((ValueError, ModelDomainError), match=told):
         run("a", **{"n_steps": 2} | options)
     assert not list(tmp_path.glob("a/*.xtc"))
+
+
+@pytest.mark.parametrize("kept", [set(), {"N", "O"}], ids=["heavy atoms", "polar hydrogens"])
+def test_missing_hydrogens_are_refused_without_relaxation(peptide, tiny_model, tmp_path, kept):
+    modeller = Modeller(*peptide[:2])
+    beside = {b.index for bond in peptide[0].bonds() for a, b in (bond, bond[::-1]) if a.element.symbol in kept}
+    modeller.delete([a for a in peptide[0].atoms() if a.element.symbol == "H" and a.index not in beside])
+    with pytest.raises(UnsupportedTopologyError, match="hydrogens are missing in residue ALA 1 .* and 2 more.*prepare"):
+        rollout(tiny_model, modeller.topology, modeller.positions, stride=100, n_steps=1, output=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UnsupportedTopologyError, match="hydrogens are missing"):
+        StarMDIntegrator(modeller.topology, 300, 100, tiny_model, relaxation=None)
 
 
 def test_a_folder_with_trajectories_is_not_overwritten(run, tmp_path):
