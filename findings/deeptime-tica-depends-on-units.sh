@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deeptime 0.4.5: TICA loses a slow process without a word where the same distances are given in nm, not in Angstrom.
+# deeptime 0.5.0: TICA loses a slow process without a word where the same distances are given in nm, not in Angstrom.
 #
 # What happens: two distances, one that switches slowly between two values 0.016 Angstrom apart, and one of fast noise.
 # In Angstrom TICA finds the slow process with its timescale of 49.5 steps. In nm it finds the noise alone.
@@ -7,7 +7,7 @@
 # absolute number epsilon = 1e-6 (in square nm: fluctuations of 0.001 nm). Nothing is raised as long as one other feature
 # varies more; only where all are small does fit raise ZeroRankError. Features scaled to unit variance are safe.
 #
-# Seen with deeptime 0.4.5 (Python 3.11, Linux):
+# Seen with deeptime 0.5.0 (Python 3.11, Linux):
 #   Angstrom: timescale 49 steps, correlation of the first component with the slow state 1.00
 #   nm:       timescale 0 steps, correlation of the first component with the slow state 0.01
 # The script exits with an error if this changes.
@@ -15,13 +15,13 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet deeptime==0.4.5 "numpy<3"
+"$folder/env/bin/pip" install --quiet deeptime==0.5.0 "numpy<3"
 cat > "$folder/show.py" <<'PYTHON'
 import numpy as np
 from deeptime.decomposition import TICA
 
 random = np.random.default_rng(0)
-n_frames, rate = 200_000, 0.01
+n_frames, rate = 50_000, 0.01
 state = np.cumsum(random.random(n_frames) < rate) % 2
 angstrom = np.stack([1.33 + 0.016 * state + random.normal(0, 0.0005, n_frames), random.normal(3.8, 0.05, n_frames)], 1)
 found = {}

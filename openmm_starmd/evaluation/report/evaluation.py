@@ -202,7 +202,8 @@ def evaluate(
         scores += tuple(jump_scores(reported, scores))
         settings["failed checks"] = ", ".join(f"{n} {kind}" for kind, n in reported.failed.most_common()) or "none"
         for when, energies in (("before", reported.energies_before), ("after", reported.energies_after)):
-            if np.isfinite(energies).any():
-                settings[f"median energy {when} relaxation (kJ/mol)"] = round(float(np.nanmedian(energies)), 1)
+            if (known := energies[np.isfinite(energies)]).size:
+                for word, value in (("median", np.median(known)), ("mean", known.mean())):
+                    settings[f"{word} energy {when} relaxation (kJ/mol)"] = round(float(value), 1)
         settings["milliseconds a jump"] = round(1000 * reported.seconds.sum() / max(1, reported.counts.sum()), 1)
     return Evaluation(scores, verdict(scores, wrong, absent), settings, one, two, judge, absent)
