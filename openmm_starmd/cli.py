@@ -27,8 +27,14 @@ except ImportError as missing:
 CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
 SEVERAL = ("--reference", "--generated", "--jumps")  # take several values after one option
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM
-GOING_ON = ("rollout", "simulate", "train")  # commands that go on where they were
+GOING_ON = ("rollout", "refine", "simulate", "train")  # commands that go on where they were
 LIGHTS = {"green": "[green]●[/]", "amber": "[yellow]◆[/]", "red": "[red]■[/]", "unclear": "○", "none": " "}
+
+Authority = Annotated[
+    Path | None, typer.Option(help="Of a scheduler at tls://..., as of `dask worker`: its authority's certificate.")
+]
+Certificate = Annotated[Path | None, typer.Option(help="Certificate of this client of the scheduler.")]
+Key = Annotated[Path | None, typer.Option(help="Private key of this client of the scheduler.")]
 
 app = typer.Typer(
     name="starmd",
@@ -238,12 +244,9 @@ def rollout(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
-    tls_ca_file: Annotated[
-        Path | None,
-        typer.Option(help="For a scheduler at tls://..., as of `dask worker`: the authority's certificate."),
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of this client.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    tls_ca_file: Authority = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm_starmd.binding.context import refuseWater
@@ -304,12 +307,15 @@ def refine(
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     frame_interval: Annotated[float, typer.Option(help="ps between frames of the MD.")] = 2.0,
     precision: Annotated[float, typer.Option(help="Factor within which results have to be known.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of velocities and noise; 0 is a seed like any other.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Trajectories at a time, one CPU thread each.")] = 1,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
+    tls_ca_file: Authority = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
 ) -> None:
     """Correct a learned run by short MD: populations and rates of the force field, with intervals.
 
@@ -321,7 +327,7 @@ def refine(
     except ImportError as missing:
         raise StarMDError(f'starmd refine needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
     files, structure = rollout_files(learned, topology)
-    with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
+    with _dask(scheduler, tls_ca_file, tls_cert, tls_key) as client, _progress(nanoseconds * starts) as progress:
         result = run(
             files,
             _read_pdb(structure).topology,
