@@ -38,5 +38,5 @@ def test_a_stage_without_a_share_and_a_new_stage(lines):
     told = lines([(0, "reading", 0.0), (20, "scoring", 0.5), (60, "drawing", 0.0), (300, "drawing", 0.5)])
     assert told == ["reading", "scoring, 50.0%, 0:00:20 left", "drawing", "drawing, 50.0%, 0:04:00 left"]
     assert (
-        lines([(0, "reading", 0.0), (50, "reading", 0.0), (60, "scoring", 0.5)])[-1] == "scoring, 50.0%, 0:00:10 left"
+        lines([(0, "reading", 0.0), (50, "reading", 0.0), (80, "scoring", 0.5)])[-1] == "scoring, 50.0%, 0:00:30 left"
     )
