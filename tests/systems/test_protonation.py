@@ -38,6 +38,14 @@ def test_a_name_of_a_protonation_state_is_honoured(write, peptide, sequence, nam
     assert re.fullmatch(rf"\w+ 2 of chain A became {state}: named {state} in the file", change)
 
 
+def test_a_name_is_honoured_beyond_residue_9999(write, peptide):
+    path = write(peptide("AHA", keep=is_heavy))
+    lines = [line for line in path.read_text().splitlines() if line[17:20] in ("ALA", "HIS")]
+    path.write_text("\n".join(f"{line[:22]}A00{line[25:]}" for line in lines).replace("HIS", "HIP"))
+    *_, changes = prepare(path)
+    assert "HIS 10002 of chain A became HIP: named HIP in the file" in changes
+
+
 @pytest.mark.parametrize("name", ["LYSH", "CYS2", "NALA", "CSER"])
 def test_other_names_of_ordinary_residues_are_known(write, peptide, name):
     plain = {"LYSH": "LYS", "CYS2": "CYS", "NALA": "ALA", "CSER": "SER"}[name]
@@ -67,6 +75,16 @@ def test_caps_that_charmm_counts_as_part_of_residues_are_residues(write, peptide
     path.write_text("\n".join(lines))
     topology, _, changes = prepare(path)
     assert [residue.name for residue in topology.residues()] == ["ACE", "ALA", "GLY", "ALA", "NME"]
+    assert (topology.getNumAtoms(), changes) == (atoms, [])
+
+
+@pytest.mark.parametrize("name", ["NMA", "NAC", "CT3"])
+def test_a_cap_under_the_name_of_another_program_stays_a_cap(write, peptide, name):
+    path = write(peptide("AGA", c_cap=True))
+    atoms = peptide("AGA", c_cap=True).topology.getNumAtoms()
+    path.write_text(path.read_text().replace("NME", name))
+    topology, _, changes = prepare(path)
+    assert [residue.name for residue in topology.residues()] == ["ALA", "GLY", "ALA", "NME"]
     assert (topology.getNumAtoms(), changes) == (atoms, [])
 
 
