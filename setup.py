@@ -35,7 +35,7 @@ setup(
     packages=find_packages(include=["openmm_starmd", "openmm_starmd.*"]),
     package_data={
         "openmm_starmd": ["py.typed", "models/*.safetensors", "models/*.md", "models/*.json"],
-        "openmm_starmd.evaluation": ["*.html", "*.css", "*.js"],
+        "openmm_starmd.evaluation.report": ["*.html", "*.css", "*.js"],
     },
     entry_points={"console_scripts": ["starmd = openmm_starmd.cli:main"]},
     install_requires=[

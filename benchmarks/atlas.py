@@ -50,7 +50,9 @@ from sklearn.decomposition import PCA
 
 from openmm_starmd import load_model
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.evaluation import ensemble, kinetics, metrics, nulls, structure
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics import kinetics, nulls, structure
+from openmm_starmd.evaluation.metrics import shapes as ensemble
 from openmm_starmd.protein.tokens import ResidueTokens
 
 TASKS = {"100ns": (80, 1200.0), "240ns": (200, 1200.0), "1us": (400, 2500.0)}  # frames, ps

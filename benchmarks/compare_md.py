@@ -46,7 +46,8 @@ from quality import Judge, Reference
 from relaxation import villin
 
 from openmm_starmd import JumpRejectedError, Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation import kinetics, metrics
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics import kinetics
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -80,7 +81,7 @@ class Molecule:
 
     @property
     def outside(self) -> list[str]:
-        return self.model.domain.violations(self.tokens, self.stride, TEMPERATURE)
+        return self.model.domain.check(self.tokens, self.stride, TEMPERATURE)
 
 
 @dataclass

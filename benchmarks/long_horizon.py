@@ -37,7 +37,8 @@ from quality import DIVERGENCES, Judge, Reference
 from scipy.stats import t as student
 from soak import rows_of, simulate, valid_frames
 
-from openmm_starmd.evaluation import kinetics, metrics
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics import kinetics
 from openmm_starmd.systems import build_peptide
 
 LEAST_JUMPS = 2  # in a window

@@ -31,7 +31,8 @@ from common import circumstances, parser, table, write
 from openmm.app import PDBFile
 
 from openmm_starmd import Propagator, load_model
-from openmm_starmd.evaluation import ensemble, metrics
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics import shapes as ensemble
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions

@@ -45,7 +45,8 @@ from openmm import Platform
 from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation import contacts, kinetics, markov, metrics
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics import contacts, kinetics, markov
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions

@@ -30,8 +30,8 @@ from quality import Judge, Reference, propagate
 
 from openmm_starmd import StarMDModel, load_model
 from openmm_starmd.diffusion.sampler import SAMPLERS
-from openmm_starmd.evaluation import metrics
-from openmm_starmd.evaluation.kinetics import percentile_interval
+from openmm_starmd.evaluation.metrics import arrays as metrics
+from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
 from openmm_starmd.protein.validity import STRAINED, check_positions
 
 STRIDE = 100.0  # ps

@@ -9,7 +9,7 @@ from openmm import LangevinMiddleIntegrator, unit
 from openmm.app import Simulation, StateDataReporter, XTCReporter
 
 from openmm_starmd import StarMDIntegrator
-from openmm_starmd.evaluation.plots import plot_ramachandran
+from openmm_starmd.evaluation.report.plots import plot_ramachandran
 from openmm_starmd.systems import build_peptide, peptide_system
 
 topology, positions = build_peptide("DWGR", seed=1)  # a sequence that the model was not trained on

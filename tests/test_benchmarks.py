@@ -17,7 +17,8 @@ from scipy.signal import lfilter
 
 pytest.importorskip("lightning_fabric")
 
-from openmm_starmd.evaluation import ensemble, kinetics  # noqa: E402
+from openmm_starmd.evaluation.metrics import kinetics
+from openmm_starmd.evaluation.metrics import shapes as ensemble  # noqa: E402
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402

@@ -1,15 +1,12 @@
 """Compare generated with reference trajectories: `evaluate`, imported when first used as it needs more libraries.
 
-``metrics`` (torsions, divergences, tICA, filters), ``ensemble`` (shapes, free energies), ``structure`` (all-atom
-validity), ``kinetics`` and ``markov`` (rates, timescales, Markov state models), ``nulls`` (what a score is worth) and
-``plots`` take arrays. ``reading`` and ``matching`` make both sides of a comparison alike; ``frames``, ``measures``,
-``scores``, ``judge`` and ``verdict`` score them; ``report``, ``page``, ``figures`` and ``viewer`` show the result.
-``jumps`` reads the tables of `StarMDReporter`.
+``metrics`` takes arrays and gives arrays. ``scoring`` sets the metrics of generated frames beside those of molecular
+dynamics and of null models, with intervals and a verdict. ``report`` shows the result.
 """
 
 from importlib import import_module
 
-_NAMES = {"Evaluation": "report", "evaluate": "report", "read_jumps": "jumps"}
+_NAMES = {"Evaluation": "report.evaluation", "evaluate": "report.evaluation", "read_jumps": "scoring.jumps"}
 __all__ = list(_NAMES)
 
 

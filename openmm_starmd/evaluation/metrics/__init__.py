@@ -1,0 +1,1 @@
+"""Metrics of trajectories: arrays in, arrays out."""

@@ -1,0 +1,335 @@
+"""Markov state models of discretised trajectories: arrays of visited states in, arrays out.
+
+``states`` are integers (T,) from 0 on, or a list of such trajectories; times are in frames. Models are deeptime's
+maximum-likelihood reversible ones, from counts in a sliding window, on the connected set of states with most of them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from deeptime.clustering import KMeans
+from deeptime.markov import TransitionCountModel
+from deeptime.markov.msm import MarkovStateModel, MaximumLikelihoodMSM
+from deeptime.markov.tools.analysis import mfpt
+from deeptime.util.exceptions import NotConvergedWarning
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import norm
+
+from openmm_starmd.evaluation.metrics.arrays import as_trajectories, subsample
+from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
+
+States = np.ndarray | Sequence[np.ndarray]
+
+
+def fit_states(reference: np.ndarray, n_states: int = 20, seed: int = 0):
+    """deeptime k-means model of reference points (T, D): the states that both sides of a comparison share.
+
+    Fitted to 20,000 evenly spaced points at most; fewer states where there are fewer different points.
+    """
+    points = subsample(np.asarray(reference, dtype=np.float64))
+    if points.size == 0 or not np.isfinite(points).all():
+        raise ValueError(f"expected finite points with features, found none or no numbers in shape {points.shape}")
+    n_states = min(n_states, len(np.unique(points, axis=0)))
+    return KMeans(n_states, max_iter=200, fixed_seed=seed).fit_fetch(points)
+
+
+def transition_counts(states: States, lag: int, n_states: int | None = None, n_blocks: int = 1) -> np.ndarray:
+    """Transitions i -> j within a lag, from every frame, shape (n_blocks, n_states, n_states).
+
+    Equal shares of the transitions, in their order in time, fall into each block.
+    """
+    trajectories = [t.astype(np.int64) for t in as_trajectories(states)]
+    longest = max(map(len, trajectories), default=0)
+    if not 1 <= lag < longest:
+        raise ValueError(
+            f"expected a lag of at least 1 frame and a trajectory longer than it, found a lag of {lag} frames, and "
+            f"{longest} frames at most"
+        )
+    n = 1 + int(max(t.max(initial=-1) for t in trajectories)) if n_states is None else n_states
+    moves = np.concatenate([t[:-lag] * n + t[lag:] for t in trajectories if len(t) > lag])
+    block = np.arange(len(moves)) * n_blocks // len(moves)
+    return np.bincount(block * n * n + moves, minlength=n_blocks * n * n).reshape(n_blocks, n, n)
+
+
+def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (n, n) within strongly connected sets, and which states (n,) are in the set that holds most of them."""
+    _, component = connected_components(counts, connection="strong")
+    inside = counts * (component[:, None] == component)
+    return inside, component == np.bincount(component, inside.sum(1)).argmax()
+
+
+def connected_share(counts: np.ndarray) -> float:
+    """Share of the transitions of counts (n, n) within the strongly connected set that holds most; nan without any."""
+    inside, most = _connected(counts)
+    total = counts.sum()
+    return float(inside[most].sum() / total) if total else float("nan")
+
+
+def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
+    """Markov state model of counts (n, n) on the strongly connected set that holds most of them."""
+    inside, most = _connected(counts)
+    if not inside.any():  # every state was left for good: the first stands for all
+        inside[most, most] = 1
+    model = TransitionCountModel(inside.astype(np.float64), "sliding", lag)
+    with warnings.catch_warnings():  # resamples may take long to converge
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        return MaximumLikelihoodMSM().fit_fetch(model.submodel(np.flatnonzero(most)))
+
+
+def estimate_msm(states: States, lag: int = 1) -> MarkovStateModel:
+    """Markov state model; ``msm.count_model.state_symbols`` are the states (of ``states``) that it connects."""
+    return fit_counts(transition_counts(states, lag)[0], lag)
+
+
+def stationary_populations(states: States, lag: int, n_states: int) -> np.ndarray:
+    """Equilibrium population of each state by a Markov state model, (n_states,); 0 outside the connected set."""
+    return populations_of_counts(transition_counts(states, lag, n_states)[0])
+
+
+def populations_of_counts(counts: np.ndarray) -> np.ndarray:
+    """`stationary_populations` of counts (n, n)."""
+    msm = fit_counts(counts)
+    populations = np.zeros(len(counts))
+    populations[msm.count_model.state_symbols] = msm.stationary_distribution
+    return populations
+
+
+def timescales_of_counts(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
+    """Slowest ``n`` implied timescales of counts (N, N), frames; nan where there is none, or its eigenvalue <= 0."""
+    eigenvalues = np.sort(np.real(fit_counts(counts, lag).eigenvalues()))[::-1][1 : n + 1]
+    found = np.full(n, np.nan)
+    decays = (eigenvalues > 0) & (eigenvalues < 1)
+    found[: len(eigenvalues)][decays] = -lag / np.log(eigenvalues[decays])
+    return found
+
+
+def slowest_timescale(states: States, lag: int = 1) -> float:
+    """Slowest implied timescale, -lag / ln(lambda_2), frames; 0 if a single state is connected, or lambda_2 <= 0."""
+    return float(np.nan_to_num(timescales_of_counts(transition_counts(states, lag)[0], lag, 1)[0]))
+
+
+@dataclass(frozen=True)
+class ImpliedTimescales:
+    """Implied timescales at several lags.
+
+    Parameters
+    ----------
+    lags : ndarray, shape (L,)
+        Frames.
+    values, low, high : ndarray, shape (L, n)
+        Frames, the slowest first, with the limits of the interval; nan where there is none.
+    """
+
+    lags: np.ndarray
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def implied_timescales(
+    states: States,
+    lags: Sequence[int],
+    n_timescales: int = 3,
+    *,
+    n_blocks: int = 20,
+    n_resamples: int = 50,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ImpliedTimescales:
+    """Implied timescales with block-bootstrap intervals.
+
+    Parameters
+    ----------
+    states : ndarray of int, shape (T,), or sequence of them
+    lags : sequence of int
+        Frames, shorter than the longest trajectory.
+    n_timescales : int
+    n_blocks : int
+        Stretches of time whose transitions are drawn together, with replacement.
+    n_resamples : int
+    confidence : float
+    seed : int
+    """
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(n_blocks, size=(n_resamples, n_blocks))
+    values, intervals = [], []
+    for lag in lags:
+        blocks = transition_counts(states, lag, n_blocks=n_blocks)
+        values.append(timescales_of_counts(blocks.sum(0), lag, n_timescales))
+        resampled = [timescales_of_counts(blocks[draw].sum(0), lag, n_timescales) for draw in draws]
+        intervals.append(percentile_interval(np.array(resampled), confidence))
+    low, high = np.array(intervals).swapaxes(0, 1)
+    return ImpliedTimescales(np.asarray(lags), np.array(values), low, high)
+
+
+def metastable_sets(msm: MarkovStateModel, n_sets: int, n_states: int) -> np.ndarray:
+    """Set 0 to ``n_sets`` - 1 of each state by PCCA+, (n_states,); -1 for states that the model does not connect.
+
+    Raises
+    ------
+    ValueError
+        The model has fewer states than sets.
+    """
+    if not 2 <= n_sets <= msm.n_states:
+        raise ValueError(f"expected 2 to {msm.n_states} metastable sets, one a connected state at most, found {n_sets}")
+    sets = np.full(n_states, -1)
+    sets[msm.count_model.state_symbols] = msm.pcca(n_sets).assignments
+    return sets
+
+
+def first_passage_times(msm: MarkovStateModel, sets: np.ndarray) -> np.ndarray:
+    """Mean first passage times between sets of states, frames.
+
+    Parameters
+    ----------
+    msm : deeptime MarkovStateModel
+    sets : ndarray of int, shape (n_states,)
+        Set of each state, -1 for none; those of the reference serve for every model on the same states.
+
+    Returns
+    -------
+    ndarray, shape (m, m)
+        From row to column, starting from equilibrium within the row's set; 0 on the diagonal; nan where the model
+        does not connect one of the two.
+    """
+    active = sets[msm.count_model.state_symbols]
+    n_sets = sets.max() + 1
+    times = np.full((n_sets, n_sets), np.nan)
+    for a in set(active) - {-1}:
+        for b in set(active) - {-1}:
+            start, end = np.flatnonzero(active == a), np.flatnonzero(active == b)
+            times[a, b] = (
+                0.0
+                if a == b
+                else mfpt(msm.transition_matrix, end, origin=start, tau=msm.lagtime, mu=msm.stationary_distribution)
+            )
+    return times
+
+
+@dataclass(frozen=True)
+class ChapmanKolmogorov:
+    """Probability to be in set j some time after i, as a model of one lag says and as models of each lag say.
+
+    Parameters
+    ----------
+    lags : ndarray, shape (L,)
+        Frames.
+    predicted, estimated, low, high : ndarray, shape (L, m, m)
+        The model of the first lag, propagated; models of each lag, with their bootstrap interval. nan where a set is
+        not connected.
+    """
+
+    lags: np.ndarray
+    predicted: np.ndarray
+    estimated: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Largest absolute difference of prediction and estimate; nan if there are none."""
+        difference = np.abs(self.predicted - self.estimated)
+        return float(np.nanmax(difference)) if np.isfinite(difference).any() else float("nan")
+
+
+def _between_sets(msm: MarkovStateModel, sets: np.ndarray, power: int = 1) -> np.ndarray:
+    """Transition probabilities between sets, shape (m, m), from equilibrium within each; nan from an empty set."""
+    member = sets[msm.count_model.state_symbols][:, None] == np.arange(sets.max() + 1)
+    weight = msm.stationary_distribution[:, None] * member
+    flow = weight.T @ np.linalg.matrix_power(msm.transition_matrix, power) @ member
+    population = weight.sum(0)[:, None]
+    return np.divide(flow, population, out=np.full_like(flow, np.nan), where=population > 0)
+
+
+def chapman_kolmogorov(
+    states: States,
+    lag: int,
+    sets: np.ndarray,
+    multiples: Sequence[int] = (1, 2, 3, 4, 5),
+    *,
+    n_blocks: int = 20,
+    n_resamples: int = 50,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ChapmanKolmogorov:
+    """Chapman-Kolmogorov test: is P(k lag) what P(lag)^k says, between metastable sets? (Prinz et al. 2011.)
+
+    Parameters
+    ----------
+    states : ndarray of int, shape (T,), or sequence of them
+    lag : int
+        Frames, of the model to be tested.
+    sets : ndarray of int, shape (n_states,)
+        Set of each state, as by `metastable_sets`.
+    multiples : sequence of int
+        k; the longest trajectory is longer than every k lag.
+    n_blocks, n_resamples, confidence, seed
+        Of the block bootstrap of the estimates, as in `implied_timescales`.
+    """
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(n_blocks, size=(n_resamples, n_blocks))
+    tested = fit_counts(transition_counts(states, lag, len(sets))[0], lag)
+    estimated, intervals = [], []
+    for k in multiples:
+        blocks = transition_counts(states, k * lag, len(sets), n_blocks)
+        estimated.append(_between_sets(fit_counts(blocks.sum(0), k * lag), sets))
+        resampled = [_between_sets(fit_counts(blocks[draw].sum(0), k * lag), sets) for draw in draws]
+        intervals.append(percentile_interval(np.array(resampled), confidence))
+    low, high = np.array(intervals).swapaxes(0, 1)
+    predicted = np.array([_between_sets(tested, sets, k) for k in multiples])
+    return ChapmanKolmogorov(lag * np.asarray(multiples), predicted, np.array(estimated), low, high)
+
+
+@dataclass(frozen=True)
+class DetailedBalance:
+    """Are there as many transitions i -> j as back?
+
+    Parameters
+    ----------
+    z : ndarray, shape (n, n)
+        (C_ij - C_ji) / sqrt(C_ij + C_ji), antisymmetric; 0 where too few transitions were seen.
+    n_pairs : int
+        Pairs that were tested.
+    p_value : float
+        Of the largest |z|, times ``n_pairs`` (Bonferroni), at most 1; 1 if no pair was tested.
+    net_flux : float
+        Sum of |C_ij - C_ji| over that of C_ij + C_ji, of the pairs tested: 0 balanced, 1 one-way; noise alone gives
+        about 1 / sqrt(counts of a pair).
+    """
+
+    z: np.ndarray
+    n_pairs: int
+    p_value: float
+    net_flux: float
+
+
+def detailed_balance(states: States, lag: int, min_count: int = 10) -> DetailedBalance:
+    """z-test of the counts C_ij against C_ji of an equilibrium trajectory.
+
+    Transitions are counted one after another, not in a sliding window, so that none shares its time with another. In a
+    reversible Markov chain returns make the difference vary less than that of independent counts: the test errs on the
+    side of balance.
+
+    Parameters
+    ----------
+    states : ndarray of int, shape (T,), or sequence of them
+    lag : int
+        Frames of one transition.
+    min_count : int
+        Pairs with fewer transitions, both ways together, are not tested.
+    """
+    n = transition_counts(states, lag).shape[-1]  # or says what is wrong with the lag
+    apart = [t[::lag] for t in as_trajectories(states) if len(t) > lag]
+    counts = transition_counts(apart, 1, n)[0].astype(np.float64)
+    total, net = counts + counts.T, counts - counts.T
+    tested = (total >= min_count) & ~np.eye(n, dtype=bool)
+    z = np.divide(net, np.sqrt(total), out=np.zeros_like(net), where=tested)
+    n_pairs = int(tested.sum()) // 2
+    if n_pairs == 0:
+        return DetailedBalance(z, 0, 1.0, 0.0)
+    p_value = min(1.0, 2 * norm.sf(z.max()) * n_pairs)
+    return DetailedBalance(z, n_pairs, float(p_value), float(np.abs(net[tested]).sum() / total[tested].sum()))

@@ -1,0 +1,116 @@
+"""The reading side of `StarMDReporter`: how often jumps were sampled again, and what they cost."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openmm_starmd.errors import TrajectoryError
+from openmm_starmd.evaluation.scoring.judge import SAMPLES
+from openmm_starmd.evaluation.scoring.measures import KINETICS, VALIDITY
+from openmm_starmd.evaluation.scoring.scores import NONE, Score
+from openmm_starmd.reporters import HEADERS
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """Lines of one or several tables; where there was no jump since the last line, energies are nan.
+
+    Parameters
+    ----------
+    steps, times : ndarray, shape (L,)
+        Step and time (ps) of each line.
+    counts, retries : ndarray of int, shape (L,)
+        Jumps since the last line, and conformations that were sampled again.
+    failed : Counter
+        Failed checks of all lines.
+    energies_before, energies_after : ndarray, shape (L,)
+        Before and after the relaxation of the last jump, kJ/mol.
+    seconds : ndarray, shape (L,)
+        Wall time of all jumps of a line, s.
+    """
+
+    steps: np.ndarray
+    times: np.ndarray
+    counts: np.ndarray
+    retries: np.ndarray
+    failed: Counter
+    energies_before: np.ndarray
+    energies_after: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def accepted(self) -> float:
+        """Share of the sampled conformations that were accepted."""
+        total = self.counts.sum()
+        return float(total / (total + self.retries.sum())) if total else math.nan
+
+
+def read_jumps(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Jumps:
+    """Read what StarMDReporters have written; several tables, of replicas or parts of a run, are put one after another.
+
+    Raises
+    ------
+    TrajectoryError
+        If a file is not there or no such table; names it.
+    """
+    rows = [row for path in ([paths] if isinstance(paths, str | os.PathLike) else paths) for row in _rows(path)]
+    step, time, retries, failed, _, before, after, seconds, count = zip(*rows, strict=True)
+    kinds = Counter()
+    for line in failed:
+        kinds.update({kind: int(n) for kind, n in (pair.split(":") for pair in line.split())})
+    counts = np.array(count, dtype=int)
+    return Jumps(
+        np.array(step, dtype=int),
+        np.array(time, dtype=float),
+        counts,
+        np.array(retries, dtype=int),
+        kinds,
+        _numbers(before),
+        _numbers(after),
+        np.nan_to_num(_numbers(seconds)) * counts,
+    )
+
+
+def _rows(path) -> list[list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            separator = "\t" if "\t" in file.readline() else ","
+            file.seek(0)
+            header, *rows = csv.reader(file, delimiter=separator)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise TrajectoryError(f"{path} cannot be read as a table of a StarMDReporter ({error}).") from error
+    if [name.strip('#"') for name in header] != list(HEADERS) or not rows:
+        raise TrajectoryError(
+            f"{path} is no table of a StarMDReporter with lines in it: expected the columns {', '.join(HEADERS)}."
+        )
+    rows = [row for row in rows if row != header]  # of a run that was appended to without append=True
+    torn = [number for number, row in enumerate(rows, 2) if len(row) != len(HEADERS)]
+    if torn:
+        raise TrajectoryError(f"Line {torn[0]} of {path} is torn; remove it, or continue the run with `resume`.")
+    return rows
+
+
+def _numbers(fields) -> np.ndarray:
+    return np.array([float(field) if field else math.nan for field in fields])
+
+
+def jump_scores(jumps: Jumps, scores: Sequence[Score]) -> list[Score]:
+    """What the tables add to the scores, for information: accepted conformations, and independent samples an hour."""
+    nan = math.nan
+    samples = next(score.value for score in scores if score.name == SAMPLES)
+    seconds = jumps.seconds.sum()
+    hourly = samples * 3600 / seconds if seconds else nan
+    rows = (
+        ("accepted conformations", VALIDITY, jumps.accepted, "share"),
+        (f"{SAMPLES} an hour", KINETICS, hourly, ""),
+    )
+    return [
+        Score(name, group, value, nan, nan, nan, nan, nan, unit, "higher", NONE) for name, group, value, unit in rows
+    ]
