@@ -8,8 +8,8 @@
 # PDBxFile translate names without a look at the atoms.
 #
 # Seen with OpenMM 8.6.1 (Python 3.11, Linux):
-#   DCY is read as DC with the atoms N, CA, C, O, CB, SG
-#   DAL is read as DAL with the atoms N, CA, C, O, CB
+#   DCY is read as DC with the atoms N, CA, CB, SG, C, O
+#   DAL is read as DAL with the atoms N, CA, CB, C, O
 # The script exits with an error if this changes.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -166,6 +166,8 @@ def _state(residue: Residue) -> str:
     if residue.name in ("ASP", "GLU"):
         acid = {"HD1", "HD2"} if residue.name == "ASP" else {"HE1", "HE2"}
         return {"ASP": "ASH", "GLU": "GLH"}[residue.name] if names & acid else residue.name
+    if residue.name == "CYS" and "HG" not in names:
+        return "CYM"
     if residue.name == "LYS":
         return "LYS" if {"HZ1", "HZ2", "HZ3"} <= names else "LYN"
     return residue.name

@@ -27,11 +27,12 @@ def hydrogens(topology, number):
         ("ADA", "ASH", "ASH", {"HD2"}, set()),
         ("AEA", "GLH", "GLH", {"HE2"}, set()),
         ("AKA", "LYN", "LYN", {"HZ1", "HZ2"}, {"HZ3"}),
+        ("ACA", "CYM", "CYM", set(), {"HG"}),
     ],
 )
 def test_a_name_of_a_protonation_state_is_honoured(write, peptide, sequence, name, state, present, absent):
     path = write(peptide(sequence, keep=is_heavy))
-    path.write_text(re.sub(r"(?:HIS|ASP|GLU|LYS) A", f"{name:<4}A", path.read_text()))
+    path.write_text(re.sub(r"(?:HIS|ASP|GLU|LYS|CYS) A", f"{name:<4}A", path.read_text()))
     topology, _, changes = prepare(path)
     assert present <= hydrogens(topology, 2) and not absent & hydrogens(topology, 2)
     (change,) = (change for change in changes if "became" in change)
