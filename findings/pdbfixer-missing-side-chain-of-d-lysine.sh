@@ -45,8 +45,9 @@ END
 """
 
 
-def backbone(residue, positions):
-    return {atom.name: positions[atom.index] for atom in residue.atoms()}
+def atoms_of(residue, positions):
+    x = positions.value_in_unit(unit.nanometer)
+    return {atom.name: x[atom.index] for atom in residue.atoms()}
 
 
 def hand(name):
@@ -55,10 +56,8 @@ def hand(name):
     fixer.findMissingResidues()
     fixer.findMissingAtoms()
     fixer.addMissingAtoms(seed=1)
-    x = {
-        name: np.array(position.value_in_unit(unit.nanometer))
-        for name, position in backbone(list(fixer.topology.residues())[1], fixer.positions).items()
-    }
+    built = atoms_of(list(fixer.topology.residues())[1], fixer.positions)
+    x = {atom: np.array(position) for atom, position in built.items()}
     value = np.dot(np.cross(x["N"] - x["CA"], x["C"] - x["CA"]), x["CB"] - x["CA"])
     print(f"{name} 2: (N-CA) x (C-CA) . (CB-CA) = {value:.1e} nm^3, {'L' if value > 0 else 'D'}")
     return value
@@ -66,8 +65,8 @@ def hand(name):
 
 fixer = PDBFixer(pdbfile=StringIO(HELIX.replace("XXX", "LYS")))
 template = fixer.templates["LYS"]
-own = backbone(list(fixer.topology.residues())[1], fixer.positions)
-ideal = backbone(next(template.topology.residues()), template.positions)
+own = atoms_of(list(fixer.topology.residues())[1], fixer.positions)
+ideal = atoms_of(next(template.topology.residues()), template.positions)
 names = ["N", "CA", "C", "O"]
 _, rotation, _ = _overlayPoints([own[k] for k in names], [ideal[k] for k in names])
 determinant = np.linalg.det(rotation)

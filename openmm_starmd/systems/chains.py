@@ -133,10 +133,11 @@ def _partners(fixer: PDBFixer, bonds: list[tuple], strangers: set[Residue], chai
     if others and protein:
         trees = (cKDTree(x[[atom.index for atom in atoms]]) for atoms in (others, protein))
         for one, close in zip(others, next(trees).query_ball_tree(next(trees), COVALENT_SULFUR), strict=True):
-            for other in (protein[k] for k in close):
+            lengths = {protein[k]: np.linalg.norm(x[one.index] - x[protein[k].index]) for k in close}
+            nearest = min(lengths, key=lengths.get, default=None)
+            for other, length in lengths.items():
                 reach = COVALENT_SULFUR if "S" in (one.element.symbol, other.element.symbol) else COVALENT
-                near = np.linalg.norm(x[one.index] - x[other.index]) < reach
-                if near and (other.name in ("N", "C") or size[one.residue] > 1):
+                if length < reach and (other.name in ("N", "C") or (other is nearest and size[one.residue] > 1)):
                     partners[one.residue][other] = None
     return defaultdict(list, {r: sorted(atoms, key=lambda atom: atom.index) for r, atoms in partners.items()})
 
