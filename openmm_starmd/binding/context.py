@@ -74,12 +74,12 @@ def _getState(original: Callable, context: Context, *args, **kwargs) -> openmm.S
     return state
 
 
-def _load(original: Callable, context: Context, source: openmm.State | bytes):
-    integrator = getattr(context, "_integrator", None)
-    if _isOurs(integrator):
-        integrator.load(context, original, source)
+def _load(original: Callable, context: Context, *args, **kwargs):
+    integrator, sources = getattr(context, "_integrator", None), (*args, *kwargs.values())
+    if _isOurs(integrator) and len(sources) == 1:
+        integrator.load(context, original, *sources)
     else:
-        original(context, source)
+        original(context, *args, **kwargs)
 
 
 def _isRemnant(integrator: CompoundIntegrator) -> bool:

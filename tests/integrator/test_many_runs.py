@@ -199,7 +199,8 @@ def test_other_contexts_load_as_before(peptide):
     plain = Simulation(topology, system, OTHERS["langevin"](), openmm.Platform.getPlatform("Reference"))
     plain.context.setPositions(positions)
     state, checkpoint = plain.context.getState(**ALL), plain.context.createCheckpoint()
-    for load, source in ((plain.context.setState, state), (plain.context.loadCheckpoint, checkpoint)):
+    ways = {"setState": {"state": state}, "loadCheckpoint": {"checkpoint": checkpoint}}
+    for name, source in ways.items():
         plain.step(1)
-        load(source)
+        getattr(plain.context, name)(**source)
         assert plain.currentStep == 0
