@@ -102,7 +102,9 @@ def jumps(options) -> dict[str, float]:
         "accepted conformations (%)": 100 * options.jumps / (options.jumps + retries),
         **{f"failed {kind}": count for kind, count in sorted(failed.items())},
         "energy, first tenth (kJ/mol)": float(energies[:tenth].mean()),
+        "energy, first tenth, median (kJ/mol)": float(np.median(energies[:tenth])),
         "energy, last tenth (kJ/mol)": float(energies[-tenth:].mean()),
+        "energy, last tenth, median (kJ/mol)": float(np.median(energies[-tenth:])),
     }
 
 
