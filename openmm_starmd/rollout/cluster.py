@@ -27,14 +27,20 @@ def connect(address: str, ca_file=None, cert=None, key=None) -> Client:
     Raises
     ------
     StarMDError
-        If a file is not there.
+        If a file is not there, or TLS is asked for and files are missing.
     """
     files = {"tls_ca_file": ca_file, "tls_client_cert": cert, "tls_client_key": key}
     given = {name: str(path) for name, path in files.items() if path is not None}
     for path in given.values():
         if not os.path.isfile(path):
             raise StarMDError(f"There is no file {path}, which was to be a certificate or key of TLS.")
-    return Client(address, timeout=10, security=Security(**given))
+    security = Security(**given)
+    if address.startswith("tls://") and None in [getattr(security, name) for name in files]:
+        raise StarMDError(
+            f"{address} asks for TLS: give the certificate of its authority, and certificate and key of this client "
+            "(--tls-ca-file, --tls-cert, --tls-key), or name them in Dask's configuration (distributed.comm.tls)."
+        )
+    return Client(address, timeout=10, security=security)
 
 
 def distribute(
