@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import extra
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
-try:
+with extra("cluster", "Work on several machines"):
     from distributed import Client, as_completed
-except ImportError as missing:
-    raise StarMDError(f'Several machines need Dask ({missing}): pip install "openmm-starmd[cluster]"') from None
 
 
 def connect(address: str) -> Client:
