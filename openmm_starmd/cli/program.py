@@ -32,7 +32,7 @@ EXAMPLES = {
     info: "starmd info 1abc.pdb",
     prepare: "starmd prepare 1abc.pdb -o start.pdb",
     rollout: "starmd rollout start.pdb --nanoseconds 1000 --stride 100 --replicas 16 -o run",
-    simulate: "starmd simulate start.pdb ace-AGA-nme --nanoseconds 100 --frame-interval 10 -o md",
+    simulate: "starmd simulate start.pdb --nanoseconds 100 --frame-interval 10 -o md",
     evaluate: "starmd evaluate --reference md/start.xtc --generated run/replica*.xtc --topology md/start.pdb -o report",
     models: "starmd models starmd-peptide",
     train: "starmd train config.toml",
