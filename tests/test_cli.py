@@ -217,7 +217,7 @@ def test_progress_in_a_log_file_is_plain_lines_with_the_time_left(monkeypatch, c
     with terminal.progress() as report:
         for text, done in (("start", 0.0), ("a", 0.25), ("b", 0.5), ("c", 0.6)):
             report(text, done)
-    assert capsys.readouterr().err == "b, 50 %, 20 s left\n"
+    assert capsys.readouterr().err == "b, 50 %, 40 s left\n"
 
 
 @pytest.mark.parametrize(
