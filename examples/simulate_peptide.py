@@ -3,15 +3,11 @@
 print("Loading OpenMM and PyTorch", flush=True)
 import sys
 import time
-from pathlib import Path
 
-import matplotlib.pyplot as plt
-import mdtraj
 from openmm import LangevinMiddleIntegrator, unit
-from openmm.app import PDBFile, Simulation, StateDataReporter, XTCReporter
+from openmm.app import Simulation, StateDataReporter, XTCReporter
 
 from openmm_starmd import StarMDIntegrator
-from openmm_starmd.evaluation.report.plots import plot_ramachandran
 from openmm_starmd.systems import build_peptide, peptide_system
 
 topology, positions = build_peptide("DWGR", seed=1)  # a sequence that the model was not trained on

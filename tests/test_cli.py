@@ -58,6 +58,7 @@ def test_help_has_an_example(capsys):
 LESS = {
     "--nanoseconds 1000 --stride 100 --replicas 16": "--nanoseconds 0.1 --stride 10 --replicas 2",
     "--nanoseconds 100 --frame-interval 10": "--nanoseconds 0.1 --frame-interval 2",
+    "--nanoseconds 0.5 --processes 2": "--nanoseconds 0.02 --starts 4",
 }
 CONFIG = """data = ["md"]
 output = "trained"
@@ -127,6 +128,10 @@ def test_spread_values_leaves_other_options_alone():
         ("info nowhere.pdb", 1, "no such file"),
         ("info ZZZ", 1, "neither a file"),
         ("rollout top.pdb --nanoseconds 1 --stride 5000", 1, "strides of"),
+        ("refine nowhere --nanoseconds 1", 1, "no file nowhere"),
+        ("refine md.xtc --nanoseconds 1", 1, "give its topology"),
+        ("refine md.xtc --topology top.pdb --nanoseconds 1 --system top.pdb", 1, "XML of an OpenMM System"),
+        ("refine . --nanoseconds 1", 1, "no topology.pdb"),
         ("train nowhere.toml", 1, "nowhere.toml"),
         ("play", 2, "No such command"),
     ],

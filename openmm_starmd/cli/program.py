@@ -21,6 +21,7 @@ from openmm_starmd.cli.command_evaluate import evaluate
 from openmm_starmd.cli.command_info import info
 from openmm_starmd.cli.command_models import models
 from openmm_starmd.cli.command_prepare import prepare
+from openmm_starmd.cli.command_refine import refine
 from openmm_starmd.cli.command_rollout import rollout
 from openmm_starmd.cli.command_simulate import simulate
 from openmm_starmd.cli.command_train import train
@@ -34,6 +35,7 @@ EXAMPLES = {
     rollout: "starmd rollout start.pdb --nanoseconds 1000 --stride 100 --replicas 16 -o run",
     simulate: "starmd simulate start.pdb --nanoseconds 100 --frame-interval 10 -o md",
     evaluate: "starmd evaluate --reference md/start.xtc --generated run/replica*.xtc --topology md/start.pdb -o report",
+    refine: "starmd refine run --nanoseconds 0.5 --processes 2 -o refined",
     models: "starmd models starmd-peptide",
     train: "starmd train config.toml",
 }
