@@ -21,7 +21,7 @@ from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement
+from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 Denoise = Callable[[Conformation, int], Displacement]
@@ -75,6 +75,32 @@ class Places:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Known residues of an inpainted conformation, noised by the forward kernel to the level of each move.
+
+    Parameters
+    ----------
+    mask : Tensor of bool, shape (B, N, 1)
+        True for residues that are known.
+    places : Places, shape (B, S, N)
+        After each of the S moves; after the last one without noise.
+    """
+
+    mask: Tensor
+    places: Places
+
+    def put_into(self, x: Places, k: Tensor) -> Places:
+        """``x`` (B, N) after the move of number ``k`` (1,), its known residues replaced."""
+        return _chosen(self.mask, self.places.map(lambda known: known.index_select(1, k)[:, 0]), x)
+
+
+def _chosen(mask: Tensor, known: Places, other: Places) -> Places:
+    """The ``known`` places (B, N) where ``mask`` (B, N, 1), else the ``other`` ones."""
+    rotations = torch.where(mask[..., None], known.rotations, other.rotations)
+    return Places(rotations, torch.where(mask, known.flat, other.flat))
+
+
+@dataclass(frozen=True)
 class Moves:
     """Numbers and noise of all S moves; the last one goes to the denoised conformation, without noise.
 
@@ -87,11 +113,14 @@ class Moves:
         Noise, as the places that residues at rest get to.
     period : Tensor, shape (B, N, 10)
         Of what is flat.
+    held : Held, optional
+        Known residues; none by default.
     """
 
     numbers: Tensor
     kicks: Places
     period: Tensor
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +175,9 @@ class Sampler(ABC):
         """Growth of translations (*), fraction of the way and noise levels (*, 4) of moves between two times (*)."""
 
     def sample(
-        self, origin: Conformation, spread: Tensor, denoise: Denoise, features: ResidueFeatures, generator
+        self, origin: Conformation, spread: Tensor, denoise: Denoise, features: ResidueFeatures, generator, known=None
     ) -> Conformation:
-        """Sample a conformation.
+        """Sample a conformation; where residues are known, the others given them (inpainting).
 
         Parameters
         ----------
@@ -158,13 +187,19 @@ class Sampler(ABC):
         denoise : callable
             ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
+        known : (Conformation, Tensor of bool), both of shape (B, N), optional
+            A conformation and where it is known. At every level of the noise the known residues are replaced by the
+            forward kernel's sample of them (Song et al., arXiv:2011.13456, section 5; Lugmayr et al.,
+            arXiv:2201.09865); in the end they are where they were.
         """
-        moves, state = self.begin(origin, spread, features, generator)
+        moves, state = self.begin(origin, spread, features, generator, known)
         for k in range(len(moves.numbers)):
-            state = self.move(moves, state, denoise(state.x.conformation(), k))
+            state = self.move(moves, state, denoise(self.seen(moves, state), k))
         return state.end()
 
-    def begin(self, origin: Conformation, spread: Tensor, features: ResidueFeatures, generator) -> tuple[Moves, State]:
+    def begin(
+        self, origin: Conformation, spread: Tensor, features: ResidueFeatures, generator, known=None
+    ) -> tuple[Moves, State]:
         """All moves, and the state before the first; arguments as of `sample`. All noise is drawn here."""
         key = origin.angles.dtype, origin.device
         if key not in self._tables:
@@ -175,8 +210,31 @@ class Sampler(ABC):
         kicks = Places.reached(functional.pad(_numbers(noise), (0, 0, 0, 0, 0, 1)))  # none in the last move
         period = functional.pad(features.per_frame("torsion_period", origin.angles), (3, 1), value=NEVER)
         places = Places.of(origin).displaced(kicks.map(lambda x: x[:, 0]))
+        held = None
+        if known is not None:
+            mask, noised = known[1][..., None], self._noised(known[0], features, generator)
+            places = _chosen(mask, noised.map(lambda x: x[:, 0]), places)
+            held = Held(mask, noised.map(lambda x: x[:, 1:].contiguous()))
         state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), places, places)
-        return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period), state
+        return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period, held), state
+
+    def _noised(self, known: Conformation, features: ResidueFeatures, generator) -> Places:
+        """Samples (B, S + 1, N) of the forward kernel at all times; the last one is without noise."""
+        times = self.times()
+        levels = functional.pad(self.process.sigma(times), (0, 0, 0, 1)).to(known.angles)
+        alpha = functional.pad(self.process.alpha(times), (0, 1), value=1.0).to(known.angles)
+        growth = functional.pad(alpha[:, None, None].expand(-1, 1, 3), (0, 7), value=1.0)
+        template = known.angles[:, None].expand(-1, len(levels), -1)
+        noise = Places.reached(_numbers(self.process.noise(template, levels, features, generator)))
+        return Places.of(known).map(lambda x: x[:, None]).displaced(noise, growth)
+
+    @staticmethod
+    def seen(moves: Moves, state: State) -> Conformation:
+        """What the denoiser sees of the noisy conformation (B, N): centred, also where residues are held."""
+        x = state.x.conformation()
+        if moves.held is None:
+            return x
+        return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations)), x.torsions, x.angles)
 
     def move(self, moves: Moves, state: State, way: Displacement) -> State:
         """One move, given the way (B, N) to the denoised conformation."""
@@ -190,9 +248,15 @@ class Sampler(ABC):
             ways = [torch.addcmul(ways[0], share_before, before), way]
         displaced = x.displaced(Places.reached(torch.stack(ways)))
         moved, denoised = (displaced.map(lambda x, k=k: x[k]) for k in (0, -1))
-        moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
+        drift = moved.flat[..., :3].mean(-2, keepdim=True)
+        if moves.held is not None:
+            drift = drift - x.flat[..., :3].mean(-2, keepdim=True)  # where known residues are, decides on the centre
+        moved.flat[..., :3].sub_(drift)
         kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
-        return State(state.k + 1, moved.displaced(kick, growth), denoised)
+        moved = moved.displaced(kick, growth)
+        if moves.held is not None:
+            moved = moves.held.put_into(moved, state.k)
+        return State(state.k + 1, moved, denoised)
 
     def weights(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (S, 4) of the way and of the way to the last denoised conformation."""
