@@ -21,7 +21,7 @@ from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement, centred
+from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement, grown
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 Denoise = Callable[[Conformation, int], Displacement]
@@ -188,9 +188,8 @@ class Sampler(ABC):
             ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
         known : (Conformation, Tensor of bool), both of shape (B, N), optional
-            A conformation and where it is known. At every level of the noise the known residues are replaced by the
-            forward kernel's sample of them (Song et al., arXiv:2011.13456, section 5; Lugmayr et al.,
-            arXiv:2201.09865); in the end they are where they were.
+            A conformation and where it is known. At every noise level a sample of the forward kernel replaces the known
+            residues (Song et al., arXiv:2011.13456, section 5); in the end they are where they were.
         """
         moves, state = self.begin(origin, spread, features, generator, known)
         for k in range(len(moves.numbers)):
@@ -232,9 +231,7 @@ class Sampler(ABC):
     def seen(moves: Moves, state: State) -> Conformation:
         """What the denoiser sees of the noisy conformation (B, N): centred, also where residues are held."""
         x = state.x.conformation()
-        if moves.held is None:
-            return x
-        return Conformation(Rigid(x.frames.rotations, centred(x.frames.translations)), x.torsions, x.angles)
+        return x if moves.held is None else grown(x, 1.0)
 
     def move(self, moves: Moves, state: State, way: Displacement) -> State:
         """One move, given the way (B, N) to the denoised conformation."""
