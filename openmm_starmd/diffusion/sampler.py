@@ -76,28 +76,35 @@ class Places:
 
 @dataclass(frozen=True)
 class Held:
-    """Known residues of an inpainted conformation, noised by the forward kernel to the level of each move.
+    """Known residues of a conformation, of which the others are sampled.
 
     Parameters
     ----------
     mask : Tensor of bool, shape (B, N, 1)
         True for residues that are known.
-    places : Places, shape (B, S, N)
-        After each of the S moves; after the last one without noise.
+    known : Places, shape (B, N)
+    scale : Tensor, shape (S, 10)
+        Signal level of what is flat at each of the S times.
     """
 
     mask: Tensor
-    places: Places
+    known: Places
+    scale: Tensor
 
-    def put_into(self, x: Places, k: Tensor) -> Places:
-        """``x`` (B, N) after the move of number ``k`` (1,), its known residues replaced."""
-        return _chosen(self.mask, self.places.map(lambda known: known.index_select(1, k)[:, 0]), x)
+    def corrected(self, way: Tensor, x: Places, k: Tensor, period: Tensor) -> Tensor:
+        """The way (B, N, 13) from ``x`` at the k-th time (1,) to the denoised conformation, given what is known.
 
+        The denoised conformation is shifted onto the known residues, which it then gets from there.
+        """
+        known = x.way_to(self.known.rotations, self.scale.index_select(0, k) * self.known.flat, period)
+        lag = torch.where(self.mask, (known - way)[..., :3], 0.0)
+        lag = lag.sum(-2, keepdim=True) / self.mask.sum(-2, keepdim=True)
+        return torch.where(self.mask, known, way + functional.pad(lag, (0, 10)))
 
-def _chosen(mask: Tensor, known: Places, other: Places) -> Places:
-    """The ``known`` places (B, N) where ``mask`` (B, N, 1), else the ``other`` ones."""
-    rotations = torch.where(mask[..., None], known.rotations, other.rotations)
-    return Places(rotations, torch.where(mask, known.flat, other.flat))
+    def put_into(self, origin: Places) -> Places:
+        """``origin`` (B, N) of the noise, for known residues the mean of the forward kernel."""
+        rotations = torch.where(self.mask[..., None], self.known.rotations, origin.rotations)
+        return Places(rotations, torch.where(self.mask, self.scale[0] * self.known.flat, origin.flat))
 
 
 @dataclass(frozen=True)
@@ -188,8 +195,9 @@ class Sampler(ABC):
             ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
         known : (Conformation, Tensor of bool), both of shape (B, N), optional
-            A conformation and where it is known. At every noise level a sample of the forward kernel replaces the known
-            residues (Song et al., arXiv:2011.13456, section 5); in the end they are where they were.
+            A conformation and where it is known. At every call the known residues replace those of the denoised
+            conformation, so that they follow the forward kernel's path to where they are, with the noise of the
+            others (compare Song et al., arXiv:2011.13456, section 5, where they follow a path of their own).
         """
         moves, state = self.begin(origin, spread, features, generator, known)
         for k in range(len(moves.numbers)):
@@ -208,24 +216,17 @@ class Sampler(ABC):
         noise = self.process.noise(template, torch.cat([spread[None], levels]), features, generator)
         kicks = Places.reached(functional.pad(_numbers(noise), (0, 0, 0, 0, 0, 1)))  # none in the last move
         period = functional.pad(features.per_frame("torsion_period", origin.angles), (3, 1), value=NEVER)
-        places = Places.of(origin).displaced(kicks.map(lambda x: x[:, 0]))
-        held = None
-        if known is not None:
-            mask, noised = known[1][..., None], self._noised(known[0], features, generator)
-            places = _chosen(mask, noised.map(lambda x: x[:, 0]), places)
-            held = Held(mask, noised.map(lambda x: x[:, 1:].contiguous()))
+        places, held = Places.of(origin), None if known is None else self._held(*known)
+        if held is not None:
+            places = held.put_into(places)
+        places = places.displaced(kicks.map(lambda x: x[:, 0]))
         state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), places, places)
         return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period, held), state
 
-    def _noised(self, known: Conformation, features: ResidueFeatures, generator) -> Places:
-        """Samples (B, S + 1, N) of the forward kernel at all times; the last one is without noise."""
-        times = self.times()
-        levels = functional.pad(self.process.sigma(times), (0, 0, 0, 1)).to(known.angles)
-        alpha = functional.pad(self.process.alpha(times), (0, 1), value=1.0).to(known.angles)
-        growth = functional.pad(alpha[:, None, None].expand(-1, 1, 3), (0, 7), value=1.0)
-        template = known.angles[:, None].expand(-1, len(levels), -1)
-        noise = Places.reached(_numbers(self.process.noise(template, levels, features, generator)))
-        return Places.of(known).map(lambda x: x[:, None]).displaced(noise, growth)
+    def _held(self, known: Conformation, mask: Tensor) -> Held:
+        alpha = self.process.alpha(self.times()).to(known.angles)
+        scale = functional.pad(alpha[:, None].expand(-1, 3), (0, 7), value=1.0)
+        return Held(mask[..., None], Places.of(known), scale)
 
     @staticmethod
     def seen(moves: Moves, state: State) -> Conformation:
@@ -239,21 +240,18 @@ class Sampler(ABC):
         numbers = moves.numbers.index_select(0, state.k)
         growth, growth_before, share, share_before = numbers.split([10, 10, 13, 13], -1)
         way = _numbers(way)
+        if moves.held is not None:
+            way = moves.held.corrected(way, x, state.k, moves.period)
         ways = [share * way]
         if self.remembers:
             before = x.way_to(denoised.rotations, growth_before * denoised.flat, moves.period)
             ways = [torch.addcmul(ways[0], share_before, before), way]
         displaced = x.displaced(Places.reached(torch.stack(ways)))
         moved, denoised = (displaced.map(lambda x, k=k: x[k]) for k in (0, -1))
-        drift = moved.flat[..., :3].mean(-2, keepdim=True)
-        if moves.held is not None:
-            drift = drift - x.flat[..., :3].mean(-2, keepdim=True)  # where known residues are, decides on the centre
-        moved.flat[..., :3].sub_(drift)
+        if moves.held is None:  # known residues decide on the centre themselves
+            moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
         kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
-        moved = moved.displaced(kick, growth)
-        if moves.held is not None:
-            moved = moves.held.put_into(moved, state.k)
-        return State(state.k + 1, moved, denoised)
+        return State(state.k + 1, moved.displaced(kick, growth), denoised)
 
     def weights(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (S, 4) of the way and of the way to the last denoised conformation."""
