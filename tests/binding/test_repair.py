@@ -41,7 +41,7 @@ def new_simulation(chain, tiny_model):
 
 @pytest.fixture
 def torn(monkeypatch):
-    """Function (is_torn, kind=Propagator) -> (sampled, asked): residue 0 of the conformations of these numbers is torn off.
+    """Function (is_torn, kind=Propagator) -> (sampled, asked): tears residue 0 off conformations of these numbers.
 
     The lists grow by the conformations that `step` returns and by the residues that `resample` is asked for.
     """
