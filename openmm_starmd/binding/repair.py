@@ -28,7 +28,7 @@ def repair(
     failures: dict[str, list[list[int]]],
     seed: Callable[[int], int],
 ) -> Conformation | None:
-    """A conformation (1, N) that passes the checks before relaxation, from one that has failed.
+    """Sample the residues (and neighbours) at which a conformation fails the checks again, the rest held.
 
     The failing residues and their neighbours along the chain are sampled again, in a batch of `CANDIDATES`; the first
     candidate that passes is the result. The batch has one size whatever else is sampled, so that the result does not
