@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -47,6 +48,7 @@ class Replica:
         self.number, self.step, self.positions, self.rejection = number, 0, start, None
         self.history: History | None = None
         self.failures: list[dict] = []  # of the tries of the jump from here
+        self.counts = Counter()  # of jumps since then, as `acceptance` takes them
         self.trajectory = folder / f"replica{number:04d}.xtc"
         self._state, self._lock = self.trajectory.with_suffix(".state"), folder / LOCKS / self.trajectory.stem
         self._topology, self._mask, self._identity = topology, torsion_mask, identity

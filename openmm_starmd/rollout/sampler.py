@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -9,15 +10,16 @@ import numpy as np
 import torch
 
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.repair import repair
 from openmm_starmd.interface import JumpPropagator
-from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
 from openmm_starmd.seeds import derived
 
 
 class BatchSampler:
-    """Sample, move the atoms, check, relax, check.
+    """Sample, move the atoms, check, relax, check; what fails is repaired once.
 
     Parameters
     ----------
@@ -68,24 +70,44 @@ class BatchSampler:
             Where no jump has been asked for or it fails the checks, those before.
         failures : dict of int to dict
             The checks that it fails and atoms where it does, by places in the batch.
+        repaired : set of int
+            Places in the batch of those whose jump failed the checks before it was repaired.
         """
         conformation = self._of(len(keys)).step(history, self._generators("jump", keys))
-        old, new = positions[asked], positions.copy()
-        conformation = conformation[asked].to("cpu", torch.float64)
-        sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
-        found, failures = self._judged(sampled, old, [keys[k] for k in asked])
-        for k, atoms, failure in zip(asked, found, failures, strict=True):
-            if not failure:
-                new[k] = atoms
-        return new, {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
+        new = positions.copy()
+        found, failures = self._judged(conformation[asked], positions[asked], [keys[k] for k in asked])
+        failures = {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
+        new[asked] = found
+        new[list(failures)] = positions[list(failures)]
+        repaired = self._repaired(history, conformation, positions, keys, failures)
+        for k, atoms in repaired.items():
+            new[k] = atoms
+            del failures[k]
+        return new, failures, set(repaired)
+
+    def _repaired(self, history: History, conformation: Conformation, positions, keys, failures) -> dict:
+        """Positions (A, 3) of the jumps among those with ``failures`` that a repair has made acceptable, by places."""
+        candidates, histories = {}, history.split() if failures else []
+        for k, failure in failures.items():
+            seed = functools.partial(derived, "repair", self._seed, *keys[k])
+            given = self._of(1), self._gate, histories[k]
+            candidates[k] = repair(*given, conformation[k : k + 1], positions[k], failure, seed)
+        mended = [k for k, candidate in candidates.items() if candidate is not None]
+        if not mended:
+            return {}
+        conformation = Conformation.cat([candidates[k] for k in mended])
+        found, again = self._judged(conformation, positions[mended], [keys[k] for k in mended])
+        return {k: atoms for k, atoms, failure in zip(mended, found, again, strict=True) if not failure}
 
     def extend(self, history: History, positions: np.ndarray, keys: list[tuple]) -> History:
         """History with the positions (B, A, 3) that `sample` has found."""
         noise = self._generators("context", [(number, step, 0) for number, step, _ in keys])
         return self._of(len(keys)).extend(history, self._measured(positions), noise)
 
-    def _judged(self, sampled: np.ndarray, old: np.ndarray, keys):
-        """Positions, relaxed where that is asked for, and the checks that each of them fails."""
+    def _judged(self, conformation: Conformation, old: np.ndarray, keys):
+        """Positions (B, A, 3) of conformations (B, N), relaxed where that is asked for, and the checks that fail."""
+        conformation = conformation.to("cpu", torch.float64)
+        sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
         failures = self._gate.sampled(sampled, old)
         if self._pool is None:
             return sampled, failures
