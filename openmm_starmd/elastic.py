@@ -153,19 +153,25 @@ class ElasticNetwork(JumpPropagator):
     name = "elastic"
     card = f"""# elastic
 
-A null model that has learned nothing: an elastic network about the structure that a run starts from.
+For motions of a folded protein about its start; a null model, not learned.
 
 ## What it is
-Residues are rigid bodies in an anisotropic network (ANM, CA within {10 * CUTOFF:g} A, {GAMMA:g} kJ/mol/nm^2 a pair),
-with peptide bonds of Amber's stiffness. Each normal mode is an Ornstein-Uhlenbeck process with the variance kT/k and
-the relaxation time friction/k, advanced exactly over any stride. The friction ({FRICTION:g} kJ/mol ps/nm^2 a residue)
-and the spring constant give C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of MD. It takes
-any protein, any stride and any temperature. It is the floor that a learned model of a folded protein has to beat.
+
+Residues are rigid bodies in an anisotropic network (ANM, CA within
+{10 * CUTOFF:g} A, {GAMMA:g} kJ/mol/nm^2 a pair), with peptide bonds of Amber's
+stiffness. Each normal mode is an Ornstein-Uhlenbeck process with the variance
+kT/k and the relaxation time friction/k, advanced exactly over any stride. The
+friction ({FRICTION:g} kJ/mol ps/nm^2 a residue) and the spring constant give
+C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of
+MD. The propagator takes any protein, any stride and any temperature. A learned
+model of a folded protein has to beat it.
 
 ## What it is not
-It cannot fold, unfold, or leave the well of its start: loops and tails move too little, and their slow motions too
-fast. Side chains ride with their residues; torsions change in the relaxation alone. The solvent and the sequence do
-not matter to it. `model="auto"` never chooses it.
+
+It cannot fold, unfold, or leave the well of its start: loops and tails move too
+little, and their slow motions too fast. Side chains ride with their residues;
+torsions change in the relaxation alone. The solvent and the sequence do not
+matter to it. `model="auto"` never chooses it.
 """
 
     def __init__(self, tokens: ResidueTokens, stride: float, temperature: float, *, device="cpu"):

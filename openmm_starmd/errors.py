@@ -1,5 +1,10 @@
 """Errors of the package; each message says what was expected, what was found and what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StarMDError(Exception):
     """Base class of every error that openmm_starmd raises on purpose."""
@@ -23,3 +28,27 @@ class HistoryError(StarMDError):
 
 class TrajectoryError(StarMDError):
     """A trajectory or its topology cannot be read, or does not fit the other side of a comparison."""
+
+
+class MissingLibraryError(StarMDError, ImportError):
+    """A library is missing that an extra of the package brings."""
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Turn an ImportError into a `MissingLibraryError` that names the extra.
+
+    Parameters
+    ----------
+    name : str
+        Of the extra, as in ``pip install "openmm-starmd[train]"``.
+    what : str
+        What needs the libraries, for the message.
+    """
+    try:
+        yield
+    except MissingLibraryError:
+        raise
+    except ImportError as missing:
+        message = f'{what} needs more libraries ({missing}): pip install "openmm-starmd[{name}]"'
+        raise MissingLibraryError(message, name=missing.name) from missing

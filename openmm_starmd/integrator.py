@@ -31,6 +31,7 @@ from openmm_starmd.binding.loading import Loader
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
+from openmm_starmd.binding.repair import repair
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
@@ -120,7 +121,7 @@ class StarMDIntegrator(CompoundIntegrator):
         device : str
             Where the network runs: "auto", "cpu", "cuda", ...
         maxRetries : int
-            How often a step is sampled again after a conformation that fails the checks.
+            How often a step is sampled again after a conformation that fails the checks and cannot be repaired.
         strict : bool or dict
             Whether leaving the domain of the model is an error; otherwise it is a warning. ``{"length": False}`` makes
             a warning of one reason alone; the error names the reasons.
@@ -211,7 +212,10 @@ class StarMDIntegrator(CompoundIntegrator):
             self._moveByPhysics(context, steps)
 
     def _jump(self, context, saved: bytes):
-        """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context."""
+        """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context.
+
+        A conformation that fails the checks is repaired once; if it fails again, a new one is sampled.
+        """
         self.setCurrentIntegrator(CLOCK)
         if self._hasVirtualSites:
             context.computeVirtualSites()
@@ -228,18 +232,25 @@ class StarMDIntegrator(CompoundIntegrator):
             generator = torch.Generator(self._propagator.device).manual_seed(self._random("jump", attempt))
             with self._statistics.timed("network"):
                 conformation = self._propagator.step(history, generator)
-            with self._statistics.timed("backmapping"):
-                way, failures = self._toPositions(conformation, positions)
-            if not failures:
-                relaxed, energies, failures = self._toContext(context, before, base, positions, shifts, way, attempt)
-            if not failures:
+            relaxed, energies, failures = self._tried(context, before, base, positions, shifts, conformation, attempt)
+            found = failures
+            if failures:
+                unwatched(context, "loadCheckpoint", saved)
+                self._statistics.fail(failures)
+                with self._statistics.timed("network"):
+                    seed = functools.partial(self._random, f"repair {attempt}")
+                    given = self._propagator, self._gate, history
+                    repaired = repair(*given, conformation, positions, failures, seed)
+                if repaired is not None:
+                    relaxed, energies, found = self._tried(context, before, base, positions, shifts, repaired, attempt)
+            if not found:
                 self._past.add(self._propagator, history, *relaxed, generator)
                 self._store.excess = self._gate.excess(energies[-1] - base, self._freedoms)
                 self._store.jump += 1
-                self._statistics.finishJump(attempt, energies)
+                self._statistics.finishJump(attempt, bool(failures), energies)
                 return
             unwatched(context, "loadCheckpoint", saved)
-            self._statistics.reject(failures)
+            self._statistics.reject()
         outside = self._outside()
         reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures, outside)
         raise JumpRejectedError(f"{reason} The Context is in its last good state.")
@@ -252,6 +263,12 @@ class StarMDIntegrator(CompoundIntegrator):
     def _outside(self, positions=None) -> list[Violation]:
         """What lies outside the domain of the model."""
         return self._newPropagator.outside(self._tokens, self._propagator.stride, self._temperature, positions)
+
+    def _tried(self, context, before, base: float, old, shifts, conformation: Conformation, attempt: int):
+        """What `_toContext` returns for a conformation (1, N), or the checks that fail before it."""
+        with self._statistics.timed("backmapping"):
+            way, failures = self._toPositions(conformation, old)
+        return (None, None, failures) if failures else self._toContext(context, before, base, old, shifts, way, attempt)
 
     def _toPositions(self, conformation: Conformation, positions):
         """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
@@ -430,9 +447,13 @@ class StarMDIntegrator(CompoundIntegrator):
         Returns
         -------
         dict
-            Jumps taken (``steps``), conformations ``resampled``, ``failed`` checks by kind, wall ``seconds`` by phase,
-            and the ``last`` jump: its ``retries``, ``failed`` checks, ``energyBefore`` and ``energyAfter`` relaxation
-            (potential energy, kJ/mol) and wall ``seconds``; None before the first.
+            Jumps taken (``steps``), conformations that were given up and ``resampled``, jumps whose conformation was
+            ``repaired`` (the residues that failed the checks were sampled again, the rest was held), and the
+            ``acceptance``: the shares of the ``steps + resampled`` conformations that were accepted at ``firstTry``
+            and ``afterRepair`` (both kinds together), None before the first. ``failed`` checks by kind, before repairs;
+            wall ``seconds`` by phase; and the ``last`` jump: its ``retries``, whether it was ``repaired``, ``failed``
+            checks, ``energyBefore`` and ``energyAfter`` relaxation (potential energy, kJ/mol) and wall ``seconds``;
+            None before the first.
         """
         return self._statistics.asDict()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -18,7 +18,7 @@ class JumpPropagator(Protocol):
     A class that inherits from the protocol needs the attributes without a default, and `step`. Its constructor is
     called as ``cls(tokens, stride, temperature, *, device, **settings)``; ``settings`` are ``context_frames``
     and ``denoising_steps``, where the user gives them. An entry point of the group ``openmm_starmd.propagators`` makes
-    such a class known by name; see ``docs/propagators.md``.
+    such a class known by name; see ``docs/propagators.md``. A class may have the method of `Resampler` besides.
 
     Attributes
     ----------
@@ -88,3 +88,28 @@ class JumpPropagator(Protocol):
         """A tensor as float32 on the device; the host does not wait."""
         x, device = x.to(torch.float32), self.device
         return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
+
+
+@runtime_checkable
+class Resampler(Protocol):
+    """What a `JumpPropagator` may be as well: one whose conformations can be repaired residue by residue.
+
+    Where a sampled conformation fails the checks at some residues, the integrator and the rollout have these residues
+    and their neighbours sampled again before they give the conformation up. They do without where this method is
+    missing.
+    """
+
+    def resample(self, history: History, conformation: Conformation, residues: torch.Tensor, generator) -> Conformation:
+        """Sample some residues of a next conformation (B, N) again; the others stay as they are, to the last bit.
+
+        Parameters
+        ----------
+        history : History
+        conformation : Conformation, shape (B, N)
+            What `step` has returned.
+        residues : Tensor of bool, shape (B, N)
+            Which residues to sample.
+        generator : torch.Generator or one for each replica
+            The only source of random numbers.
+        """
+        ...

@@ -190,8 +190,17 @@ def choose_model(
 
 def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:
     """Names of the embedded models whose domain holds a protein, a stride (ps) and a temperature (K)."""
-    domains = {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
-    return [name for name, domain in domains.items() if not domain.check(tokens, stride, temperature)]
+    return [name for name, domain in embedded_domains().items() if not domain.check(tokens, stride, temperature)]
+
+
+def embedded_domains() -> dict[str, Domain]:
+    """Domains of the embedded models, by name."""
+    return {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
+
+
+def embedded_cards() -> dict[str, str]:
+    """Cards of the embedded models, by name."""
+    return {name: _read(path, weights=False)[0].get("card", "") for name, path in _embedded().items()}
 
 
 def load_model(name_or_path: str | Path, device: str | torch.device = "auto") -> StarMDModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 FIRST, LONGEST = 10.0, 600.0  # s between lines, which doubles from one line to the next
 
@@ -52,4 +51,12 @@ class ProgressLines:
         if rate and self._amount:
             yield self._speed.format(86400 * rate * self._amount)
         if rate and done < 1:
-            yield f"{timedelta(seconds=round((1 - done) / rate))} left"
+            yield f"{duration((1 - done) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: ``"40 s"``, ``"12 min"``, ``"3.5 h"``, ``"2.1 days"``."""
+    for size, name in ((86_400, "days"), (3600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

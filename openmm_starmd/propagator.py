@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
@@ -85,6 +86,11 @@ class Propagator(JumpPropagator):
         self._around_last = model.config.network.parameterization == "previous"
         self._precomputed = tuple(None if x is None else x.to(model.device)[None] for x in (single, pair))
         self._system = tokens.features.to(model.device)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what is kept of the last histories."""
+        self._twin: Propagator | None = None
         self._reference: Conformation | None = None
         self._statics: Statics | None = None
         self._moments: Moments | None = None
@@ -92,8 +98,8 @@ class Propagator(JumpPropagator):
         self._memory: KVCache | None = None
         self._cached: tuple[History, KVCache] | None = None
         self._grown: tuple[History, History] | None = None
-        self._recordings: Recordings | None = Recordings(model.device)
-        self._roomy = model.device.type == "cuda"
+        self._recordings: Recordings | None = Recordings(self.device)
+        self._roomy = self.device.type == "cuda"
 
     @cached_property
     def identity(self) -> bytes:
@@ -109,6 +115,30 @@ class Propagator(JumpPropagator):
         history : History
         generator : torch.Generator or one for each replica
         """
+        return self._sampled(history, generator)
+
+    @torch.inference_mode()
+    def resample(self, history: History, conformation: Conformation, residues, generator) -> Conformation:
+        """Sample some residues of a next conformation (B, N) again; the others stay as they are, to the last bit.
+
+        Parameters
+        ----------
+        history : History
+        conformation : Conformation, shape (B, N)
+            What `step` has returned.
+        residues : Tensor of bool, shape (B, N)
+            Which residues to sample.
+        generator : torch.Generator or one for each replica
+        """
+        if self._twin is None:  # whose batches do not drive the cache of `step` out
+            self._twin = copy(self)
+            self._twin._forget()
+        conformation, residues = conformation.map(self.here), residues.to(self.device)
+        known = _shifted(conformation, -history.last.frames.translations.mean(-2, keepdim=True)), ~residues
+        return conformation.where(~residues, self._twin._sampled(history, generator, known))
+
+    def _sampled(self, history: History, generator, known=None) -> Conformation:
+        """The reverse process given a history; ``known`` as of `Sampler.sample`, about the centroid of the last."""
         cache, last = self._context_cache(history), _centred(history.last)
         features, residues = self._statics.features, last.shape[-1]
         room = self._room(cache, residues)
@@ -119,7 +149,7 @@ class Propagator(JumpPropagator):
             conditions = self.model.denoiser.conditions(self._statics, *given)
             mask = self.model.denoiser.mask_behind(cache, room, residues)
         origin = last if self._around_last else self.model.process.origin(last)
-        moves, state = self.sampler.begin(origin, self._spread_of_noise(), features, generator)
+        moves, state = self.sampler.begin(origin, self._spread_of_noise(), features, generator, known)
         # the statics, constant and large, are no input
         given = replace(conditions, statics=None), moves, mask
         denoise = self._denoising(replace(cache, n_frames=room - 1))
@@ -135,7 +165,8 @@ class Propagator(JumpPropagator):
             conditions, moves, mask = given
             now = replace(conditions, statics=statics).at(state.k)
             with self._precision():
-                way = self.model.denoiser.denoise(now, state.x.conformation().map(lambda x: x[:, None]), cache, mask)
+                noisy = self.sampler.seen(moves, state).map(lambda x: x[:, None])
+                way = self.model.denoiser.denoise(now, noisy, cache, mask)
             way = Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
             return self.sampler.move(moves, state, way)
 

@@ -23,6 +23,7 @@ HEADERS = (
     "Energy After Relaxation (kJ/mole)",
     "Seconds per Jump",
     "Jumps",
+    "Repaired",
 )
 
 
@@ -32,8 +33,8 @@ class StarMDReporter:
     To use it, create a StarMDReporter, then add it to the Simulation's list of reporters. Each line tells the step, the
     time (ps), and of the jumps since the last line: how many conformations were sampled again, which checks they had
     failed (such as ``clashes:2 ca_breaks:1``), the share of the sampled conformations that were accepted, the mean
-    wall time of a jump (s), and how many jumps there were. The potential energies (kJ/mol) before and after relaxation
-    are those of the last jump.
+    wall time of a jump (s), how many jumps there were, and how many of them were accepted after a repair. The potential
+    energies (kJ/mol) before and after relaxation are those of the last jump.
     Where there was no jump since the last line, in a physical segment of a HybridSchedule, their fields are empty.
 
     The file is read by ``pandas.read_csv`` as it is, and by ``openmm_starmd.evaluation.read_jumps``.
@@ -112,11 +113,12 @@ def _since(before: dict, now: dict) -> tuple:
     failed = Counter(now["failed"]) - Counter(before["failed"])
     kinds = " ".join(f"{kind}:{count}" for kind, count in sorted(failed.items()))
     validity = jumps / (jumps + retries) if jumps + retries else ""
+    repaired = now["repaired"] - before["repaired"]
     if not jumps:
-        return retries, kinds, validity, "", "", "", jumps
+        return retries, kinds, validity, "", "", "", jumps, repaired
     seconds = sum(now["seconds"].values()) - sum(before["seconds"].values())
     energies = now["last"]["energyBefore"], now["last"]["energyAfter"]
-    return retries, kinds, validity, *energies, seconds / jumps, jumps
+    return retries, kinds, validity, *energies, seconds / jumps, jumps, repaired
 
 
 def resume(simulation, checkpoint, *files) -> int:

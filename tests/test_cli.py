@@ -4,26 +4,32 @@ import copy
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from glob import glob
+from importlib import import_module
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 import pytest
 from openmm import Context, Platform, VerletIntegrator
-from openmm.app import PDBFile
+from openmm.app import Modeller, PDBFile
+from openmm.unit import Quantity, nanometer
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 pytest.importorskip("typer")
 pytest.importorskip("deeptime")
 
-from openmm_starmd import Propagator, cli  # noqa: E402
+import openmm_starmd  # noqa: E402
+from openmm_starmd import Propagator, available_models, available_propagators, cli, load_propagator  # noqa: E402
+from openmm_starmd.evaluation.scoring.scores import MEANING  # noqa: E402
+from openmm_starmd.model import embedded_cards  # noqa: E402
+from openmm_starmd.systems import build_peptide as build  # noqa: E402
 from openmm_starmd.systems import peptide_system  # noqa: E402
-
-COMMANDS = "prepare simulate train rollout refine evaluate models"
 
 
 @pytest.fixture
@@ -39,13 +45,46 @@ def files(build_peptide, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS.split())])
-def test_help_has_an_example(command, capsys):
-    assert cli.main([*command, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "Usage: starmd" in text
-    if command:
-        assert "Example: starmd " + command[0] in text
+def test_help_has_an_example(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "Usage: starmd" in capsys.readouterr().out
+    for command, example in cli.EXAMPLES.items():
+        assert cli.main([command.__name__, "--help"]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"Usage: starmd {command.__name__}" in told and f"Example: {example}" in told
+
+
+LESS = {
+    "--nanoseconds 1000 --stride 100 --replicas 16": "--nanoseconds 0.1 --stride 10 --replicas 2",
+    "--nanoseconds 100 --frame-interval 10": "--nanoseconds 0.1 --frame-interval 2",
+}
+CONFIG = """data = ["md"]
+output = "trained"
+start_from = "starmd-peptide"
+batch_size = 2
+frames = 2
+stride_range = [10, 12]
+total_steps = 2
+"""
+
+
+@pytest.mark.slow
+def test_the_examples_lead_from_a_structure_file_to_a_report(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lightning_fabric")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_module("openmm_starmd.training.simulate"), "EQUILIBRATION_STEPS", 100)
+    with open("1abc.pdb", "w") as file:
+        PDBFile.writeFile(*build("AGS", seed=1), file)
+    Path("config.toml").write_text(CONFIG)
+    assert all(any(long in example for example in cli.EXAMPLES.values()) for long in LESS)
+    for command, example in cli.EXAMPLES.items():
+        if command.__name__ == "refine":  # needs more frames than these; tests/refinement/test_pipeline.py runs it
+            continue
+        for long, short in LESS.items():
+            example = example.replace(long, short)
+        words = [word for pattern in shlex.split(example) for word in sorted(glob(pattern)) or [pattern]]
+        assert words[0] == "starmd" and cli.main(words[1:]) == 0, (example, capsys.readouterr().err)
+    assert Path("report/report.html").is_file() and Path("trained/model.safetensors").is_file()
 
 
 def test_evaluate_writes_a_report_from_several_values_after_one_option(files, capsys):
@@ -56,6 +95,7 @@ def test_evaluate_writes_a_report_from_several_values_after_one_option(files, ca
     assert content["settings"]["reference"] == "md.xtc, more.xtc"
     assert content["settings"]["generated frames"] == 80
     assert content["verdict"] in out and "out/report.html" in out
+    assert all(meaning in out for light, meaning in MEANING.items() if light != "none")
     assert (files / "out" / "report.html").is_file() and (files / "out" / "summary.md").is_file()
 
 
@@ -83,6 +123,10 @@ def test_spread_values_leaves_other_options_alone():
         ("simulate nowhere.pdb --nanoseconds 0.001", 1, "no file nowhere.pdb"),
         ("prepare nowhere.pdb", 1, "no such file"),
         ("rollout nowhere.pdb --nanoseconds 1", 1, "no file nowhere.pdb"),
+        ("rollout nowhere --nanoseconds 1", 1, "neither a file"),
+        ("rollout AGB --nanoseconds 1", 1, "neither a file"),
+        ("info nowhere.pdb", 1, "no such file"),
+        ("info ZZZ", 1, "neither a file"),
         ("rollout top.pdb --nanoseconds 1 --stride 5000", 1, "strides of"),
         ("refine nowhere --nanoseconds 1", 1, "no file nowhere"),
         ("refine md.xtc --nanoseconds 1", 1, "give its topology"),
@@ -101,9 +145,92 @@ def test_bad_input_is_one_line_on_stderr(files, capsys, arguments, code, message
 
 def test_models_lists_and_shows(capsys):
     assert cli.main(["models"]) == 0
-    assert "starmd-peptide" in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*available_models(), *available_propagators()]
+    assert all(len(line) <= 80 and len(line.split()) > 3 for line in lines)
+    assert "3 to 6 residues" in lines[available_models().index("starmd-peptide")]
     assert cli.main(["models", "starmd-peptide"]) == 0
     assert "300.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*available_models(), "elastic"])
+def test_cards_begin_with_when_to_choose_the_model_and_fit_a_terminal(name):
+    card = load_propagator(name).card if name == "elastic" else embedded_cards()[name]
+    title, when, *_ = card.split("\n\n")
+    assert title == f"# {name}" and when.startswith("For ") and "\n" not in when
+    assert max(map(len, card.splitlines())) <= 80
+    if name != "elastic":
+        page = Path(openmm_starmd.__file__).parent / "models" / f"{name}.md"
+        assert card == page.read_text(encoding="utf-8"), "the card in the weights is another"
+
+
+@pytest.fixture
+def quick_probe(monkeypatch):
+    """`starmd info` on a machine where a jump takes 0.2 s, half of which goes to other jobs."""
+    module = import_module("openmm_starmd.rollout.probe")
+    monkeypatch.setattr(module, "seconds_a_jump", lambda model, topology, positions, **settings: (0.2, 0.1))
+
+
+def test_info_tells_models_changes_and_speed(quick_probe, build_peptide, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    topology, positions = build_peptide("AVWGS")
+    modeller = Modeller(topology, Quantity(positions.tolist(), nanometer))
+    modeller.delete([atom for atom in topology.atoms() if atom.element.symbol == "H"])
+    with open("heavy.pdb", "w") as file:
+        PDBFile.writeFile(modeller.topology, modeller.positions, file)
+    assert cli.main(["info", "heavy.pdb"]) == 0
+    told = capsys.readouterr().out
+    assert "heavy.pdb: 5 residues" in told and "added" in told and "hydrogen" in told
+    assert re.search(r"● +starmd-peptide +knows", told)
+    assert re.search(r"■ +starmd-peptide-fast +the model knows proteins of 4 residues, this has 5", told)
+    assert "0.2 s a jump, 43,200 ns/day, 3 min for 100 ns" in told
+    assert "86,400 ns/day" in told
+    assert "starmd prepare heavy.pdb -o start.pdb" in told and "starmd rollout start.pdb --nanoseconds" in told
+    assert len(told.splitlines()) <= 24
+
+
+def test_info_of_what_no_model_knows_names_what_is_left(quick_probe, capsys):
+    assert cli.main("info GGGGGGGG --stride 500".split()) == 0
+    told = capsys.readouterr().out
+    assert "this has 8" in told and "not 500 ps" in told and "Nothing to prepare" in told
+    assert "a jump" not in told and "--model elastic" in told
+
+
+def test_the_probe_leaves_out_the_first_jump_and_counts_the_jumps_that_are_tried_again(peptide, monkeypatch):
+    probe = import_module("openmm_starmd.rollout.probe")
+    clock = iter([100.0, 103.0, 104.0])
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(probe, "rollout", lambda *_, progress, **settings: [progress(n) for n in (1, 0, 1, 1)])
+    wall, cpu = probe.seconds_a_jump("any", *peptide[:2], stride=10, temperature=300)
+    assert wall == 2.0 and cpu >= 0
+
+
+def test_rollout_of_a_sequence_starts_from_the_peptide_that_build_peptide_makes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = "rollout ace-AGS-nme --nanoseconds 0.01 --stride 10 --no-relax -o run".split()
+    assert cli.main(command) == 0
+    there, (expected, _) = PDBFile("run/topology.pdb").topology, build("AGS", True, True, seed=0)
+    assert [(a.name, a.residue.name) for a in there.atoms()] == [(a.name, a.residue.name) for a in expected.atoms()]
+    first = Path("run/replica0000.xtc").read_bytes()
+    assert cli.main(command) == 0
+    assert Path("run/replica0000.xtc").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("library", "command", "modules", "extra"),
+    [
+        ("lightning_fabric", "train top.pdb", "training.fitting training.card training.loop training.logs", "train"),
+        ("deeptime", "evaluate --reference a.xtc --generated b.xtc", "evaluation.report", "analysis"),
+    ],
+)
+def test_commands_without_a_library_name_the_extra(files, capsys, monkeypatch, library, command, modules, extra):
+    known = tuple(f"openmm_starmd.{module}" for module in modules.split())
+    known += ("openmm_starmd.evaluation.metrics",) if extra == "analysis" else ()
+    for name in [name for name in sys.modules if name.startswith(known) or name.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    assert cli.main(command.split()) == 1
+    assert f'pip install "openmm-starmd[{extra}]"' in capsys.readouterr().err
 
 
 def test_simulate_makes_a_trajectory(tmp_path, capsys):

@@ -139,6 +139,29 @@ def test_batched_equals_single(setting):
     torch.testing.assert_close(together.frames.translations[1:2], alone.frames.translations, atol=1e-4, rtol=0)
 
 
+def test_what_is_held_stays_to_the_last_bit_and_steps_go_on_as_before(setting):
+    """Two residues of four are sampled again, three times: eager, recorded, and with other random numbers."""
+    model, tokens, start = setting
+    p, q = propagator_of(model, tokens), propagator_of(model, tokens)
+    new, history = run(p, p.start(batch_of(start, 1)), 2)
+    mask = torch.tensor([[False, True, True, False]])
+    many = [History.join([history] * 3), new[-1].map(lambda x: x.expand(3, *x.shape[1:])), mask.expand(3, -1)]
+
+    def again(seed):
+        return p.resample(*many, [torch.Generator().manual_seed(seed + k) for k in range(3)])
+
+    first, second, other = again(0), again(0), again(3)
+    assert equal(first, second) and not equal(first, other)
+    for candidate in (*(first[k] for k in range(3)), other[0]):
+        assert equal(candidate[[0, 3]], new[-1][0, [0, 3]])
+        assert not torch.isclose(candidate.frames.translations, new[-1][0].frames.translations)[1:3].any()
+        r = candidate.frames.rotations
+        torch.testing.assert_close(r @ r.mT, torch.eye(3).expand_as(r), atol=1e-4, rtol=0)
+    assert not equal(first[0], first[1])
+    _, same = run(q, q.start(batch_of(start, 1)), 2)
+    assert equal(run(p, history, 2, first=2)[0], run(q, same, 2, first=2)[0])
+
+
 def test_a_rotated_start_gives_the_rotated_step(setting):
     """The noise is given in the frames' own axes except for the translations, so only those are turned by hand."""
     model, tokens, start = setting

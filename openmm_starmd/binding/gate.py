@@ -9,9 +9,11 @@ import torch
 from openmm.app import Topology
 
 from openmm_starmd.binding.context import KB
-from openmm_starmd.protein.bond_graph import label
+from openmm_starmd.protein.bond_graph import BONDED, label
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import RELAXED, STRAINED, check_positions
+
+Failures = dict[str, list[list[int]]]  # checks that fail, and the atoms of every place where they do
 
 
 class ValidityGate:
@@ -32,11 +34,11 @@ class ValidityGate:
         self._atoms, self._tokens = list(topology.atoms()), tokens
         self._temperature, self._relaxes = temperature, relaxes
 
-    def sampled(self, positions, before) -> list[dict[str, list[int]]]:
+    def sampled(self, positions, before) -> list[Failures]:
         """Checks that each of positions (B, A, 3) of jumps from ``before`` (B, A, 3) fails, and atoms where it does."""
         return self._failures(positions, before, STRAINED)
 
-    def relaxed(self, positions, before, energies, freedoms: int) -> list[dict[str, list[int]]]:
+    def relaxed(self, positions, before, energies, freedoms: int) -> list[Failures]:
         """Checks that each of relaxed positions (B, A, 3) fails, or its energy.
 
         Dynamics brings no more potential energy than equipartition gives to a minimised structure of ``freedoms``
@@ -61,9 +63,20 @@ class ValidityGate:
         """
         return max(above, KB * self._temperature * freedoms / 2)
 
-    def _failures(self, positions, before, limits) -> list[dict[str, list[int]]]:
+    def _failures(self, positions, before, limits) -> list[Failures]:
         checked = check_positions(torch.as_tensor(positions), self._tokens, torch.as_tensor(before), limits)
         return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
+
+    def residues(self, failures: Failures) -> torch.Tensor:
+        """Which residues (N,) have an atom where a check fails, or are bonded to one that has."""
+        atoms = torch.tensor([atom for places in failures.values() for place in places for atom in place], dtype=int)
+        failing = torch.zeros(self._tokens.n_residues, dtype=torch.bool)
+        failing[self._tokens.owner[torch.isin(self._tokens.protein_atoms, atoms)]] = True
+        after = torch.nonzero(self._tokens.features.n_end == BONDED)[:, 0]
+        near = failing.clone()
+        near[after] |= failing[after - 1]
+        near[after - 1] |= failing[after]
+        return near
 
     def rejection(self, before, attempts: int, counts: Counter, last: dict, outside=()) -> str:
         """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed.
@@ -92,8 +105,8 @@ class ValidityGate:
             text += " Minimise the structure or allow more retries."
         return text
 
-    def _places(self, failures: dict[str, list[int]]) -> str:
-        return ", ".join(f"{name} at {self._place(found)}" if found else name for name, found in failures.items())
+    def _places(self, failures: Failures) -> str:
+        return ", ".join(f"{name} at {self._place(found[0])}" if found else name for name, found in failures.items())
 
     def _place(self, atoms: list[int]) -> str:
         """Atoms by name and residue: ``CA of residue CYS 5 of chain A and SG of residue ...``."""

@@ -9,6 +9,27 @@ from contextlib import contextmanager
 PHASES = ("network", "backmapping", "relaxation")
 
 
+def acceptance(counts: Counter) -> dict:
+    """Counts of jumps, and the shares of the sampled conformations that were accepted.
+
+    Parameters
+    ----------
+    counts : Counter
+        ``steps``, ``resampled`` and ``repaired``.
+
+    Returns
+    -------
+    dict
+        The counts, and ``acceptance``: ``firstTry`` of those as they were sampled, ``afterRepair`` of those and the
+        repaired ones together; None before the first.
+    """
+    steps, resampled, repaired = (counts[name] for name in ("steps", "resampled", "repaired"))
+    sampled = steps + resampled
+    shares = {"firstTry": steps - repaired, "afterRepair": steps}
+    shares = {name: count / sampled if sampled else None for name, count in shares.items()}
+    return {"steps": steps, "resampled": resampled, "repaired": repaired, "acceptance": shares}
+
+
 class JumpStatistics:
     """Counts of one integrator since it was created."""
 
@@ -21,17 +42,21 @@ class JumpStatistics:
         """Begin to count for one jump."""
         self._begin, self.failedNow = time.perf_counter(), Counter()
 
-    def reject(self, failures):
-        """A conformation has failed the checks of these names."""
+    def fail(self, failures):
+        """A conformation as it was sampled has failed the checks of these names."""
         self.failedNow.update(list(failures))
         self._failed.update(list(failures))
+
+    def reject(self):
+        """A conformation has been given up; another one is sampled, or the jump has failed."""
         self._counts["resampled"] += 1
 
-    def finishJump(self, retries: int, energies):
+    def finishJump(self, retries: int, repaired: bool, energies):
         """The jump has been accepted after ``retries``; ``energies`` are those before and after relaxation, kJ/mol."""
-        self._counts["steps"] += 1
+        self._counts.update(steps=1, repaired=int(repaired))
         self._last = {
             "retries": retries,
+            "repaired": repaired,
             "failed": dict(self.failedNow),
             "energyBefore": energies[0],
             "energyAfter": energies[1],
@@ -51,5 +76,4 @@ class JumpStatistics:
         """What `StarMDIntegrator.getStatistics` returns."""
         seconds = {phase: self._seconds[phase] for phase in PHASES}
         seconds["other"] = self._seconds["total"] - sum(seconds.values())
-        counts = {name: self._counts[name] for name in ("steps", "resampled")}
-        return counts | {"failed": dict(self._failed), "seconds": seconds, "last": self._last}
+        return acceptance(self._counts) | {"failed": dict(self._failed), "seconds": seconds, "last": self._last}

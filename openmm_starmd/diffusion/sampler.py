@@ -21,7 +21,7 @@ from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap
 from openmm_starmd.protein.conformation import Conformation
-from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement
+from openmm_starmd.protein.displacement import ANGLE, ROTATION, TORSION, TRANSLATION, Displacement, grown
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 Denoise = Callable[[Conformation, int], Displacement]
@@ -75,6 +75,39 @@ class Places:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Known residues of a conformation, of which the others are sampled.
+
+    Parameters
+    ----------
+    mask : Tensor of bool, shape (B, N, 1)
+        True for residues that are known.
+    known : Places, shape (B, N)
+    scale : Tensor, shape (S, 10)
+        Signal level of what is flat at each of the S times.
+    """
+
+    mask: Tensor
+    known: Places
+    scale: Tensor
+
+    def corrected(self, way: Tensor, x: Places, k: Tensor, period: Tensor) -> Tensor:
+        """The way (B, N, 13) from ``x`` at the k-th time (1,) to the denoised conformation, given what is known.
+
+        The denoised conformation is shifted onto the known residues, which it then gets from there.
+        """
+        known = x.way_to(self.known.rotations, self.scale.index_select(0, k) * self.known.flat, period)
+        lag = torch.where(self.mask, (known - way)[..., :3], 0.0)
+        lag = lag.sum(-2, keepdim=True) / self.mask.sum(-2, keepdim=True)
+        return torch.where(self.mask, known, way + functional.pad(lag, (0, 10)))
+
+    def put_into(self, origin: Places) -> Places:
+        """``origin`` (B, N) of the noise, for known residues the mean of the forward kernel."""
+        rotations = torch.where(self.mask[..., None], self.known.rotations, origin.rotations)
+        return Places(rotations, torch.where(self.mask, self.scale[0] * self.known.flat, origin.flat))
+
+
+@dataclass(frozen=True)
 class Moves:
     """Numbers and noise of all S moves; the last one goes to the denoised conformation, without noise.
 
@@ -87,11 +120,14 @@ class Moves:
         Noise, as the places that residues at rest get to.
     period : Tensor, shape (B, N, 10)
         Of what is flat.
+    held : Held, optional
+        Known residues; none by default.
     """
 
     numbers: Tensor
     kicks: Places
     period: Tensor
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +182,9 @@ class Sampler(ABC):
         """Growth of translations (*), fraction of the way and noise levels (*, 4) of moves between two times (*)."""
 
     def sample(
-        self, origin: Conformation, spread: Tensor, denoise: Denoise, features: ResidueFeatures, generator
+        self, origin: Conformation, spread: Tensor, denoise: Denoise, features: ResidueFeatures, generator, known=None
     ) -> Conformation:
-        """Sample a conformation.
+        """Sample a conformation; where residues are known, the others given them (inpainting).
 
         Parameters
         ----------
@@ -158,13 +194,19 @@ class Sampler(ABC):
         denoise : callable
             ``denoise(noisy, k) -> Displacement``.
         generator : torch.Generator or one for each replica
+        known : (Conformation, Tensor of bool), both of shape (B, N), optional
+            A conformation and where it is known. At every call the known residues replace those of the denoised
+            conformation, so that they follow the forward kernel's path to where they are, with the noise of the
+            others (compare Song et al., arXiv:2011.13456, section 5, where they follow a path of their own).
         """
-        moves, state = self.begin(origin, spread, features, generator)
+        moves, state = self.begin(origin, spread, features, generator, known)
         for k in range(len(moves.numbers)):
-            state = self.move(moves, state, denoise(state.x.conformation(), k))
+            state = self.move(moves, state, denoise(self.seen(moves, state), k))
         return state.end()
 
-    def begin(self, origin: Conformation, spread: Tensor, features: ResidueFeatures, generator) -> tuple[Moves, State]:
+    def begin(
+        self, origin: Conformation, spread: Tensor, features: ResidueFeatures, generator, known=None
+    ) -> tuple[Moves, State]:
         """All moves, and the state before the first; arguments as of `sample`. All noise is drawn here."""
         key = origin.angles.dtype, origin.device
         if key not in self._tables:
@@ -174,9 +216,23 @@ class Sampler(ABC):
         noise = self.process.noise(template, torch.cat([spread[None], levels]), features, generator)
         kicks = Places.reached(functional.pad(_numbers(noise), (0, 0, 0, 0, 0, 1)))  # none in the last move
         period = functional.pad(features.per_frame("torsion_period", origin.angles), (3, 1), value=NEVER)
-        places = Places.of(origin).displaced(kicks.map(lambda x: x[:, 0]))
+        places, held = Places.of(origin), None if known is None else self._held(*known)
+        if held is not None:
+            places = held.put_into(places)
+        places = places.displaced(kicks.map(lambda x: x[:, 0]))
         state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), places, places)
-        return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period), state
+        return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period, held), state
+
+    def _held(self, known: Conformation, mask: Tensor) -> Held:
+        alpha = self.process.alpha(self.times()).to(known.angles)
+        scale = functional.pad(alpha[:, None].expand(-1, 3), (0, 7), value=1.0)
+        return Held(mask[..., None], Places.of(known), scale)
+
+    @staticmethod
+    def seen(moves: Moves, state: State) -> Conformation:
+        """What the denoiser sees of the noisy conformation (B, N): centred, also where residues are held."""
+        x = state.x.conformation()
+        return x if moves.held is None else grown(x, 1.0)
 
     def move(self, moves: Moves, state: State, way: Displacement) -> State:
         """One move, given the way (B, N) to the denoised conformation."""
@@ -184,13 +240,16 @@ class Sampler(ABC):
         numbers = moves.numbers.index_select(0, state.k)
         growth, growth_before, share, share_before = numbers.split([10, 10, 13, 13], -1)
         way = _numbers(way)
+        if moves.held is not None:
+            way = moves.held.corrected(way, x, state.k, moves.period)
         ways = [share * way]
         if self.remembers:
             before = x.way_to(denoised.rotations, growth_before * denoised.flat, moves.period)
             ways = [torch.addcmul(ways[0], share_before, before), way]
         displaced = x.displaced(Places.reached(torch.stack(ways)))
         moved, denoised = (displaced.map(lambda x, k=k: x[k]) for k in (0, -1))
-        moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
+        if moves.held is None:  # known residues decide on the centre themselves
+            moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
         kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
         return State(state.k + 1, moved.displaced(kick, growth), denoised)
 

@@ -75,6 +75,15 @@ class Conformation:
         """Convert dtype or device, as ``Tensor.to``."""
         return self.map(lambda x: x.to(*args, **kwargs))
 
+    def where(self, mask: Tensor, other: Conformation) -> Conformation:
+        """This conformation at residues where ``mask`` (*, N), ``other`` (*, N) elsewhere."""
+        frames = Rigid(
+            torch.where(mask[..., None, None], self.frames.rotations, other.frames.rotations),
+            torch.where(mask[..., None], self.frames.translations, other.frames.translations),
+        )
+        torsions = torch.where(mask[..., None], self.torsions, other.torsions)
+        return Conformation(frames, torsions, torch.where(mask, self.angles, other.angles))
+
     @staticmethod
     def _join(join, conformations: Sequence[Conformation], dim: int) -> Conformation:
         return Conformation(

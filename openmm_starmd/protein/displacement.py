@@ -28,7 +28,7 @@ def centred(translations: Tensor, present: Tensor | None = None) -> Tensor:
     return translations - (translations * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True)
 
 
-def grown(x: Conformation, growth: Tensor, present: Tensor | None = None) -> Conformation:
+def grown(x: Conformation, growth: Tensor | float, present: Tensor | None = None) -> Conformation:
     """Translations centred and times ``growth``, which is broadcastable to them."""
     translations = centred(x.frames.translations, present) * growth
     return Conformation(Rigid(x.frames.rotations, translations), x.torsions, x.angles)

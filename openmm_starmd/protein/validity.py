@@ -107,13 +107,13 @@ class Validity:
         """Names of the checks that one set of positions, at ``index`` of the leading axes, fails."""
         return [name for name in self.offenders if getattr(self, name)[index]]
 
-    def culprits(self, index) -> dict[str, list[int]]:
-        """For each check that the positions at ``index`` fail, atoms where they do (of the first place found)."""
+    def culprits(self, index) -> dict[str, list[list[int]]]:
+        """For each check that the positions at ``index`` fail, the atoms of every place where they do."""
         number = np.arange(self.not_finite.numel()).reshape(self.not_finite.shape)[index]
         found = {}
         for name in self.failures(index):
             numbers, atoms = self.offenders[name]
-            found[name] = atoms[numbers == number][0].tolist()
+            found[name] = atoms[numbers == number].tolist()
         return found
 
 

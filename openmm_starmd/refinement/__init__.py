@@ -7,6 +7,8 @@ uncertainty, ``estimation`` judges it, ``refined`` shows the result, and ``pipel
 
 from importlib import import_module
 
+from openmm_starmd.errors import extra
+
 _NAMES = {"Refinement": "refined", "estimate": "estimation", "refine": "pipeline"}
 __all__ = list(_NAMES)
 
@@ -14,4 +16,5 @@ __all__ = list(_NAMES)
 def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+    with extra("analysis", "Refinement"):
+        return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)

@@ -8,15 +8,14 @@ result; and a worker that is only believed dead keeps its locks until it has fin
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
-try:
+with extra("cluster", "Work on several machines"):
     from distributed import Client, Security, as_completed
-except ImportError as missing:
-    raise StarMDError(f'Several machines need Dask ({missing}): pip install "openmm-starmd[cluster]"') from None
 
 
 def connect(address: str, ca_file=None, cert=None, key=None) -> Client:
@@ -79,6 +78,7 @@ def distribute(
         raise ValueError(f"client must be a distributed.Client; found a {type(client).__name__}.")
     shared = client.submit(_same, ensemble, pure=False)  # not scattered: what a dead worker held is then made again
     steps, every = list(steps), ensemble.checkpoint_steps
+    counts = [Counter() for _ in steps]
     done, errors = [], []
 
     def submit(batch):
@@ -95,8 +95,9 @@ def distribute(
         progress(sum(r.step - steps[r.number] for r in reached))
         for r in reached:
             steps[r.number] = r.step
+            counts[r.number].update(r.counts)
         going = [r.number for r in reached if r.step < n_steps and not r.rejection]
-        done += [r for r in reached if r.number not in going]
+        done += [r._replace(counts=counts[r.number]) for r in reached if r.number not in going]
         if going:
             pieces.add(submit(going))
     if errors:

@@ -18,7 +18,7 @@ from openmm import System
 from openmm.app import Topology
 
 from openmm_starmd.binding.forces import unknownForces
-from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.gate import Failures, ValidityGate
 from openmm_starmd.domain import Violation
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.interface import JumpPropagator
@@ -33,11 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class Reached(NamedTuple):
-    """How far a replica has come, and why it has stopped there, if it has."""
+    """How far a replica has come, why it has stopped there, if it has, and what it has sampled on the way."""
 
     number: int
     step: int
     rejection: str | None
+    counts: Counter
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +215,7 @@ class Ensemble:
             finally:
                 for replica in batch:
                     replica.save()
-        return [Reached(replica.number, replica.step, replica.rejection) for replica in batch]
+        return [Reached(replica.number, replica.step, replica.rejection, replica.counts) for replica in batch]
 
     def _round(self, sampler: BatchSampler, group: list[Replica], until: int) -> int:
         """A try of a jump for each of a group of replicas whose windows are alike; the number of new frames.
@@ -224,20 +225,23 @@ class Ensemble:
         history, before = History.join([r.history for r in group]), np.stack([r.positions for r in group])
         keys = [(replica.number, replica.step, len(replica.failures)) for replica in group]
         asked = [k for k, replica in enumerate(group) if replica.step < until]
-        positions, excess, failures = sampler.sample(history, before, [r.excess for r in group], keys, asked)
+        excess = [replica.excess for replica in group]
+        positions, excess, failures, repaired = sampler.sample(history, before, excess, keys, asked)
         histories = sampler.extend(history, positions, keys).split()
         for k in asked:
             if k in failures:
                 self._fail(group[k], failures[k])
             else:
                 group[k].accept(positions[k], histories[k], excess[k])
+                group[k].counts.update(steps=1, repaired=int(k in repaired))
                 if group[k].step % self.checkpoint_steps == 0:
                     group[k].save()
         return len(asked) - len(failures)
 
-    def _fail(self, replica: Replica, failure: dict[str, list[int]]):
+    def _fail(self, replica: Replica, failure: Failures):
         """Note the failure of a try, and stop the replica if it was the last."""
         replica.failures.append(failure)
+        replica.counts["resampled"] += 1
         tries = len(replica.failures)
         if tries > self.max_retries:
             counts = Counter(name for failure in replica.failures for name in failure)

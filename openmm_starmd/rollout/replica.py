@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -48,6 +49,7 @@ class Replica:
         self.history: History | None = None
         self.excess = 0.0  # energy above the base that `ValidityGate` knows, kJ/mol
         self.failures: list[dict] = []  # of the tries of the jump from here
+        self.counts = Counter()  # of jumps since then, as `acceptance` takes them
         self.trajectory = folder / f"replica{number:04d}.xtc"
         self._state, self._lock = self.trajectory.with_suffix(".state"), folder / LOCKS / self.trajectory.stem
         self._topology, self._mask, self._identity = topology, torsion_mask, identity

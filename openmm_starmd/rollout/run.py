@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +16,7 @@ from openmm.app import PDBFile, Topology
 
 from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.outputs import LAST_STEP
+from openmm_starmd.binding.statistics import acceptance
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.files import replacing
 from openmm_starmd.interface import JumpPropagator
@@ -27,7 +31,9 @@ from openmm_starmd.units import require, valueIn, wholeNumber
 if TYPE_CHECKING:
     from distributed import Client
 
-TOPOLOGY = "topology.pdb"
+logger = logging.getLogger(__name__)
+
+TOPOLOGY, STATISTICS = "topology.pdb", "statistics.json"
 BATCH_OF_TASK = 8  # with relaxation, larger batches gain little
 
 
@@ -83,7 +89,9 @@ def rollout(
         Replica k of a seed is the same whatever the others are; 0 is a seed like any other.
     output : path
         Folder for ``topology.pdb`` and, for each replica, ``replica0000.xtc`` (all atoms, a frame a step, the first at
-        one stride) and ``replica0000.state`` to go on from.
+        one stride) and ``replica0000.state`` to go on from. At the end of a call ``statistics.json`` tells what the
+        call has sampled: ``steps``, ``resampled``, ``repaired`` and ``acceptance``, as `getStatistics` of the
+        integrator; the log has a line of it.
     resume : bool
         Go on with what the folder holds, up to ``n_steps``; replicas that are not there yet start.
     temperature : Quantity or float
@@ -96,7 +104,7 @@ def rollout(
     denoising_steps, context_frames : int, optional
         The model's own by default.
     max_retries : int
-        How often a conformation that fails the checks is sampled again.
+        How often a conformation that fails the checks and cannot be repaired is sampled again.
     strict : bool or dict
         Whether leaving the domain of the model is an error; otherwise it is a warning. ``{"length": False}`` makes a
         warning of one reason alone; the error names the reasons.
@@ -173,11 +181,23 @@ def rollout(
         reached = [r for batch in batches for r in ensemble.advance(batch, n_steps, sampler, progress=progress)]
     else:
         reached = distribute(client, ensemble, batches, steps, n_steps, device, progress)
+    _tell(ensemble.folder, sum((r.counts for r in reached), Counter()))
     rejections = [r.rejection for r in sorted(reached) if r.rejection]
     if rejections:
         count = f"{len(rejections)} of {n_replicas} replicas have stopped, the others are complete."
         raise JumpRejectedError("\n".join([count, *rejections]))
     return [ensemble.replica(number).trajectory for number in range(n_replicas)]
+
+
+def _tell(folder: Path, counts: Counter):
+    """Write the statistics of a call to the folder and to the log, if it has sampled anything."""
+    statistics = acceptance(counts)
+    if counts:
+        with replacing(folder / STATISTICS) as partial:
+            partial.write_text(json.dumps(statistics, indent=2) + "\n")
+        shares = statistics["acceptance"]
+        text = "%d jumps; of the sampled conformations %.4f were accepted at first try, %.4f after repair."
+        logger.info(text, statistics["steps"], shares["firstTry"], shares["afterRepair"])
 
 
 def _starts(positions, topology: Topology, n_replicas: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -9,15 +10,16 @@ import numpy as np
 import torch
 
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.repair import repair
 from openmm_starmd.interface import JumpPropagator
-from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
 from openmm_starmd.seeds import derived
 
 
 class BatchSampler:
-    """Sample, move the atoms, check, relax, check.
+    """Sample, move the atoms, check, relax, check; what fails is repaired once.
 
     Parameters
     ----------
@@ -71,32 +73,56 @@ class BatchSampler:
         excess : list of float
         failures : dict of int to dict
             The checks that it fails and atoms where it does, by places in the batch.
+        repaired : set of int
+            Places in the batch of those whose jump failed the checks before it was repaired.
         """
         conformation = self._of(len(keys)).step(history, self._generators("jump", keys))
-        old, new, excess = positions[asked], positions.copy(), list(excess)
-        conformation = conformation[asked].to("cpu", torch.float64)
-        sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
-        found, above, failures = self._judged(sampled, old, [excess[k] for k in asked], [keys[k] for k in asked])
-        for k, atoms, energy, failure in zip(asked, found, above, failures, strict=True):
-            if not failure:
+        new, before, excess = positions.copy(), np.array(excess), list(excess)
+        judged = self._judged(conformation[asked], positions, before, keys, asked)
+        failures = {}
+        for k, atoms, energy, failure in zip(asked, *judged, strict=True):
+            if failure:
+                failures[k] = failure
+            else:
                 new[k], excess[k] = atoms, energy
-        return new, excess, {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
+        repaired = self._repaired(history, conformation, positions, before, keys, failures)
+        for k, (atoms, energy) in repaired.items():
+            new[k], excess[k] = atoms, energy
+            del failures[k]
+        return new, excess, failures, set(repaired)
+
+    def _repaired(self, history: History, conformation: Conformation, positions, excess, keys, failures) -> dict:
+        """Positions (A, 3) and excess of the jumps with ``failures`` that a repair makes acceptable, by places."""
+        candidates, histories = {}, history.split() if failures else []
+        for k, failure in failures.items():
+            seed = functools.partial(derived, "repair", self._seed, *keys[k])
+            given = self._of(1), self._gate, histories[k]
+            candidates[k] = repair(*given, conformation[k : k + 1], positions[k], failure, seed)
+        mended = [k for k, candidate in candidates.items() if candidate is not None]
+        if not mended:
+            return {}
+        conformation = Conformation.cat([candidates[k] for k in mended])
+        judged = self._judged(conformation, positions, excess, keys, mended)
+        return {k: (atoms, energy) for k, atoms, energy, failure in zip(mended, *judged, strict=True) if not failure}
 
     def extend(self, history: History, positions: np.ndarray, keys: list[tuple]) -> History:
         """History with the positions (B, A, 3) that `sample` has found."""
         noise = self._generators("context", [(number, step, 0) for number, step, _ in keys])
         return self._of(len(keys)).extend(history, self._measured(positions), noise)
 
-    def _judged(self, sampled: np.ndarray, old: np.ndarray, excess: list[float], keys):
-        """Positions, relaxed where that is asked for, the excess of their energies, and the checks that they fail."""
+    def _judged(self, conformation: Conformation, before: np.ndarray, excess: np.ndarray, keys, places: list[int]):
+        """Positions (P, A, 3) of conformations (P, N) of some places, relaxed where that is asked for, the excess (P,)
+        of their energies, and the checks that each of them fails."""
+        conformation, old, excess = conformation.to("cpu", torch.float64), before[places], excess[places]
+        sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
         failures = self._gate.sampled(sampled, old)
         if self._pool is None:
             return sampled, excess, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
-        jobs = [(sampled[k], old[k], derived("relaxation", self._seed, *keys[k])) for k in sound]
+        jobs = [(sampled[k], old[k], derived("relaxation", self._seed, *keys[places[k]])) for k in sound]
         if jobs:
             sampled[sound], energies = map(np.array, zip(*self._pool.relax(jobs), strict=True))
-            energies[:, 0] -= [excess[k] for k in sound]
+            energies[:, 0] -= excess[sound]
             found = self._gate.relaxed(sampled[sound], old[sound], energies, self._pool.freedoms)
             for k, (base, _, end), failure in zip(sound, energies.tolist(), found, strict=True):
                 excess[k], failures[k] = self._gate.excess(end - base, self._pool.freedoms), failure

@@ -21,18 +21,16 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.files import replacing
 from openmm_starmd.protein.displacement import Share
 from openmm_starmd.training.captured import Ahead, Captured
 from openmm_starmd.training.config import TrainingConfig
 
-try:
+with extra("train", "Training"):
     from lightning_fabric import Fabric
 
     from openmm_starmd.training.logs import Logs
-except ImportError as error:
-    raise ImportError('Training needs more libraries: pip install "openmm-starmd[train]"') from error
 
 _TRAIN, _VALIDATE, INITIALISE = range(3)
 _MAX_SKIPPED = 20

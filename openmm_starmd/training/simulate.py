@@ -24,6 +24,7 @@ from openmm.app import PDBFile, Simulation, Topology, XTCFile
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.files import replacing
 from openmm_starmd.systems.build import THREE_LETTER
+from openmm_starmd.systems.molecule import read_pdb
 from openmm_starmd.systems.peptide import (
     ONE_THREAD,
     file_name,
@@ -155,11 +156,9 @@ def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
 
 def _read(run: _Run):
     """Topology and positions of the PDB file to start from."""
-    if not run.structure.is_file():
-        raise StarMDError(f"there is no file {run.structure}")
     if run.structure.resolve() == run.path("pdb").resolve():
         raise StarMDError(f"{run.structure} would be overwritten by the start of its MD; name another output folder")
-    pdb = PDBFile(str(run.structure))
+    pdb = read_pdb(run.structure)
     return pdb.topology, pdb.positions
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.trajectories import compact
 from openmm_starmd.trajectories.packed import SUFFIX as ENCODED
 
@@ -291,10 +291,8 @@ class MdCATH:
 
 def open_mdcath(path: Path):
     """An mdCATH file, as `h5py.File`."""
-    try:
+    with extra("train", "Reading mdCATH"):
         import h5py
-    except ImportError as error:
-        raise ImportError('mdCATH files need h5py: pip install "openmm-starmd[train]"') from error
     return h5py.File(path, "r")
 
 

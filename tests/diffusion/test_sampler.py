@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -118,6 +119,38 @@ def test_exact_score_gives_the_target(sampler, config, steps):
     angles = x.angles.flatten()
     assert (angles.mean() - target.angle).abs() < 6 * SPREAD["angle"] / math.sqrt(2 * n)
     assert (angles.var() / SPREAD["angle"] ** 2 - 1).abs() < 6 * math.sqrt(1 / n)
+
+
+@pytest.mark.parametrize("sampler", [EulerMaruyama, Multistep])
+def test_a_known_residue_stays_and_the_other_is_distributed_about_it(sampler):
+    """The known one lies 0.5 nm off: the other keeps its distribution, seen from there."""
+    process, n = Process(paper().process), SAMPLES // 2
+    target, features = Target(process), two_residues(n)
+    off = torch.tensor([0.3, 0.2, -0.4], dtype=torch.float64)
+    frames = Rigid(target.rotation.expand(n, -1, -1, -1), (target.translation + off).expand(n, -1, -1))
+    angles = torch.full((n, RESIDUES), target.angle, dtype=torch.float64)
+    known = Conformation(frames, target.torsion.expand(n, RESIDUES, 6), angles)
+    origin = process.origin(known)
+    origin = Conformation(
+        Rigid(target.rotation @ origin.frames.rotations, origin.frames.translations), origin.torsions, angles
+    )
+    spread, sampler = process.sigma(torch.ones((), dtype=torch.float64)), sampler(process, 100)
+    times, mask = sampler.times(), torch.tensor([True, False]).expand(n, -1)
+    generator = torch.Generator().manual_seed(3)
+    given = origin, spread, lambda noisy, k: target.denoise(noisy, times[k]), features, generator
+    x = sampler.sample(*given, (known, mask))
+
+    for part in ("frames.translations", "frames.rotations", "torsions", "angles"):
+        reached, wanted = (attrgetter(part)(c)[:, 0] for c in (x, known))
+        torch.testing.assert_close(reached, wanted, atol=1e-6, rtol=0)
+    between = (x.frames.translations - known.frames.translations)[:, 1]  # as far as it should be, on the mean
+    variance = 2 * SPREAD["translation"] ** 2
+    assert (between.mean(0).abs() < 6 * math.sqrt(variance / n)).all()
+    assert ((between.var(0) / variance - 1).abs() < 6 * math.sqrt(2 / n)).all()
+    z, resultant = wrap(x.torsions - target.torsion)[:, 1], math.exp(-(SPREAD["torsion"] ** 2) / 2)
+    error = math.sqrt((1 + resultant**4 - 2 * resultant**2) / 2 / n)
+    assert ((z.cos().mean(0) - resultant).abs() < 6 * error).all()
+    assert abs(x.angles[:, 1].mean() - target.angle) < 6 * SPREAD["angle"] / math.sqrt(n)
 
 
 def test_calls_of_the_reference_sampler():

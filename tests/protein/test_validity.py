@@ -292,7 +292,7 @@ def test_what_is_not_finite_fails_for_that_alone(sample):
         broken = s.positions.clone()
         broken[s.tokens.protein_atoms[-1]] = value
         assert s.failures(broken) == ["not_finite"]
-        assert check_positions(broken, s.tokens).culprits(()) == {"not_finite": [s.tokens.protein_atoms[-1]]}
+        assert check_positions(broken, s.tokens).culprits(()) == {"not_finite": [[s.tokens.protein_atoms[-1]]]}
         assert not check_positions(broken, s.tokens).passes_bioemu
 
 
@@ -340,7 +340,7 @@ def test_atoms_to_blame_are_where_the_fault_was_planted(sample, two_chains):
     ]
     checked = check_positions(torch.stack([s.positions, *(moved for *_, moved in planted)])[:, None], s.tokens)
     for number, (kind, where, _) in enumerate(planted, 1):
-        assert set(checked.culprits((number, 0))[kind]) == where
+        assert set(checked.culprits((number, 0))[kind][0]) == where
     assert checked.culprits((0, 0)) == {}
 
 

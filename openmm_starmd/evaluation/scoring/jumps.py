@@ -26,8 +26,8 @@ class Jumps:
     ----------
     steps, times : ndarray, shape (L,)
         Step and time (ps) of each line.
-    counts, retries : ndarray of int, shape (L,)
-        Jumps since the last line, and conformations that were sampled again.
+    counts, retries, repaired : ndarray of int, shape (L,)
+        Jumps since the last line, conformations that were sampled again, and jumps that were accepted after a repair.
     failed : Counter
         Failed checks of all lines.
     energies_before, energies_after : ndarray, shape (L,)
@@ -40,6 +40,7 @@ class Jumps:
     times: np.ndarray
     counts: np.ndarray
     retries: np.ndarray
+    repaired: np.ndarray
     failed: Counter
     energies_before: np.ndarray
     energies_after: np.ndarray
@@ -47,9 +48,17 @@ class Jumps:
 
     @property
     def accepted(self) -> float:
-        """Share of the sampled conformations that were accepted."""
+        """Share of the sampled conformations that were accepted, repaired ones included."""
+        return self._share(self.counts)
+
+    @property
+    def accepted_at_first(self) -> float:
+        """Share of the sampled conformations that were accepted as they were."""
+        return self._share(self.counts - self.repaired)
+
+    def _share(self, accepted: np.ndarray) -> float:
         total = self.counts.sum()
-        return float(total / (total + self.retries.sum())) if total else math.nan
+        return float(accepted.sum() / (total + self.retries.sum())) if total else math.nan
 
 
 def read_jumps(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Jumps:
@@ -61,7 +70,7 @@ def read_jumps(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Jumps:
         If a file is not there or no such table; names it.
     """
     rows = [row for path in ([paths] if isinstance(paths, str | os.PathLike) else paths) for row in _rows(path)]
-    step, time, retries, failed, _, before, after, seconds, count = zip(*rows, strict=True)
+    step, time, retries, failed, _, before, after, seconds, count, repaired = zip(*rows, strict=True)
     kinds = Counter()
     for line in failed:
         kinds.update({kind: int(n) for kind, n in (pair.split(":") for pair in line.split())})
@@ -71,6 +80,7 @@ def read_jumps(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Jumps:
         np.array(time, dtype=float),
         counts,
         np.array(retries, dtype=int),
+        np.array(repaired, dtype=int),
         kinds,
         _numbers(before),
         _numbers(after),
@@ -109,6 +119,7 @@ def jump_scores(jumps: Jumps, scores: Sequence[Score]) -> list[Score]:
     hourly = samples * 3600 / seconds if seconds else nan
     rows = (
         ("accepted conformations", VALIDITY, jumps.accepted, "share"),
+        ("accepted before repair", VALIDITY, jumps.accepted_at_first, "share"),
         (f"{SAMPLES} an hour", KINETICS, hourly, ""),
     )
     return [

@@ -35,7 +35,8 @@ def test_what_was_written_is_read(table):
     assert jumps.seconds.sum() == pytest.approx(sum(statistics["seconds"].values()))
     assert np.isnan(jumps.energies_after).tolist() == [count == 0 for count in jumps.counts]
     assert jumps.energies_after[-1] == statistics["last"]["energyAfter"]
-    assert jumps.accepted == pytest.approx(3 / (3 + statistics["resampled"]))
+    assert jumps.accepted == pytest.approx(statistics["acceptance"]["afterRepair"])
+    assert jumps.accepted_at_first == pytest.approx(statistics["acceptance"]["firstTry"])
     twice = read_jumps([path, path])
     assert twice.counts.sum() == 6 and len(twice.times) == 14
 
@@ -43,11 +44,12 @@ def test_what_was_written_is_read(table):
 def test_failed_checks_of_several_lines_add_up(table):
     path, _ = table
     lines = path.read_text().splitlines()
-    lines[1:] = ["10,1000.0,2,clashes:2 ca_breaks:1,0.8,1.0,2.0,0.5,8", "20,2000.0,1,clashes:1,0.9,1.0,2.0,0.25,9"]
+    lines[1:] = ["10,1000.0,2,clashes:2 ca_breaks:1,0.8,1.0,2.0,0.5,8,1", "20,2000.0,1,clashes:1,0.9,1.0,2.0,0.25,9,0"]
     path.write_text("\n".join(lines) + "\n")
     jumps = read_jumps(path)
     assert jumps.failed == {"clashes": 3, "ca_breaks": 1}
-    assert jumps.accepted == pytest.approx(17 / 20) and jumps.seconds.tolist() == [4.0, 2.25]
+    assert jumps.accepted == pytest.approx(17 / 20) and jumps.accepted_at_first == pytest.approx(16 / 20)
+    assert jumps.seconds.tolist() == [4.0, 2.25]
 
 
 @pytest.mark.parametrize(
@@ -87,8 +89,8 @@ def test_a_report_tells_what_the_table_knows(table, peptide):
 def test_a_table_with_tabs_or_with_a_second_header_is_read(tmp_path):
     lines = [
         '#"' + '","'.join(HEADERS) + '"',
-        "10,1000.0,1,clashes:1,0.9,5.0,-3.0,0.5,10",
-        "20,2000.0,0,,1.0,7.0,-4.0,0.5,10",
+        "10,1000.0,1,clashes:1,0.9,5.0,-3.0,0.5,10,1",
+        "20,2000.0,0,,1.0,7.0,-4.0,0.5,10,0",
     ]
     (tmp_path / "commas.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "tabs.csv").write_text("\n".join(line.replace(",", "\t") for line in lines) + "\n")

@@ -1,0 +1,63 @@
+"""What a user means by a molecule on the command line: a PDB file, or a sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from openmm.app import PDBFile, Topology
+
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.systems.build import THREE_LETTER
+from openmm_starmd.systems.peptide import minimized_peptide, split_caps
+
+
+def is_file(molecule: str) -> bool:
+    """Whether a molecule is given as a file: one that exists, or a name that no sequence has."""
+    return "." in molecule or "/" in molecule or Path(molecule).is_file()
+
+
+def read_or_build(molecule: str, seed: int = 0) -> tuple[Topology, object]:
+    """Read a PDB file, or build and minimise the peptide of a sequence.
+
+    Parameters
+    ----------
+    molecule : str
+        Path of a PDB file, or one-letter codes with caps as in ``"ace-DWGR-nme"``.
+    seed : int
+        As of `build_peptide`.
+
+    Returns
+    -------
+    topology : Topology
+    positions : Quantity or array, shape (A, 3)
+        nm.
+
+    Raises
+    ------
+    StarMDError
+        If the file cannot be read, or the sequence holds letters that are no standard residue.
+    """
+    if not is_file(molecule):
+        if not set(split_caps(molecule)[0]) <= set(THREE_LETTER):
+            codes = "".join(THREE_LETTER)
+            raise StarMDError(
+                f"{molecule!r} is neither a file that is there nor a sequence of the one-letter codes {codes}, with or "
+                "without caps as in ace-DWGR-nme"
+            )
+        return minimized_peptide(molecule, seed)
+    pdb = read_pdb(Path(molecule))
+    return pdb.topology, pdb.positions
+
+
+def read_pdb(path: Path) -> PDBFile:
+    """Read a PDB file; a StarMDError of one line says what is wrong with one that cannot be read."""
+    if not path.is_file():
+        raise StarMDError(f"there is no file {path}")
+    try:
+        pdb = PDBFile(str(path))
+        if pdb.topology.getNumAtoms():
+            return pdb
+        reason = "it holds no atoms"
+    except Exception as error:  # OpenMM's parser raises what it happens to raise
+        reason = str(error).split("\n")[0] or type(error).__name__
+    raise StarMDError(f"{path} cannot be read as a PDB file ({reason}); `starmd prepare` reads PDB and mmCIF files")
