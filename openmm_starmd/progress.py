@@ -31,7 +31,7 @@ class ProgressLines:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._write, self._amount, self._speed, self._clock = write, amount, speed, clock
-        self._begin, self._last, self._next, self._gap = (0.0, 0.0), float("inf"), -float("inf"), FIRST
+        self._begin, self._last, self._next, self._gap = (0.0, 0.0), float("inf"), clock() + FIRST, FIRST
 
     def __call__(self, text: str, done: float) -> None:
         """Tell what is done, in words and as a share of everything, from 0 to 1; 0 where that is not known."""
@@ -39,7 +39,8 @@ class ProgressLines:
         if done < self._last or not done:  # a stage begins; what an earlier run has done counts for no speed
             self._begin = now, done
         self._last = done
-        if now < self._next and done < 1:
+        begun = self._gap > FIRST  # what ends within the first seconds needs no lines
+        if now < self._next and not (begun and done >= 1):
             return
         self._next, self._gap = now + self._gap, min(2 * self._gap, LONGEST)
         self._write(", ".join([text, *self._told(now, done)]))
