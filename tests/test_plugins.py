@@ -153,13 +153,16 @@ def test_names_that_lead_nowhere(peptide, install):
         load_propagator("broken")
 
 
-@pytest.mark.parametrize("sequence", ["ASG", "AAAAA"])
-def test_auto_takes_the_embedded_model_that_holds_the_molecule(build_peptide, sequence, caplog):
-    topology, positions = build_peptide(sequence)
+@pytest.mark.parametrize(
+    "sequence, caps, name",
+    [("A", True, "starmd-dipeptide"), ("KF", False, "starmd-dipeptide"), ("AGVA", False, "starmd-peptide")],
+)
+def test_auto_takes_the_embedded_model_that_holds_the_molecule(build_peptide, sequence, caps, name, caplog):
+    topology, positions = build_peptide(sequence, caps, caps)
     with caplog.at_level(logging.INFO, "openmm_starmd"):
         model = choose_model(topology, 100, 300, device="cpu")
     assert model.domain.check(ResidueTokens.from_topology(topology), 100, 300) == []
-    assert model.name == "starmd-peptide"  # not the distilled one, which is less exact
+    assert model.name == name  # not the distilled one, which is less exact
     assert [record.getMessage().count(model.name) for record in caplog.records] == [1]
     caplog.clear()
     with caplog.at_level(logging.INFO, "openmm_starmd"):
