@@ -160,8 +160,9 @@ def _of_positions(tokens: ResidueTokens, positions: torch.Tensor):
     for bond in torch.nonzero(lengths > LONGEST_BOND)[:, 0].tolist():
         ends = [tokens.residue_labels[owner[atom]] for atom in tokens.peptide_bonds[bond].tolist()]
         yield Violation("gap", f"{ends[0]} and {ends[1]} are bonded over {lengths[bond]:.2f} nm")
-    for atom in check_positions(positions, tokens).culprits(()).get("inversions", [])[:1]:
-        yield Violation("chirality", f"CA of {tokens.residue_labels[owner[atom]]} has the D configuration")
+    for (atom,) in check_positions(positions, tokens).culprits(()).get("inversions", [])[:1]:
+        centre = "CA" if atom in tokens.backbone[:, 1] else "CB"
+        yield Violation("chirality", f"{centre} of {tokens.residue_labels[owner[atom]]} has the D configuration")
 
 
 def enforced(found: Sequence[Violation], strict: bool | Mapping[str, bool]) -> list[Violation]:

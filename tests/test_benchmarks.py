@@ -87,11 +87,13 @@ def read(stem):
     return text, json.loads(Path(f"{stem}.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_command_names_no_folders(script, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/a/b/x.py", "/c/d", "--e=/f/g", "--h", "i/j.csv", "DWGR", "-1.5"])
     assert script("common").command() == "python benchmarks/x.py d --e=g --h j.csv DWGR -1.5"
 
 
+@pytest.mark.slow
 def test_tables_and_json_hold_no_nan(script, tmp_path):
     common = script("common")
     rows = {"a": {"x": 1.0, "y": float("nan")}, "b": {"z": "word", "x": np.float32(0.5)}}
@@ -103,6 +105,7 @@ def test_tables_and_json_hold_no_nan(script, tmp_path):
     assert json.loads((tmp_path / "t.json").read_text())["results"]["a"] == {"x": 1.0, "y": None}
 
 
+@pytest.mark.slow
 def test_compare_md_times_every_way(run, peptides, tmp_path):
     stem = tmp_path / "out"
     run("compare_md", "SVA", "GAGAGAGAGAG", "--minutes", 0, "--replicas", 2, "--reference", peptides, "--output", stem)
@@ -120,6 +123,7 @@ def test_compare_md_times_every_way(run, peptides, tmp_path):
     assert "outside the model's domain" in text and str(tmp_path) not in text + json.dumps(written)
 
 
+@pytest.mark.slow
 def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     compare = script("compare_md")
     reference = mdtraj.load(str(peptides / "SVA.xtc"), top=str(peptides / "SVA.pdb"))
@@ -145,6 +149,7 @@ TINY += "--scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")
+@pytest.mark.slow
 def test_speed_prints_every_figure(run, script, tmp_path):
     stem = tmp_path / "speed"
     run("speed", *TINY.split(), "--threads", 1, "--output", stem)
@@ -181,6 +186,7 @@ def test_speed_prints_every_figure(run, script, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
 @pytest.mark.filterwarnings("ignore:Outside the domain")
+@pytest.mark.slow
 def test_what_only_a_gpu_can_show_is_checked(run, script, peptides, tmp_path, monkeypatch):
     """Without one the same on the CPU: the table, and that a failure neither hides the rest nor goes unnoticed."""
     module, stem = script("gpu"), tmp_path / "gpu"
@@ -209,6 +215,7 @@ def test_what_only_a_gpu_can_show_is_checked(run, script, peptides, tmp_path, mo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
 @pytest.mark.filterwarnings("ignore:Outside the domain")
+@pytest.mark.slow
 def test_recorded_jumps_are_checked(run, tmp_path):
     run("gpu", "--sections", "sampling", "--output", tmp_path / "gpu")
     results = read(tmp_path / "gpu")[1]["results"]
@@ -219,6 +226,7 @@ def test_recorded_jumps_are_checked(run, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes minutes of the GPU where there is one")
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
+@pytest.mark.slow
 def test_md_of_blocks_is_checked(run, script, tmp_path):
     module = script("gpu")  # which lets the scripts of recipes/ be imported
     (molecule,) = module.peptide_set.read(script("prepare_blocks").prepare("GAG", tmp_path))
@@ -269,6 +277,7 @@ def captured(ablations, batch, loss):
     return seen
 
 
+@pytest.mark.slow
 def test_sequential_training_denoises_the_last_frame_of_a_cut_window(window):
     ablations, batch, _ = window
     seen = captured(ablations, batch, ablations.one_target)
@@ -280,6 +289,7 @@ def test_sequential_training_denoises_the_last_frame_of_a_cut_window(window):
     assert captured(ablations, batch, ablations.all_targets)["noisy"].index.tolist() == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_model_without_stride_cannot_tell_strides(window):
     ablations, batch, denoiser = window
     process = ablations.Process(ablations.ProcessConfig())
@@ -295,6 +305,7 @@ def test_a_model_without_stride_cannot_tell_strides(window):
     assert torch.equal(sizes[0], sizes[1]) and torch.equal(sizes[0], told.step_size(torch.tensor(100.0)))
 
 
+@pytest.mark.slow
 def test_errors_are_compared_in_the_units_of_the_stride(window):
     ablations, batch, denoiser = window
     inputs = captured(ablations, batch, ablations.all_targets)
@@ -310,6 +321,7 @@ def test_errors_are_compared_in_the_units_of_the_stride(window):
 
 
 @pytest.mark.filterwarnings("ignore:Outside the domain")
+@pytest.mark.slow
 def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monkeypatch, capsys):
     words = ["--data", peptides, "--validation", "TAV", "--steps", 2, "--batch", 2, "--jumps", 20]
     words += ["--output", tmp_path / "out"]
@@ -332,6 +344,7 @@ def test_ablations_train_judge_and_resume(run, script, peptides, tmp_path, monke
         run("ablations", *words, "--seed", 5)
 
 
+@pytest.mark.slow
 def test_quality_holds_ten_short_jumps_against_a_long_one(run, script, peptides, tmp_path, monkeypatch):
     monkeypatch.setattr(script("quality"), "STARTS", 60)
     run("quality", peptides, "--frames", 24, "--replicas", 4, "--output", tmp_path / "out")
@@ -341,6 +354,7 @@ def test_quality_holds_ten_short_jumps_against_a_long_one(run, script, peptides,
     assert 0 < model["hop rate in one jump"] < 1 and 0 < model["hop rate in ten short jumps"] < 1
 
 
+@pytest.mark.slow
 def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeypatch):
     quality = script("quality")
     reference = quality.Reference.load(next(peptides.glob("*.pdb")))
@@ -358,6 +372,7 @@ def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeyp
     assert of_model["hop rate from MD frames, difference"] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_quality_tells_hops_of_backbone_and_side_chains_apart(script, peptides):
     quality = script("quality")
     scorer = quality.Judge(quality.Reference.load(next(peptides.glob("*.pdb"))), 100.0, 0)
@@ -368,6 +383,7 @@ def test_quality_tells_hops_of_backbone_and_side_chains_apart(script, peptides):
     assert rates["hop rate"] == pytest.approx((~scorer.backbone).mean()) and 0 < rates["hop rate"] < 1
 
 
+@pytest.mark.slow
 def test_quality_scores_contacts_where_there_are_any(script):
     quality = script("quality")
     touching, expected = np.array([[True, False], [False, False]]), np.array([[0.2, 0.2]])
@@ -378,6 +394,7 @@ def test_quality_scores_contacts_where_there_are_any(script):
     assert all(np.isnan(value) for value in quality.contact_scores(touching[:, :0], expected[:, :0]).values())
 
 
+@pytest.mark.slow
 def test_relaxation_splits_energies_by_kind_of_force(script, build_peptide, tmp_path):
     relaxation, (topology, x) = script("relaxation"), build_peptide("SVA")
     molecule = relaxation.simulate("SVA", topology, x, 5, 0.1, 0.2, tmp_path)
@@ -388,12 +405,14 @@ def test_relaxation_splits_energies_by_kind_of_force(script, build_peptide, tmp_
     assert [row[f"{kind} (sd)"] for kind in ("bonds", "angles", "torsions", "all else")] == pytest.approx(4 * [0])
 
 
+@pytest.mark.slow
 def test_quality_asks_no_stride_that_the_model_does_not_know(script):
     options = SimpleNamespace(stride=50.0)
     model = SimpleNamespace(domain=SimpleNamespace(min_stride=10.0))
     assert script("quality").consistency(None, model, None, options) == {}
 
 
+@pytest.mark.slow
 def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path, monkeypatch):
     words = [peptides, "--frames", 24, "--replicas", 4, "--rows", "ancestral 4", "multistep 2", "multistep 2 churn 0.5"]
     words.append("starmd-peptide-fast 4")
@@ -418,6 +437,7 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
         run("samplers", *words, "multistep 3", "--output", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_windows_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
     labels = ["3", "1", "3 sinks 1", "full"]
     run("context", peptides, "--frames", 24, "--replicas", 2, "--rows", *labels, "--output", tmp_path / "out")
@@ -428,6 +448,7 @@ def test_windows_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_
     assert written["settings"]["frames of a run"] == 12
 
 
+@pytest.mark.slow
 def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypatch):
     words = ["GAG", "--frames", 2, "--seconds", 0.1, "--output", tmp_path / "out", "--replicas", 1, 2]
     module = run("throughput", *words)
@@ -448,6 +469,7 @@ def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypa
         run("throughput", *words, 4)
 
 
+@pytest.mark.slow
 def test_drift_is_found_and_measured_per_thousand_jumps(script):
     long_horizon = script("long_horizon")
     noise = np.random.default_rng(0).normal(0, 0.1, 2000)
@@ -459,6 +481,7 @@ def test_drift_is_found_and_measured_per_thousand_jumps(script):
     assert long_horizon.Series(np.arange(20.0), 1).windows(10) == pytest.approx(np.arange(0.5, 20, 2))
 
 
+@pytest.mark.slow
 def test_a_long_run_is_read_in_windows(run, peptides, tmp_path):
     lines = ['#"Step","Retries","Energy After Relaxation (kJ/mole)"']
     lines += [f"{10 * (k + 1)},{10 * (k >= 20)},{-k}" for k in range(40)]
@@ -483,6 +506,7 @@ def test_a_long_run_is_read_in_windows(run, peptides, tmp_path):
         run("long_horizon", "TAVS", *words[1:], "--output", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_long_run_is_made_as_soak_makes_it(run, tmp_path):
     words = ["GAG", "--jumps", 4, "--windows", 2, "--output", tmp_path / "out"]
     run("long_horizon", *words)
@@ -491,6 +515,7 @@ def test_a_long_run_is_made_as_soak_makes_it(run, tmp_path):
     assert rows["valid frames"]["window 2"] == 1.0
 
 
+@pytest.mark.slow
 def test_soak_counts_what_a_run_left(run, tmp_path):
     run("soak", "GAG", "--jumps", 10, "--output", tmp_path / "out")
     text, written = read(tmp_path / "out")
@@ -517,6 +542,7 @@ def atlas(build_peptide, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_atlas_scores_chains_and_resumes(run, script, atlas, tmp_path, monkeypatch):
     words = [atlas / "md", "--split", atlas / "split.csv", "--generated", atlas / "made", "--output", tmp_path / "out"]
     run("atlas", *words)
@@ -547,6 +573,7 @@ def test_atlas_scores_chains_and_resumes(run, script, atlas, tmp_path, monkeypat
     assert read(tmp_path / "out_100ns")[1]["results"]["chains"] == {"2def_B": backbone}
 
 
+@pytest.mark.slow
 def test_a_trajectory_of_atlas_against_itself(script, atlas):
     module = script("atlas")
     chain = module.Chain(atlas / "md", "1abc_A", "100ns")
@@ -565,6 +592,7 @@ def test_a_trajectory_of_atlas_against_itself(script, atlas):
 
 
 @pytest.mark.filterwarnings("ignore:Outside the domain")
+@pytest.mark.slow
 def test_atlas_makes_trajectories_by_a_model(run, script, atlas, tmp_path, monkeypatch):
     monkeypatch.setitem(script("atlas").TASKS, "100ns", (6, 1200.0))
     words = [atlas / "md", "--split", atlas / "split.csv", "--generated", tmp_path / "made", "--after", "2021-01-01"]
@@ -575,6 +603,7 @@ def test_atlas_makes_trajectories_by_a_model(run, script, atlas, tmp_path, monke
     assert row["frames"] == 6 and 0 <= row["all-atom valid"] <= 1
 
 
+@pytest.mark.slow
 def test_a_profile_is_the_correlation_of_each_distance(script):
     rng = np.random.default_rng(1)
     series, other = rng.normal(size=(2, 500))
@@ -583,6 +612,7 @@ def test_a_profile_is_the_correlation_of_each_distance(script):
     assert found == pytest.approx([1, abs(np.corrcoef(series, other)[0, 1]), 0])
 
 
+@pytest.mark.slow
 def test_the_ways_of_teacher_forcing_have_one_loss_and_gradient(script):
     training = script("training")
     config = training.ModelConfig(NetworkConfig(blocks=2, width=32, pair_width=8, heads=2, attention_layers=2))
@@ -602,6 +632,7 @@ def test_the_ways_of_teacher_forcing_have_one_loss_and_gradient(script):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_cost_of_training_is_measured(run, tmp_path):
     stem = tmp_path / "out"
     run("training", "--shapes", "3,2", "--grid", "32,4", "--repeats", 1, "--output", stem)

@@ -26,6 +26,7 @@ def test_every_notebook_is_run():
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_notebook_runs(name, tmp_path):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]

@@ -41,6 +41,7 @@ def test_the_first_command_finds_villin():
     assert residues[:5] == ["LEU", "SER", "ASP", "GLU", "ASP"]
 
 
+@pytest.mark.slow
 def test_the_commands_lead_to_a_report(tmp_path, monkeypatch, capsys):
     """A few steps from scratch give no sound conformation: here the training starts from the embedded model."""
     monkeypatch.chdir(tmp_path)

@@ -242,6 +242,7 @@ def largest_strain(context):
 
 
 @pytest.mark.parametrize("molecule", ["dynamics", "villin"])
+@pytest.mark.slow
 def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, request):
     """Within MD's 99th percentile in fewer than 150 evaluations; the backbone stays, constraints hold."""
     backbone, owners, system, frames, _ = request.getfixturevalue(molecule)
@@ -262,6 +263,7 @@ def test_minimised_jumps_have_the_energies_of_minimised_dynamics(molecule, reque
     assert within.mean() > 0.7
 
 
+@pytest.mark.slow
 def test_relaxed_energies_are_those_of_dynamics(dynamics):
     backbone, owners, system, frames, energies = dynamics
     relaxation, generator = Relaxation(), np.random.default_rng(2)

@@ -85,6 +85,7 @@ def apart(a, b):
 
 
 @pytest.mark.parametrize("process", [ProcessConfig(), paper().process], ids=["geometric", "paper"])
+@pytest.mark.slow
 def test_who_answers_with_one_conformation_comes_to_that_of_the_teacher(process):
     """Student and follower start from another one, far away on all four parts."""
     process, goal = Process(process), point(1)
@@ -151,6 +152,7 @@ def sampled_variance(denoiser, sampler, variance, batch=4_000):
     return float(sampler.sample(start, spread, denoise, residues(batch), generator).angles.detach().var())
 
 
+@pytest.mark.slow
 def test_two_calls_of_a_student_have_the_spread_that_two_calls_of_its_teacher_have_not():
     """A normal distribution as wide as half of the noise; two calls of its exact denoiser make one too narrow."""
     process = Process(ProcessConfig(angle=(0.01, 0.12)))

@@ -73,6 +73,7 @@ class Target:
 
 
 @pytest.mark.parametrize(("sampler", "config", "steps"), SETTINGS, ids=lambda x: getattr(x, "__name__", None))
+@pytest.mark.slow
 def test_exact_score_gives_the_target(sampler, config, steps):
     process = Process(config.process)
     target, features = Target(process), two_residues(SAMPLES)

@@ -278,6 +278,7 @@ def test_configurations_validate_themselves():
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.slow
 def test_paper_size_runs_within_four_gib():
     """N = 300, L = 64 on a CPU: one context frame is encoded and one denoised behind 63 cached; peak memory."""
     pytest.importorskip("resource")

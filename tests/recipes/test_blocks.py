@@ -82,6 +82,7 @@ def any_size(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 def test_energies_and_forces_are_those_of_openmm(any_size):
     _, contexts, blocks = any_size
     for context, replicas, (energies, forces) in zip(contexts, blocks.positions, blocks.potential(), strict=True):
@@ -93,6 +94,7 @@ def test_energies_and_forces_are_those_of_openmm(any_size):
             np.testing.assert_allclose(force, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_bonds_of_hydrogens_keep_their_length(any_size):
     systems, _, blocks = any_size
     blocks.draw_velocities(600)
@@ -105,6 +107,7 @@ def test_bonds_of_hydrogens_keep_their_length(any_size):
             assert np.abs(speed).max() < 1e-4  # nm/ps; without constraints some 1
 
 
+@pytest.mark.slow
 def test_without_friction_the_path_is_that_of_openmm(any_size):
     systems, _, blocks = any_size
     before = list(zip(blocks.positions, blocks.velocities, strict=True))
@@ -121,6 +124,7 @@ def test_without_friction_the_path_is_that_of_openmm(any_size):
         assert np.abs(end - positions[1]).max() > 0.02
 
 
+@pytest.mark.slow
 def test_noise_keeps_the_temperature(molecules):
     systems, _, blocks = molecules
     system = systems[1]
@@ -137,6 +141,7 @@ def test_noise_keeps_the_temperature(molecules):
     assert temperature.std() == pytest.approx(300 * np.sqrt(2 / freedom), rel=0.35)
 
 
+@pytest.mark.slow
 def test_noise_keeps_the_temperature_of_a_chain(chain):
     (system,), _, blocks = chain
     alone = Blocks([terms(system)], [blocks.positions[0][0]], 1, [5], device=False)
@@ -149,6 +154,7 @@ def test_noise_keeps_the_temperature_of_a_chain(chain):
     assert temperature.mean() == pytest.approx(300, abs=5 * 300 * np.sqrt(2 / freedom / temperature.size))
 
 
+@pytest.mark.slow
 def test_three_atoms_a_thread_give_the_forces_of_openmm(packed):
     """Of two chains, the one within reach of the other: 1,138 atoms, as much as a domain of 72 residues."""
     topology, _, positions = packed
@@ -166,6 +172,7 @@ def test_three_atoms_a_thread_give_the_forces_of_openmm(packed):
     np.testing.assert_allclose(forces[0], expected, atol=5e-5 * np.abs(expected).max())  # of a minimum
 
 
+@pytest.mark.slow
 def test_paths_do_not_depend_on_how_many_threads_share_the_atoms(molecules, monkeypatch):
     systems, _, blocks = molecules
     ends = []
@@ -178,6 +185,7 @@ def test_paths_do_not_depend_on_how_many_threads_share_the_atoms(molecules, monk
     np.testing.assert_array_equal(ends[0], ends[2])
 
 
+@pytest.mark.slow
 def test_the_series_of_far_neighbours_changes_no_force(chain, monkeypatch):
     (system,), _, blocks = chain
     with_series = blocks.potential()[0][1]
@@ -188,6 +196,7 @@ def test_the_series_of_far_neighbours_changes_no_force(chain, monkeypatch):
     assert 0 < np.abs(with_series - forces).max() < 1e-5 * np.abs(forces).max()
 
 
+@pytest.mark.slow
 def test_a_replica_is_the_same_alone_in_company_and_in_parts(molecules):
     systems, _, blocks = molecules
     found = [terms(system) for system in systems]
@@ -205,6 +214,7 @@ def test_a_replica_is_the_same_alone_in_company_and_in_parts(molecules):
     assert np.abs(company.positions[1][0] - company.positions[1][2]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_frames_are_those_of_the_steps_between_them(molecules):
     systems, _, blocks = molecules
     found, starts = [terms(system) for system in systems], [positions[0] for positions in blocks.positions]
@@ -216,6 +226,7 @@ def test_frames_are_those_of_the_steps_between_them(molecules):
             np.testing.assert_allclose(own[:, k], positions - positions.mean(1, keepdims=True), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_drift_of_the_centre_is_taken_away(molecules):
     systems, _, blocks = molecules
     moved = Blocks([terms(systems[1])], [blocks.positions[1][0] + 50.0], 1, [7], device=False)
@@ -223,6 +234,7 @@ def test_drift_of_the_centre_is_taken_away(molecules):
     assert np.abs(moved.positions[0].mean(1)).max() < 0.01
 
 
+@pytest.mark.slow
 def test_positions_and_velocities_can_be_set(molecules):
     systems, _, blocks = molecules
     found, starts = [terms(system) for system in systems], [positions[0] for positions in blocks.positions]
@@ -242,6 +254,7 @@ def test_positions_and_velocities_can_be_set(molecules):
         ("mass", np.ones(1201, np.float32), "1201 atoms"),
     ],
 )
+@pytest.mark.slow
 def test_what_a_block_cannot_do_is_refused(molecules, name, value, message):
     systems, _, blocks = molecules
     with pytest.raises(ValueError, match=message):
@@ -257,6 +270,7 @@ def prepared(tmp_path_factory):
     return peptide_set.read(folder / "all.npz")
 
 
+@pytest.mark.slow
 def test_a_prepared_set_is_what_it_was_made_of(prepared):
     assert [str(row["name"]) for row in prepared] == ["GAG", "ACE_KE_NME", "DAK"]
     topology, _ = build_peptide("GAG", False, False, 1)
@@ -265,6 +279,7 @@ def test_a_prepared_set_is_what_it_was_made_of(prepared):
         np.testing.assert_array_equal(prepared[0][name], array)
 
 
+@pytest.mark.slow
 def test_a_domain_starts_from_its_structure_beside_peptides_and_the_rest_goes_on_without_bad_files(
     packed, tmp_path, monkeypatch, capsys
 ):
@@ -293,6 +308,7 @@ def test_a_domain_starts_from_its_structure_beside_peptides_and_the_rest_goes_on
     assert prepare_blocks.prepare(found[1], tmp_path) is None and "569 atoms" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_domains_are_never_hotter_than_300_kelvin(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 2)
     for kind, hottest in (("domains", 300), ("peptides", 600)):
@@ -308,6 +324,7 @@ def test_domains_are_never_hotter_than_300_kelvin(prepared, tmp_path, monkeypatc
         assert max(seen) == hottest
 
 
+@pytest.mark.slow
 def test_frames_that_take_too_much_room_are_thinned_evenly(prepared, tmp_path, monkeypatch):
     monkeypatch.setitem(simulate_blocks.PREPARATION, "peptides", ())
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 5)
@@ -319,6 +336,7 @@ def test_frames_that_take_too_much_room_are_thinned_evenly(prepared, tmp_path, m
     np.testing.assert_array_equal(half.numbers, whole.numbers[1::2])
 
 
+@pytest.mark.slow
 def test_compact_conformations_are_those_of_the_package(prepared, tmp_path):
     rng = np.random.default_rng(1)
     frames = [
@@ -338,6 +356,7 @@ def test_compact_conformations_are_those_of_the_package(prepared, tmp_path):
         assert trajectory.features.torsion_mask.shape == (len(trajectory.sequence), 6)
 
 
+@pytest.mark.slow
 def test_trajectories_are_packed_and_unpacked_for_training(tmp_path):
     """Made of three files, one of them with caps; back they are the conformations that training would have read."""
     folder = tmp_path / "md"
@@ -366,6 +385,7 @@ def test_trajectories_are_packed_and_unpacked_for_training(tmp_path):
     assert numbers < 3 * 9 * 3 * 13 * 2 + 500
 
 
+@pytest.mark.slow
 def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
     monkeypatch.setitem(simulate_blocks.PREPARATION, "peptides", ((20, 300),))
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
@@ -383,6 +403,7 @@ def test_simulated_peptides_are_written(prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.slow
 def test_what_was_simulated_before_an_interruption_is_written(prepared, tmp_path, monkeypatch, error):
     monkeypatch.setitem(simulate_blocks.PREPARATION, "peptides", ((20, 300),))
     monkeypatch.setattr(simulate_blocks, "FRAME_STEPS", 10)
@@ -401,6 +422,7 @@ def test_what_was_simulated_before_an_interruption_is_written(prepared, tmp_path
     assert [len(x.numbers) for x in compact.read(tmp_path)] == 3 * [4]
 
 
+@pytest.mark.slow
 def test_a_write_that_is_interrupted_leaves_no_index(prepared, tmp_path, monkeypatch):
     """Nor one of what was there before, to which the numbers no longer belong."""
     encoded = [np.ones((1, 2, len(row["backbone"]), 13), np.int16) for row in prepared]
@@ -422,6 +444,7 @@ def test_a_write_that_is_interrupted_leaves_no_index(prepared, tmp_path, monkeyp
         list(compact.read(tmp_path))
 
 
+@pytest.mark.slow
 def test_unsound_replicas_are_seen(prepared):
     positions = np.stack(4 * [prepared[0]["positions"]])
     positions[1, :, 0] *= -1

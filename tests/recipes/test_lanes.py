@@ -32,6 +32,7 @@ def molecule(request):
     return system, context, lanes
 
 
+@pytest.mark.slow
 def test_energies_and_forces_are_those_of_openmm(molecule):
     _, context, lanes = molecule
     energies, forces = lanes.potential()
@@ -43,12 +44,14 @@ def test_energies_and_forces_are_those_of_openmm(molecule):
         np.testing.assert_allclose(force, expected, atol=3e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_replicas_start_where_they_are_told(molecule):
     system, _, lanes = molecule
     starts = np.tile(lanes.positions, (2, 1, 1)) + np.linspace(0, 1, 2 * LANES)[:, None, None].astype(np.float32)
     np.testing.assert_array_equal(Lanes(system, starts, 1, 2 * LANES).positions, starts)
 
 
+@pytest.mark.slow
 def test_bonds_of_hydrogens_keep_their_length(molecule):
     system, _, lanes = molecule
     lanes.draw_velocities(600)
@@ -60,6 +63,7 @@ def test_bonds_of_hydrogens_keep_their_length(molecule):
         assert np.abs(speed).max() < 1e-4  # nm/ps; without constraints some 1
 
 
+@pytest.mark.slow
 def test_without_friction_the_path_is_that_of_openmm(molecule):
     system, _, lanes = molecule
     integrator = openmm.LangevinMiddleIntegrator(300, 0, 0.002)
@@ -76,6 +80,7 @@ def test_without_friction_the_path_is_that_of_openmm(molecule):
         assert np.abs(end - positions[lane]).max() > 0.02
 
 
+@pytest.mark.slow
 def test_noise_keeps_the_temperature(molecule):
     system, _, lanes = molecule
     lanes.step(2000, 300)
@@ -89,6 +94,7 @@ def test_noise_keeps_the_temperature(molecule):
     assert temperature.std() == pytest.approx(300 * np.sqrt(2 / freedom), rel=0.2)
 
 
+@pytest.mark.slow
 def test_lanes_differ_and_a_seed_repeats(molecule):
     system, _, lanes = molecule
     first, second, other = (Lanes(system, lanes.positions[0], seed) for seed in (3, 3, 4))
@@ -100,6 +106,7 @@ def test_lanes_differ_and_a_seed_repeats(molecule):
     assert len(np.unique(first.positions[:, 0, 0])) == LANES
 
 
+@pytest.mark.slow
 def test_replicas_come_in_groups(molecule):
     system, _, lanes = molecule
     twice = Lanes(system, lanes.positions[0], 3, replicas=2 * LANES)
@@ -110,6 +117,7 @@ def test_replicas_come_in_groups(molecule):
         Lanes(system, lanes.positions[0], 3, replicas=9)
 
 
+@pytest.mark.slow
 def test_unknown_forces_are_refused(molecule):
     system, _, lanes = molecule
     system = openmm.XmlSerializer.clone(system)
@@ -118,6 +126,7 @@ def test_unknown_forces_are_refused(molecule):
         Lanes(system, lanes.positions[0], 1)
 
 
+@pytest.mark.slow
 def test_a_system_without_solvent_is_refused(molecule):
     system, _, lanes = molecule
     system = openmm.XmlSerializer.clone(system)
@@ -127,6 +136,7 @@ def test_a_system_without_solvent_is_refused(molecule):
         Lanes(system, lanes.positions[0], 1)
 
 
+@pytest.mark.slow
 def test_starts_are_written_as_training_data_once(tmp_path):
     assert simulate_starts.simulate("GAG", tmp_path, 3) == "GAG: 16 replicas"
     trajectories = TrajectoryDataset(tmp_path).trajectories
@@ -136,6 +146,7 @@ def test_starts_are_written_as_training_data_once(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_file_that_fails_leaves_the_others_of_proteins(tmp_path):
     """Two files are asked for: the one that is missing is named, the other simulated."""
     topology, positions = build_peptide("GAG", False, False, 1)

@@ -50,6 +50,7 @@ def deadly(mark, calls):
     return install
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_and_doubles_nothing(run, tmp_path):
     run("local", 15, 4, batch_size=2)
     mark, progress = tmp_path / "killed", []
@@ -61,6 +62,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(run, tmp_path):
     assert sum(progress) == 60 and min(progress) > 0
 
 
+@pytest.mark.slow
 def test_tasks_for_the_same_replicas_wait_for_each_other(run, tmp_path, client):
     """As when a worker that is believed dead goes on."""
     whole = run("one", 8, 4)
@@ -76,6 +78,7 @@ def test_tasks_for_the_same_replicas_wait_for_each_other(run, tmp_path, client):
         ]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_or_without_a_cluster(run, client):
     whole = run("whole", 9, 2)
     run("a", 3, 1)
@@ -85,6 +88,7 @@ def test_a_run_goes_on_with_or_without_a_cluster(run, client):
     np.testing.assert_allclose(run("a", 9, 2), whole, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_rejected_replica_stops_alone(run, samples, client):
     sizes = samples(spoilt=(3, 4))
     with pytest.raises(JumpRejectedError, match="1 of 3 .*\nReplica 2, step 4: "):
@@ -92,6 +96,7 @@ def test_a_rejected_replica_stops_alone(run, samples, client):
     assert sizes == [3, 3, 3, 3, 3, 2, 2]
 
 
+@pytest.mark.slow
 def test_when_a_batch_fails_the_others_go_on(run, tmp_path, client, monkeypatch):
     whole, accept = run("whole", 6, 4, batch_size=2), Replica.accept
 
@@ -110,6 +115,7 @@ def test_when_a_batch_fails_the_others_go_on(run, tmp_path, client, monkeypatch)
     assert np.array_equal(run("a", 6, 4, batch_size=2, client=client), whole)
 
 
+@pytest.mark.slow
 def test_a_folder_that_workers_do_not_see(run, tmp_path, client):
     def vanish(frames):
         shutil.rmtree(tmp_path / "a" / ".locks")
@@ -118,6 +124,7 @@ def test_a_folder_that_workers_do_not_see(run, tmp_path, client):
         run("a", 6, client=client, progress=vanish)
 
 
+@pytest.mark.slow
 def test_what_is_no_client_is_refused(run):
     with pytest.raises(ValueError, match="must be a distributed.Client; found a str"):
         run("a", 2, client="tcp://localhost:8786")

@@ -284,6 +284,7 @@ def test_tensorboard_shows_the_losses_of_the_tables(folder, tmp_path):
         assert [value for _, value in shown] == pytest.approx([value for _, value in written], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bf16_gives_nearly_the_loss_of_single_precision(folder, tmp_path):
     losses = []
     for precision in ("32-true", "bf16-mixed"):
@@ -322,6 +323,7 @@ def started_by_slurm(command: list, environment: dict):
 @pytest.mark.parametrize(
     ("started", "distilled_steps"), [(started_by_torchrun, 0), (started_by_torchrun, 3), (started_by_slurm, 0)]
 )
+@pytest.mark.slow
 def test_two_processes_give_the_loss_and_weights_of_one(folder, tmp_path, started, distilled_steps):
     """Each computes half of every batch."""
     settings = {"batch_size": 4, "frames": 3, "total_steps": 4, "warmup_steps": 1, "validation_sequences": ["SVE"]}
@@ -376,6 +378,7 @@ KILL = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_repeats_batches_and_losses(folder, tmp_path):
     pytest.importorskip("typer")
     settings = {"data": str(folder), "batch_size": 2, "frames": 3, "total_steps": 6, "warmup_steps": 1}
@@ -400,6 +403,7 @@ def test_a_killed_training_repeats_batches_and_losses(folder, tmp_path):
             assert [float(row[column]) for row in killed] == pytest.approx(expected, rel=1e-6), column
 
 
+@pytest.mark.slow
 def test_a_trained_model_loads_where_its_data_are_not(folder, tmp_path):
     """In another process that has nothing but the file; it holds no path of the machine that trained it."""
     train(config_of(folder, tmp_path / "run"))

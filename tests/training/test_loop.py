@@ -374,6 +374,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
     network = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
     settings = {"model": ModelConfig(network), "batch_size": 2, "frames": 3, "total_steps": 6, "warmup_steps": 1}

@@ -86,6 +86,7 @@ def test_pickles_are_not_run(folder):
         TrajectoryDataset(folder, single_features=SINGLE)
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_use_them(folder, tmp_path):
     network = NetworkConfig(
         blocks=1,

@@ -101,6 +101,7 @@ def test_populations_of_a_known_chain(states):
     assert markov.stationary_populations(states, 2, 6) == pytest.approx([*stationary(CHAIN), 0, 0], abs=0.02)
 
 
+@pytest.mark.slow
 def test_populations_are_those_of_equilibrium_though_the_runs_all_start_in_one_well(rng):
     runs = [simulate(CHAIN, 40, rng, start=0) for _ in range(3_000)]
     exact, visited = stationary(CHAIN), np.bincount(np.concatenate(runs)) / 120_000
@@ -120,6 +121,7 @@ def test_implied_timescales_and_their_intervals(states):
     assert np.isnan(markov.implied_timescales(states[:1_000], [1], 6).values[0, 3:]).all()
 
 
+@pytest.mark.slow
 def test_intervals_of_implied_timescales_cover_the_truth(rng):
     exact = -1 / np.log(np.sort(np.linalg.eigvals(CHAIN).real)[-2])
     covered = 0
