@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-FIRST, LONGEST = 10.0, 600.0  # s between lines, which doubles from one line to the next
+FIRST, LONGEST = 30.0, 600.0  # s between lines, which doubles from one line to the next
 
 
 class ProgressLines:

@@ -30,7 +30,7 @@ def test_lines_grow_rare_and_the_last_is_never_left_out(lines):
     day = [(second, f"at {second}", second / 86400) for second in range(1, 86401)]
     told = lines(day)
     assert 100 < len(told) < 200
-    assert [line.split(",")[0] for line in told[:4]] == ["at 10", "at 20", "at 40", "at 80"]
+    assert [line.split(",")[0] for line in told[:4]] == ["at 30", "at 60", "at 120", "at 240"]
     assert told[-1] == "at 86400, 100.0%"
 
 
@@ -39,6 +39,6 @@ def test_what_ends_at_once_writes_nothing(lines):
 
 
 def test_a_stage_without_a_share_and_a_new_stage(lines):
-    told = lines([(10, "reading", 0.0), (30, "scoring", 0.5), (60, "drawing", 0.0), (300, "drawing", 0.5)])
-    assert told == ["reading", "scoring, 50.0%, 20 s left", "drawing", "drawing, 50.0%, 4 min left"]
+    told = lines([(30, "reading", 0.0), (60, "scoring", 0.5), (120, "drawing", 0.0), (360, "drawing", 0.5)])
+    assert told == ["reading", "scoring, 50.0%, 30 s left", "drawing", "drawing, 50.0%, 4 min left"]
     assert lines([(0, "reading", 0.0), (50, "reading", 0.0), (80, "scoring", 0.5)])[-1] == "scoring, 50.0%, 30 s left"
