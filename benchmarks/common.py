@@ -107,10 +107,15 @@ def results_so_far(stem: Path, facts: dict) -> dict:
     return before["results"]
 
 
+def openmm_seed(seed: int) -> int:
+    """A ``--seed``, of which 0 is one like any other, as a seed of OpenMM, where 0 stands for a random one."""
+    return seed or 2**31 - 1
+
+
 def parser(doc: str, stem: str) -> argparse.ArgumentParser:
     """A parser that shows the module's docstring, with the options that every benchmark has."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--output", type=Path, default=RESULTS / stem, help="stem of the .md and .json files")
     made.add_argument("--threads", type=int, default=1, help="of PyTorch and of OpenMM's CPU platform")
-    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--seed", type=int, default=1, help="0 is a seed like any other")
     return made

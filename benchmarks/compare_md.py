@@ -39,7 +39,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
-from common import circumstances, parser, table, write
+from common import circumstances, openmm_seed, parser, table, write
 from openmm import LangevinMiddleIntegrator, Platform, System
 from openmm.app import Simulation, Topology
 from quality import Judge, Reference
@@ -132,10 +132,10 @@ def frame_of(context) -> np.ndarray:
 def run_md(what: Molecule, options) -> Measurement:
     """Plain MD until the time is up."""
     integrator = LangevinMiddleIntegrator(TEMPERATURE, 1, TIME_STEP)
-    integrator.setRandomNumberSeed(options.seed)
+    integrator.setRandomNumberSeed(openmm_seed(options.seed))
     simulation = new_simulation(what.topology, integrator, options)
     simulation.context.setPositions(what.positions)
-    simulation.context.setVelocitiesToTemperature(TEMPERATURE, options.seed)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE, openmm_seed(options.seed))
     steps, frames, begin = round(what.md_interval / TIME_STEP), [], time.perf_counter()
     while not frames or time.perf_counter() - begin < 60 * options.minutes:
         simulation.step(steps)
@@ -151,7 +151,7 @@ def run_integrator(what: Molecule, relaxation: Relaxation | None, options) -> Me
         what.stride,
         what.model,
         relaxation=relaxation,
-        randomSeed=options.seed,
+        randomSeed=openmm_seed(options.seed),
         strict=not what.outside,
     )
     simulation = new_simulation(what.topology, integrator, options)

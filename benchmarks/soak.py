@@ -17,7 +17,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
-from common import circumstances, parser, table, write
+from common import circumstances, openmm_seed, parser, table, write
 from openmm import Platform
 from openmm.app import CheckpointReporter, Simulation, XTCReporter
 
@@ -38,7 +38,9 @@ def resident() -> float:
 
 def simulate(topology, positions, options) -> dict[str, float]:
     """Run to the end; memory and speed."""
-    integrator = StarMDIntegrator(topology, TEMPERATURE, options.stride, options.model, randomSeed=options.seed)
+    integrator = StarMDIntegrator(
+        topology, TEMPERATURE, options.stride, options.model, randomSeed=openmm_seed(options.seed)
+    )
     platform = Platform.getPlatform("CPU")
     simulation = Simulation(topology, peptide_system(topology), integrator, platform, {"Threads": str(options.threads)})
     simulation.context.setPositions(positions)
@@ -100,7 +102,9 @@ def jumps(options) -> dict[str, float]:
         "accepted conformations (%)": 100 * options.jumps / (options.jumps + retries),
         **{f"failed {kind}": count for kind, count in sorted(failed.items())},
         "energy, first tenth (kJ/mol)": float(energies[:tenth].mean()),
+        "energy, first tenth, median (kJ/mol)": float(np.median(energies[:tenth])),
         "energy, last tenth (kJ/mol)": float(energies[-tenth:].mean()),
+        "energy, last tenth, median (kJ/mol)": float(np.median(energies[-tenth:])),
     }
 
 

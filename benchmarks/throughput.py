@@ -30,7 +30,7 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import circumstances, parser, results_so_far, table, write
+from common import circumstances, openmm_seed, parser, results_so_far, table, write
 from compare_md import TEMPERATURE, TIME_STEP, Molecule, molecule, new_simulation
 from openmm import LangevinMiddleIntegrator
 
@@ -65,10 +65,10 @@ def clocks() -> np.ndarray:
 def plain_md(what: Molecule, options) -> np.ndarray:
     """Wall and CPU seconds a nanosecond."""
     integrator = LangevinMiddleIntegrator(TEMPERATURE, 1, TIME_STEP)
-    integrator.setRandomNumberSeed(options.seed)
+    integrator.setRandomNumberSeed(openmm_seed(options.seed))
     simulation = new_simulation(what.topology, integrator, options)
     simulation.context.setPositions(what.positions)
-    simulation.context.setVelocitiesToTemperature(TEMPERATURE, options.seed)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE, openmm_seed(options.seed))
     simulation.step(100)
     begin = clocks()
     while clocks()[0] - begin[0] < options.seconds:

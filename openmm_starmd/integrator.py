@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, unit
+from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, State, unit
 from openmm.app import Topology
 
 from openmm_starmd.binding.context import (
@@ -22,10 +22,12 @@ from openmm_starmd.binding.context import (
     drawVelocities,
     massesOf,
     refuseWater,
+    unwatched,
     watchContexts,
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.loading import Loader
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
@@ -62,8 +64,12 @@ class StarMDIntegrator(CompoundIntegrator):
         simulation.step(1000)                                      # 100 ns
 
     Every reporter, checkpoint and State of OpenMM works; a run that is continued from a checkpoint or State is the
-    same, bit for bit, as one that was never interrupted (Reference platform, or CPU with one thread). Positions that
-    are set or minimised between steps start the history of past conformations anew. A copy or an unpickled
+    same, bit for bit, as one that was never interrupted (Reference platform, or CPU with one thread). Many runs can
+    start from one State or checkpoint: each ``randomSeed`` has noise of its own, and ``randomSeed=0`` goes on with the
+    seed that the State holds. A State in memory that is set again (``context.setState``) draws new noise, as with
+    OpenMM's own integrators, so the replicas of OpenMM's samplers are independent; ``loadState`` and
+    ``loadCheckpoint`` repeat a run. Positions that are set or minimised between steps start the history of past
+    conformations anew. A copy or an unpickled
     StarMDIntegrator is a new one with the same settings; an XML round trip loses the model and ends in an error.
 
     OpenMM's `Simulation.runForClockTime` looks at the clock every ten steps, that is, after ten jumps: the run can last
@@ -110,7 +116,8 @@ class StarMDIntegrator(CompoundIntegrator):
         contextFrames, denoisingSteps : int, optional
             Past conformations that a step is conditioned on, and denoising steps; the model's own by default.
         randomSeed : int
-            Between 0 and 2^31 - 1. With 0, a seed is chosen when the Context is created.
+            Between 0 and 2^31 - 1. With 0, a seed is chosen when the Context is created, and a State or checkpoint that
+            is loaded brings its own; any other seed stays, whatever is loaded.
         device : str
             Where the network runs: "auto", "cpu", "cuda", ...
         maxRetries : int
@@ -160,7 +167,7 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.active:
             self._relaxation.addProgram(self._store)
         self._gate = self._createGate()
-        self._past = Past(self._store, self._tokens, self._random)
+        self._past, self._loader = Past(self._store, self._tokens, self._random), Loader(self._store)
         physics = self._createPhysics(physicalIntegrator)
         self._seedsPhysics = hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0
         self.addIntegrator(physics)
@@ -214,31 +221,35 @@ class StarMDIntegrator(CompoundIntegrator):
             context.computeVirtualSites()
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
+        base = before.getPotentialEnergy()._value
         if self._past.known(self._propagator, positions - shifts) is None:
             self._checkPositions(positions)
+        else:
+            base -= self._store.excess
         history = self._past.history(self._propagator, positions, shifts)
         self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):
             generator = torch.Generator(self._propagator.device).manual_seed(self._random("jump", attempt))
             with self._statistics.timed("network"):
                 conformation = self._propagator.step(history, generator)
-            relaxed, energies, failures = self._tried(context, before, positions, shifts, conformation, attempt)
+            relaxed, energies, failures = self._tried(context, before, base, positions, shifts, conformation, attempt)
             found = failures
             if failures:
-                context.loadCheckpoint(saved)
+                unwatched(context, "loadCheckpoint", saved)
                 self._statistics.fail(failures)
                 with self._statistics.timed("network"):
                     seed = functools.partial(self._random, f"repair {attempt}")
                     given = self._propagator, self._gate, history
                     repaired = repair(*given, conformation, positions, failures, seed)
                 if repaired is not None:
-                    relaxed, energies, found = self._tried(context, before, positions, shifts, repaired, attempt)
+                    relaxed, energies, found = self._tried(context, before, base, positions, shifts, repaired, attempt)
             if not found:
                 self._past.add(self._propagator, history, *relaxed, generator)
+                self._store.excess = self._gate.excess(energies[-1] - base, self._freedoms)
                 self._store.jump += 1
-                self._statistics.finishJump(attempt, bool(failures), energies[1:])
+                self._statistics.finishJump(attempt, bool(failures), energies)
                 return
-            context.loadCheckpoint(saved)
+            unwatched(context, "loadCheckpoint", saved)
             self._statistics.reject()
         outside = self._outside()
         reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures, outside)
@@ -253,11 +264,11 @@ class StarMDIntegrator(CompoundIntegrator):
         """What lies outside the domain of the model."""
         return self._newPropagator.outside(self._tokens, self._propagator.stride, self._temperature, positions)
 
-    def _tried(self, context, before, old, shifts, conformation: Conformation, attempt: int):
+    def _tried(self, context, before, base: float, old, shifts, conformation: Conformation, attempt: int):
         """What `_toContext` returns for a conformation (1, N), or the checks that fail before it."""
         with self._statistics.timed("backmapping"):
             way, failures = self._toPositions(conformation, old)
-        return (None, None, failures) if failures else self._toContext(context, before, old, shifts, way, attempt)
+        return (None, None, failures) if failures else self._toContext(context, before, base, old, shifts, way, attempt)
 
     def _toPositions(self, conformation: Conformation, positions):
         """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
@@ -269,15 +280,15 @@ class StarMDIntegrator(CompoundIntegrator):
         (failures,) = self._gate.sampled(way(1.0)[None], positions[None])
         return way, failures
 
-    def _toContext(self, context, before, old, shifts, way, attempt: int):
-        """Write and relax positions, draw velocities, set the clock.
+    def _toContext(self, context, before, base: float, old, shifts, way, attempt: int):
+        """Write and relax positions, compare the energy with the base of the run, draw velocities, set the clock.
 
         Returns
         -------
         positions : (array, array), each (A, 3)
             Those of whole molecules, and what was added to the Context's for that.
         energies : list of float
-            Potential energies before the jump, and before and after relaxation, kJ/mol.
+            Potential energies before and after relaxation, kJ/mol.
         failures : dict
             Checks that the result fails, and atoms where it does.
         """
@@ -291,7 +302,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 context.computeVirtualSites()
                 context.applyConstraints(self.getConstraintTolerance())
                 context.computeVirtualSites()
-            states = [before, context.getState(energy=True)]
+            states = [context.getState(energy=True)]
             with self._statistics.timed("relaxation"):
                 if self._relaxation.active:
                     seed = self._random("relaxation", attempt)
@@ -303,7 +314,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 raise
             return None, None, {"not_finite": []}
         energies = [state.getPotentialEnergy()._value for state in states]
-        (failures,) = self._gate.relaxed(positions[0][None], old[None], [energies], self._freedoms)
+        (failures,) = self._gate.relaxed(positions[0][None], old[None], [[base, *energies]], self._freedoms)
         if not failures:
             drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
             context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
@@ -327,6 +338,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 positions = self._wholeMolecules(context.getState(positions=True))
                 time = (context.getTime() - start)._value
                 self._past.follow(self._propagator, *positions, time, context.getStepCount())
+                self._store.excess = self._gate.excess(0, self._freedoms)
 
     def bind(self, context):
         """Tell the integrator its Context; needed only where the Context was not made by ``openmm.Context(...)``."""
@@ -337,6 +349,26 @@ class StarMDIntegrator(CompoundIntegrator):
         self._periodic, self._masses = system.usesPeriodicBoundaryConditions(), massesOf(system)
         self._hasVirtualSites = any(system.isVirtualSite(index) for index in range(system.getNumParticles()))
         self._freedoms = 3 * np.count_nonzero(self._masses) - system.getNumConstraints()
+
+    def issue(self, state):
+        """Note a State that was made of the Context; ``context.getState(integratorParameters=True)`` calls it."""
+        self._loader.issue(state)
+
+    def load(self, context, read, source):
+        """Load a State or checkpoint; ``context.setState`` and ``context.loadCheckpoint`` call it as ``read``.
+
+        Raises
+        ------
+        HistoryError
+            If it was made under another integrator or model, or of another System. The Context is as it was before.
+        """
+        with self._undoneOnError(context):
+            self._loader.load(context, read, source)
+            seed = self._settings["randomSeed"]
+            if seed not in (0, self._store.seed):
+                self._store.seed = seed
+                if self._seedsPhysics and not isinstance(source, State):  # a checkpoint holds random numbers of its own
+                    self._initializeAnew(context)
 
     def reset(self):
         """Forget the history of past conformations; the next step starts from the positions in the Context alone."""
@@ -385,11 +417,11 @@ class StarMDIntegrator(CompoundIntegrator):
             physics.setTemperature(temperature)
 
     def getRandomNumberSeed(self):
-        """Get the random number seed; once a Context exists, the one in use, which checkpoints and States carry."""
+        """Get the random number seed; once a Context exists, the one in use, which checkpoints and States hold."""
         return self._store.seed
 
     def setRandomNumberSeed(self, seed):
-        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen.
+        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen. Loading a State changes no other.
 
         The physical integrator gets it too, unless it was given with a seed of its own. An integrator of OpenMM takes a
         seed when its Context is initialised, so a Context that exists is initialised anew, in its present State.
@@ -400,9 +432,14 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._context is not None:
             context = self._boundContext()
             self._chooseSeed()
-            state = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
-            context.reinitialize()
-            context.setState(state)
+            self._initializeAnew(context)
+
+    @staticmethod
+    def _initializeAnew(context):
+        """Initialise a Context in its present State, so that its integrators take their seeds."""
+        state = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
+        context.reinitialize()
+        unwatched(context, "setState", state)
 
     def getStatistics(self):
         """Get what happened since the integrator was created.
@@ -434,7 +471,7 @@ class StarMDIntegrator(CompoundIntegrator):
             warnings.warn(
                 f"Model {self._propagator.name!r} was not trained with {'; '.join(unknown)}. This acts in the "
                 "relaxation after each jump and in physical steps; the jumps know nothing of it.",
-                stacklevel=4,
+                stacklevel=5,
             )
         self._chooseSeed()
 
@@ -471,7 +508,7 @@ class StarMDIntegrator(CompoundIntegrator):
             yield saved
         except BaseException as error:
             self.setCurrentIntegrator(current)
-            context.loadCheckpoint(saved)
+            unwatched(context, "loadCheckpoint", saved)
             if isinstance(error, JumpRejectedError):
                 self._store.jump += 1  # for other random numbers, should the user try again
             raise
@@ -491,7 +528,8 @@ class StarMDIntegrator(CompoundIntegrator):
 
     def _random(self, purpose: str, number: int) -> int:
         """Seed of a draw of this jump."""
-        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose)
+        stream = [self._store.stream] if self._store.stream else []
+        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose, *stream)
 
     def __deepcopy__(self, memo):
         return _create(*self.__reduce__()[1])

@@ -26,7 +26,6 @@ pytest.importorskip("deeptime")
 
 import openmm_starmd  # noqa: E402
 from openmm_starmd import Propagator, available_models, available_propagators, cli, load_propagator  # noqa: E402
-from openmm_starmd.cli import terminal  # noqa: E402
 from openmm_starmd.evaluation.scoring.scores import MEANING  # noqa: E402
 from openmm_starmd.model import embedded_cards  # noqa: E402
 from openmm_starmd.systems import build_peptide as build  # noqa: E402
@@ -217,15 +216,6 @@ def test_rollout_of_a_sequence_starts_from_the_peptide_that_build_peptide_makes(
     assert Path("run/replica0000.xtc").read_bytes() == first
 
 
-def test_progress_in_a_log_file_is_plain_lines_with_the_time_left(monkeypatch, capsys):
-    seconds = iter([0.0, 10.0, 20.0, 40.0, 50.0])
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
-    with terminal.progress() as report:
-        for text, done in (("start", 0.0), ("a", 0.25), ("b", 0.5), ("c", 0.6)):
-            report(text, done)
-    assert capsys.readouterr().err == "b, 50 %, 40 s left\n"
-
-
 @pytest.mark.parametrize(
     ("library", "command", "modules", "extra"),
     [
@@ -294,7 +284,9 @@ def test_a_terminated_rollout_loses_nothing(files, capsys, monkeypatch):
 
     monkeypatch.setattr(Propagator, "step", step)
     assert cli.main(f"{ROLLOUT} run".split()) == 130
-    assert capsys.readouterr().err.strip().endswith("starmd: stopped")
+    told = capsys.readouterr().err.strip()
+    assert told.endswith("starmd: stopped; the same command goes on from here")
+    assert "1 of 6 frames, 16.7%" in told  # no terminal: a line now and then
     assert signal.getsignal(signal.SIGTERM) is handler
     assert cli.main(f"{ROLLOUT} run".split()) == 0
     assert len(calls) == 7  # the fourth step was begun twice

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
 FLOORS = [
-    "errors files seeds units protein.residues",
+    "errors files progress seeds units protein.residues",
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "systems trajectories",
@@ -72,7 +72,7 @@ def test_inner_packages_open_no_back_doors():
 
 
 def test_the_root_holds_no_other_modules():
-    allowed = set("errors files seeds units domain model interface propagator elastic plugins".split())
+    allowed = set("errors files progress seeds units domain model interface propagator elastic plugins".split())
     allowed |= set("relaxation integrator reporters rollout cli __main__".split())
     assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import openmm
@@ -17,32 +18,68 @@ KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kel
 
 
 def watchContexts():
-    """Wrap ``openmm.Context.__init__``, once.
+    """Wrap methods of ``openmm.Context``, once, for integrators that ask for it.
 
-    An integrator with the methods ``inspect(system)`` and ``bind(context)`` gets them called, before and after. The
-    plain CompoundIntegrator that an XML round trip makes of a StarMDIntegrator is refused.
+    An integrator with the methods ``inspect(system)`` and ``bind(context)`` gets them called, before and after its
+    Context is made. From then on ``issue(state)`` is called with every State that holds the integrator's parameters,
+    and ``load(context, read, source)`` in place of `Context.setState` and `loadCheckpoint`, which are ``read``. Other
+    integrators are left alone, except that the plain CompoundIntegrator that an XML round trip makes of a
+    StarMDIntegrator is refused.
     """
-    original = Context.__init__
-    if getattr(original, "watchedByStarMD", False):
-        return
+    if not hasattr(Context.__init__, "watchedByStarMD"):
+        _wrap("__init__", _create)
+        _wrap("getState", _getState)
+        _wrap("setState", _load)
+        _wrap("loadCheckpoint", _load)
+
+
+def unwatched(context: Context, name: str, *args):
+    """What a method of a Context returns that is not watched."""
+    return getattr(Context, name).__wrapped__(context, *args)
+
+
+def _wrap(name: str, around: Callable):
+    original = getattr(Context, name)
 
     @functools.wraps(original)
-    def __init__(self, *args):
-        integrator = args[1] if len(args) > 1 else None
-        ours = isinstance(integrator, CompoundIntegrator) and hasattr(integrator, "inspect")
-        if ours:
-            integrator.inspect(args[0])
-        elif isinstance(integrator, CompoundIntegrator) and _isRemnant(integrator):
-            raise StarMDError(
-                "This integrator was a StarMDIntegrator, but XML does not hold its model. Create a StarMDIntegrator "
-                "anew, and continue with simulation.loadCheckpoint or loadState."
-            )
-        original(self, *args)
-        if ours:
-            integrator.bind(self)
+    def method(self, *args, **kwargs):
+        return around(original, self, *args, **kwargs)
 
-    __init__.watchedByStarMD = True
-    Context.__init__ = __init__
+    method.watchedByStarMD = True
+    setattr(Context, name, method)
+
+
+def _isOurs(integrator) -> bool:
+    return isinstance(integrator, CompoundIntegrator) and hasattr(integrator, "inspect")
+
+
+def _create(original: Callable, context: Context, *args):
+    integrator = args[1] if len(args) > 1 else None
+    if _isOurs(integrator):
+        integrator.inspect(args[0])
+    elif isinstance(integrator, CompoundIntegrator) and _isRemnant(integrator):
+        raise StarMDError(
+            "This integrator was a StarMDIntegrator, but XML does not hold its model. Create a StarMDIntegrator "
+            "anew, and continue with simulation.loadCheckpoint or loadState."
+        )
+    original(context, *args)
+    if _isOurs(integrator):
+        integrator.bind(context)
+
+
+def _getState(original: Callable, context: Context, *args, **kwargs) -> openmm.State:
+    state = original(context, *args, **kwargs)
+    if kwargs.get("integratorParameters") and _isOurs(integrator := getattr(context, "_integrator", None)):
+        integrator.issue(state)
+    return state
+
+
+def _load(original: Callable, context: Context, *args, **kwargs):
+    integrator, sources = getattr(context, "_integrator", None), (*args, *kwargs.values())
+    if _isOurs(integrator) and len(sources) == 1:
+        integrator.load(context, original, *sources)
+    else:
+        original(context, *args, **kwargs)
 
 
 def _isRemnant(integrator: CompoundIntegrator) -> bool:

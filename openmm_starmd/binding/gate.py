@@ -41,17 +41,27 @@ class ValidityGate:
     def relaxed(self, positions, before, energies, freedoms: int) -> list[Failures]:
         """Checks that each of relaxed positions (B, A, 3) fails, or its energy.
 
-        Dynamics may bring no more potential energy than equipartition gives to a minimised structure of ``freedoms``
+        Dynamics brings no more potential energy than equipartition gives to a minimised structure of ``freedoms``
         degrees of freedom, and ten times its fluctuation; what is far above has not been relaxed. The ``energies``
-        (B, 3) are those before the jump, before and after relaxation, kJ/mol.
+        (B, 3) are the base of the run (of the conformation before the jump, less its `excess`), and those before and
+        after relaxation, kJ/mol.
         """
         limits = RELAXED if self._relaxes else STRAINED
         failures = self._failures(positions, before, limits)
-        excess = KB * self._temperature * (freedoms / 2 + 10 * math.sqrt(freedoms)) if self._relaxes else math.inf
-        for failure, (start, _, end) in zip(failures, energies, strict=True):
-            if "not_finite" not in failure and not end < start + excess:
+        allowed = KB * self._temperature * (freedoms / 2 + 10 * math.sqrt(freedoms)) if self._relaxes else math.inf
+        for failure, (base, _, end) in zip(failures, energies, strict=True):
+            if "not_finite" not in failure and not end < base + allowed:
                 failure["energy"] = []
         return failures
+
+    def excess(self, above: float, freedoms: int) -> float:
+        """Energy of a thermal conformation above the base of its run, kJ/mol, from that ``above`` the base so far.
+
+        The base is at first the energy of the start, which may be minimised. Each conformation that lies less than the
+        potential energy of equipartition above the base lowers it. So the base never rises, however hot the jumps end,
+        and a change of the forces in between moves it with the conformation.
+        """
+        return max(above, KB * self._temperature * freedoms / 2)
 
     def _failures(self, positions, before, limits) -> list[Failures]:
         checked = check_positions(torch.as_tensor(positions), self._tokens, torch.as_tensor(before), limits)

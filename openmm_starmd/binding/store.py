@@ -15,6 +15,7 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 PREFIX = "starmd_"  # the variables of a CustomIntegrator share their names with the parameters of the user's forces
 AT_WORK = PREFIX + "python_half_at_work"
 TAG = PREFIX + "tag"
+WIDE = "seedHigh", "seedLow", "streamHigh", "streamLow", "jumpHigh", "jumpLow"
 
 
 def scratchName(index: int) -> str:
@@ -49,7 +50,7 @@ class HistoryStore(CustomIntegrator):
     def __init__(self, stepSize, numParticles, features: ResidueFeatures, maxFrames, identity: bytes, scratch=0):
         super().__init__(stepSize)
         self.addGlobalVariable(AT_WORK, 0)
-        for name in ("tag", "frames", "seedHigh", "seedLow", "jumpHigh", "jumpLow", "elapsed", "phase"):
+        for name in ("tag", "frames", "elapsed", "phase", "excess", *WIDE):
             self.addGlobalVariable(PREFIX + name, 0)
         self._torsionMask, self._maxFrames, self._identity = features.torsion_mask, maxFrames, identity
         size = -(-sum(self._lengths(maxFrames)) // (3 * numParticles))
@@ -65,6 +66,9 @@ class HistoryStore(CustomIntegrator):
     seed = property(lambda self: self._getWide("seed"), lambda self, value: self._setWide("seed", value))
     """Random number seed."""
 
+    stream = property(lambda self: self._getWide("stream"), lambda self, value: self._setWide("stream", value))
+    """Number of the stream of random numbers of this seed; 0 for runs that do not share their start with others."""
+
     jump = property(lambda self: self._getWide("jump"), lambda self, value: self._setWide("jump", value))
     """Number of jumps tried since the integrator was created; the counter of the random numbers."""
 
@@ -72,6 +76,11 @@ class HistoryStore(CustomIntegrator):
         lambda self: self.getGlobalVariableByName(PREFIX + "elapsed"), lambda self, t: self._set("elapsed", t)
     )
     """Time of physical steps since the last context frame, ps."""
+
+    excess = property(
+        lambda self: self.getGlobalVariableByName(PREFIX + "excess"), lambda self, e: self._set("excess", e)
+    )
+    """Energy of the last conformation above the base that `ValidityGate` knows, kJ/mol."""
 
     phase = property(lambda self: self._get("phase"), lambda self, value: self._set("phase", value))
     """Steps that have been taken of the present cycle of learned and physical ones."""

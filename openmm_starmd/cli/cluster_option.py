@@ -1,14 +1,24 @@
-"""The option ``--scheduler`` of commands that can spread their work over a cluster."""
+"""The options of commands that can spread their work over a cluster."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Authority = Annotated[
+    Path | None, typer.Option(help="Of a scheduler at tls://..., as of `dask worker`: its authority's certificate.")
+]
+Certificate = Annotated[Path | None, typer.Option(help="Certificate of this client of the scheduler.")]
+Key = Annotated[Path | None, typer.Option(help="Private key of this client of the scheduler.")]
 
 
-def dask(scheduler: str | None):
+def dask(scheduler: str | None, *tls: Path | None):
     """Context with a client of the Dask scheduler at an address, or with None where there is no address."""
     if scheduler is None:
         return nullcontext()
     from openmm_starmd.rollout.cluster import connect
 
-    return connect(scheduler)
+    return connect(scheduler, *tls)

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from openmm_starmd.cli.terminal import LIGHTS, duration, plain_table, progress
+from openmm_starmd.cli.terminal import LIGHTS, plain_table, progress
+from openmm_starmd.progress import duration
 
 SHOWN = 8  # changes, so that all fits one screen
 BUSY = 1.5  # from this ratio of wall time to CPU time on, other jobs slow the probe down

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from openmm_starmd.cli.cluster_option import dask
+from openmm_starmd.cli.cluster_option import Authority, Certificate, Key, dask
 from openmm_starmd.cli.terminal import plain_table, progress
 
 
@@ -23,12 +23,15 @@ def refine(
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
     frame_interval: Annotated[float, typer.Option(help="ps between frames of the MD.")] = 2.0,
     precision: Annotated[float, typer.Option(help="Factor within which results have to be known.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of velocities and noise; 0 is a seed like any other.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Trajectories at a time, one CPU thread each.")] = 1,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
+    tls_ca_file: Authority = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
 ) -> None:
     """Correct a learned run by short MD: populations and rates of the force field, with intervals.
 
@@ -39,7 +42,7 @@ def refine(
     from openmm_starmd.systems.molecule import read_pdb
 
     files, structure = rollout_files(learned, topology)
-    with dask(scheduler) as client, progress() as report:
+    with dask(scheduler, tls_ca_file, tls_cert, tls_key) as client, progress(nanoseconds * starts) as report:
         result = run(
             files,
             read_pdb(structure).topology,

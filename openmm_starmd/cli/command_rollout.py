@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openmm_starmd.cli.cluster_option import dask
+from openmm_starmd.cli.cluster_option import Authority, Certificate, Key, dask
 from openmm_starmd.cli.terminal import progress
 
 
@@ -26,7 +26,9 @@ def rollout(
         int, typer.Option(min=0, help="Of 2 fs each, at the end of a relaxation: most of its cost.")
     ] = 60,
     temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
-    seed: Annotated[int, typer.Option(help="Of all replicas, and of a start from a sequence.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of all replicas, and of a start from a sequence; 0 is a seed like any other.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Relaxations at a time, one CPU thread each.")] = 1,
     device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda.")] = "auto",
     max_retries: Annotated[int, typer.Option(min=0, help="Samples more of a conformation that fails the checks.")] = 5,
@@ -40,6 +42,9 @@ def rollout(
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
+    tls_ca_file: Authority = None,
+    tls_cert: Certificate = None,
+    tls_key: Key = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm_starmd.binding.context import refuseWater
@@ -58,7 +63,7 @@ def rollout(
     new_propagator.require(*described)
     refuseWater(topology)
     made = 0
-    with dask(scheduler) as client, progress() as report:
+    with dask(scheduler, tls_ca_file, tls_cert, tls_key) as client, progress(nanoseconds * replicas) as report:
 
         def count(frames):
             nonlocal made

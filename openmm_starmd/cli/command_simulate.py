@@ -21,13 +21,13 @@ def simulate(
     replicas: Annotated[int, typer.Option(min=1, help="Trajectories of each molecule: NAME, NAME_2, ...")] = 1,
     processes: Annotated[int, typer.Option(min=1, help="Systems at a time, one CPU thread each.")] = 1,
     together: Annotated[int, typer.Option(min=1, help="Trajectories in one System, far apart: for a GPU.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of starts, velocities and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of starts, velocities and noise; 0 is a seed like any other.")] = 0,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
 ) -> None:
     """Make MD of peptides and proteins (Amber ff14SB, OBC2); a killed run goes on by the same command."""
     from openmm_starmd.training import simulate as run
 
-    with progress() as report:
+    with progress(nanoseconds * replicas * len(sequences)) as report:
         names = run(
             sequences,
             output,

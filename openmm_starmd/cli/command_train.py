@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from openmm_starmd.cli.terminal import logged
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; see the README.", show_default=False)],
@@ -16,5 +18,6 @@ def train(
     from openmm_starmd.training import train as run
 
     settings = TrainingConfig.from_toml(config)
-    run(settings)
+    with logged():
+        run(settings)
     print(Path(settings.output) / "model.safetensors")

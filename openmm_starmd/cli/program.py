@@ -29,6 +29,7 @@ from openmm_starmd.cli.command_train import train
 CommandError = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy of it that newer typer holds
 SEVERAL = ("--reference", "--generated", "--jumps")  # take several values after one option
 STOPPED = 130  # exit code after Ctrl-C or SIGTERM
+GOING_ON = ("rollout", "refine", "simulate", "train")  # commands that go on where they were
 EXAMPLES = {
     info: "starmd info 1abc.pdb",
     prepare: "starmd prepare 1abc.pdb -o start.pdb",
@@ -83,6 +84,10 @@ def spread_values(arguments: Sequence[str]) -> list[str]:
     return spread
 
 
+def _stopped(arguments: Sequence[str]) -> str:
+    return "stopped; the same command goes on from here" if {*arguments[:1]} & {*GOING_ON} else "stopped"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code. Errors are one line on stderr."""
     logging.getLogger("openmm_starmd").addHandler(logging.NullHandler())
@@ -91,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = spread_values(sys.argv[1:] if arguments is None else arguments)
         result = app(arguments, prog_name="starmd", standalone_mode=False)
         code = result if isinstance(result, int) else 0
-        message = "stopped" if code == STOPPED else ""  # some releases of typer return the code of an interrupt
+        message = _stopped(arguments) if code == STOPPED else ""  # some releases of typer return the interrupt's code
     except (KeyboardInterrupt, typer.Abort):
-        message, code = "stopped", STOPPED
+        message, code = _stopped(arguments), STOPPED
     except CommandError as error:
         message, code = error.format_message(), error.exit_code
     except (StarMDError, ValueError, OSError) as error:

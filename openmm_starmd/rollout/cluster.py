@@ -7,19 +7,39 @@ result; and a worker that is only believed dead keeps its locks until it has fin
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from openmm_starmd.errors import extra
+from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
 with extra("cluster", "Work on several machines"):
-    from distributed import Client, as_completed
+    from distributed import Client, Security, as_completed
 
 
-def connect(address: str) -> Client:
-    """Client of the scheduler at an address, such as ``tcp://node1:8786``."""
-    return Client(address, timeout=10)
+def connect(address: str, ca_file=None, cert=None, key=None) -> Client:
+    """Client of the scheduler at an address, such as ``tcp://node1:8786``, or ``tls://...`` with three PEM files.
+
+    Without files the client takes those that Dask's own configuration names (``distributed.comm.tls``).
+
+    Raises
+    ------
+    StarMDError
+        If a file is not there, or TLS is asked for and files are missing.
+    """
+    files = {"tls_ca_file": ca_file, "tls_client_cert": cert, "tls_client_key": key}
+    given = {name: str(path) for name, path in files.items() if path is not None}
+    for path in given.values():
+        if not os.path.isfile(path):
+            raise StarMDError(f"There is no file {path}, which was to be a certificate or key of TLS.")
+    security = Security(**given)
+    if address.startswith("tls://") and None in [getattr(security, name) for name in files]:
+        raise StarMDError(
+            f"{address} asks for TLS: give the certificate of its authority, and certificate and key of this client "
+            "(--tls-ca-file, --tls-cert, --tls-key), or name them in Dask's configuration (distributed.comm.tls)."
+        )
+    return Client(address, timeout=10, security=security)
 
 
 def distribute(

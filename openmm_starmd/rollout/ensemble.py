@@ -225,13 +225,14 @@ class Ensemble:
         history, before = History.join([r.history for r in group]), np.stack([r.positions for r in group])
         keys = [(replica.number, replica.step, len(replica.failures)) for replica in group]
         asked = [k for k, replica in enumerate(group) if replica.step < until]
-        positions, failures, repaired = sampler.sample(history, before, keys, asked)
+        excess = [replica.excess for replica in group]
+        positions, excess, failures, repaired = sampler.sample(history, before, excess, keys, asked)
         histories = sampler.extend(history, positions, keys).split()
         for k in asked:
             if k in failures:
                 self._fail(group[k], failures[k])
             else:
-                group[k].accept(positions[k], histories[k])
+                group[k].accept(positions[k], histories[k], excess[k])
                 group[k].counts.update(steps=1, repaired=int(k in repaired))
                 if group[k].step % self.checkpoint_steps == 0:
                     group[k].save()

@@ -47,6 +47,7 @@ class Replica:
     ):
         self.number, self.step, self.positions, self.rejection = number, 0, start, None
         self.history: History | None = None
+        self.excess = 0.0  # energy above the base that `ValidityGate` knows, kJ/mol
         self.failures: list[dict] = []  # of the tries of the jump from here
         self.counts = Counter()  # of jumps since then, as `acceptance` takes them
         self.trajectory = folder / f"replica{number:04d}.xtc"
@@ -77,13 +78,14 @@ class Replica:
         """Frames in the window and whether some have left it: what replicas in a batch must have in common."""
         return self.history.n_frames, self.history.dropped > 0
 
-    def accept(self, positions: np.ndarray, history: History):
+    def accept(self, positions: np.ndarray, history: History, excess: float):
         """Go on to positions (A, 3), the last of a history, and add them to the trajectory.
 
         Of the history's times only differences count; its clock may be that of another replica.
         """
         self._write(positions)
         self.step, self.positions, self.history, self.failures = self.step + 1, positions, history, []
+        self.excess = excess
 
     def _write(self, positions: np.ndarray):
         if self._file is None:
@@ -103,7 +105,7 @@ class Replica:
             return
         end = self._end_of(self.step - self._saved)
         frames = torch.arange(self.step + 1 - self.history.n_frames, self.step + 1)
-        clock = {"step": self.step, "dropped": int(frames[0]), "bytes": end}
+        clock = {"step": self.step, "dropped": int(frames[0]), "bytes": end, "excess": self.excess}
         frames[: self._sinks] = torch.arange(self._sinks)[: len(frames)]
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
         tensors["history"] = self.history.pack(self._mask)
@@ -133,7 +135,7 @@ class Replica:
         clock, vector, times, positions = found
         self.history = History.unpack(vector, self._mask, times, clock["dropped"])
         self.step, self.positions, self._bytes = clock["step"], positions.numpy(), clock["bytes"]
-        self._saved = self.step
+        self._saved, self.excess = self.step, clock["excess"]
         os.truncate(self.trajectory, self._bytes)
 
     def _read(self):

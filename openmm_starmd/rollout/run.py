@@ -86,7 +86,7 @@ def rollout(
     n_replicas : int
         B, the number of trajectories.
     seed : int
-        Replica k of a seed is the same whatever the others are.
+        Replica k of a seed is the same whatever the others are; 0 is a seed like any other.
     output : path
         Folder for ``topology.pdb`` and, for each replica, ``replica0000.xtc`` (all atoms, a frame a step, the first at
         one stride) and ``replica0000.state`` to go on from. At the end of a call ``statistics.json`` tells what the

@@ -51,7 +51,7 @@ class BatchSampler:
         """History of positions (B, A, 3)."""
         return self._of(len(positions)).start(self._measured(positions))
 
-    def sample(self, history: History, positions: np.ndarray, keys: list[tuple], asked: list[int]):
+    def sample(self, history: History, positions: np.ndarray, excess: list[float], keys: list[tuple], asked: list[int]):
         """One try of a jump.
 
         Parameters
@@ -59,6 +59,8 @@ class BatchSampler:
         history : History
         positions : array, shape (B, A, 3)
             Before the jumps, nm.
+        excess : list of float
+            Energy of each above the base of its run, kJ/mol.
         keys : list of tuple of int
             Number, step and attempt of each replica, which its random numbers belong to.
         asked : list of int
@@ -68,25 +70,29 @@ class BatchSampler:
         -------
         positions : array, shape (B, A, 3)
             Where no jump has been asked for or it fails the checks, those before.
+        excess : list of float
         failures : dict of int to dict
             The checks that it fails and atoms where it does, by places in the batch.
         repaired : set of int
             Places in the batch of those whose jump failed the checks before it was repaired.
         """
         conformation = self._of(len(keys)).step(history, self._generators("jump", keys))
-        new = positions.copy()
-        found, failures = self._judged(conformation[asked], positions[asked], [keys[k] for k in asked])
-        failures = {k: failure for k, failure in zip(asked, failures, strict=True) if failure}
-        new[asked] = found
-        new[list(failures)] = positions[list(failures)]
-        repaired = self._repaired(history, conformation, positions, keys, failures)
-        for k, atoms in repaired.items():
-            new[k] = atoms
+        new, before, excess = positions.copy(), np.array(excess), list(excess)
+        judged = self._judged(conformation[asked], positions, before, keys, asked)
+        failures = {}
+        for k, atoms, energy, failure in zip(asked, *judged, strict=True):
+            if failure:
+                failures[k] = failure
+            else:
+                new[k], excess[k] = atoms, energy
+        repaired = self._repaired(history, conformation, positions, before, keys, failures)
+        for k, (atoms, energy) in repaired.items():
+            new[k], excess[k] = atoms, energy
             del failures[k]
-        return new, failures, set(repaired)
+        return new, excess, failures, set(repaired)
 
-    def _repaired(self, history: History, conformation: Conformation, positions, keys, failures) -> dict:
-        """Positions (A, 3) of the jumps among those with ``failures`` that a repair has made acceptable, by places."""
+    def _repaired(self, history: History, conformation: Conformation, positions, excess, keys, failures) -> dict:
+        """Positions (A, 3) and excess of the jumps with ``failures`` that a repair makes acceptable, by places."""
         candidates, histories = {}, history.split() if failures else []
         for k, failure in failures.items():
             seed = functools.partial(derived, "repair", self._seed, *keys[k])
@@ -96,29 +102,31 @@ class BatchSampler:
         if not mended:
             return {}
         conformation = Conformation.cat([candidates[k] for k in mended])
-        found, again = self._judged(conformation, positions[mended], [keys[k] for k in mended])
-        return {k: atoms for k, atoms, failure in zip(mended, found, again, strict=True) if not failure}
+        judged = self._judged(conformation, positions, excess, keys, mended)
+        return {k: (atoms, energy) for k, atoms, energy, failure in zip(mended, *judged, strict=True) if not failure}
 
     def extend(self, history: History, positions: np.ndarray, keys: list[tuple]) -> History:
         """History with the positions (B, A, 3) that `sample` has found."""
         noise = self._generators("context", [(number, step, 0) for number, step, _ in keys])
         return self._of(len(keys)).extend(history, self._measured(positions), noise)
 
-    def _judged(self, conformation: Conformation, old: np.ndarray, keys):
-        """Positions (B, A, 3) of conformations (B, N), relaxed where that is asked for, and the checks that fail."""
-        conformation = conformation.to("cpu", torch.float64)
+    def _judged(self, conformation: Conformation, before: np.ndarray, excess: np.ndarray, keys, places: list[int]):
+        """Positions (P, A, 3) of conformations (P, N) of some places, relaxed where that is asked for, the excess (P,)
+        of their energies, and the checks that each of them fails."""
+        conformation, old, excess = conformation.to("cpu", torch.float64), before[places], excess[places]
         sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
         failures = self._gate.sampled(sampled, old)
         if self._pool is None:
-            return sampled, failures
+            return sampled, excess, failures
         sound = [k for k, failure in enumerate(failures) if not failure]
-        jobs = [(sampled[k], old[k], derived("relaxation", self._seed, *keys[k])) for k in sound]
+        jobs = [(sampled[k], old[k], derived("relaxation", self._seed, *keys[places[k]])) for k in sound]
         if jobs:
             sampled[sound], energies = map(np.array, zip(*self._pool.relax(jobs), strict=True))
+            energies[:, 0] -= excess[sound]
             found = self._gate.relaxed(sampled[sound], old[sound], energies, self._pool.freedoms)
-            for k, failure in zip(sound, found, strict=True):
-                failures[k] = failure
-        return sampled, failures
+            for k, (base, _, end), failure in zip(sound, energies.tolist(), found, strict=True):
+                excess[k], failures[k] = self._gate.excess(end - base, self._pool.freedoms), failure
+        return sampled, excess, failures
 
     def _measured(self, positions: np.ndarray):
         return from_positions(torch.from_numpy(positions), self._tokens)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from openmm_starmd.files import replacing
+from openmm_starmd.progress import ProgressLines
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,11 @@ class Logs:
     """
 
     def __init__(self, folder: Path, step: int, total: int, silent: bool = False):
-        self._tables, self._board, self._shown = {}, None, ""
+        self._tables, self._board, self._shown, self._total = {}, None, "", total
         console = Console(stderr=True)
+        self._line = None
+        if not (silent or console.is_terminal):
+            self._line = ProgressLines(logger.info, total, "{:,.0f} steps/day")
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console, disable=silent or not console.is_terminal)
         self._task = self._bar.add_task("training", total=total, completed=step)
@@ -103,6 +107,8 @@ class Logs:
             self._board.log_metrics({f"{table}/{name}": value for name, value in row.items()}, step)
         self._shown = f"training loss {row['loss']:.3f}" if table == "train" else self._shown
         self._bar.update(self._task, completed=step + 1, description=self._shown)
+        if self._line and table == "train":
+            self._line(f"step {step + 1:,} of {self._total:,}, {self._shown}", (step + 1) / self._total)
 
     def flush(self) -> None:
         """Write the tables."""

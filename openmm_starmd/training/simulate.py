@@ -285,7 +285,8 @@ def simulate(
         Trajectories made in one System, far apart from each other: for a GPU, which one small molecule leaves idle. A
         CPU gains nothing by it.
     seed : int
-        With the name, and those of the others in the System, it fixes start, velocities and noise of each trajectory.
+        With the name, and those of the others in the System, it fixes start, velocities and noise of each trajectory; 0
+        is a seed like any other.
     platform : str
         OpenMM platform.
     progress : callable

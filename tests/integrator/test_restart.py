@@ -21,13 +21,13 @@ CONTINUE = {
 @pytest.mark.parametrize("cut", [1, 4])
 @pytest.mark.parametrize("way", CONTINUE)
 def test_a_fresh_simulation_continues_bit_for_bit(new_simulation, snapshot, tmp_path, platform, cut, way):
-    """Cut while the window of three frames grows, and after frames have left it."""
+    """Cut while the window of three frames grows, and after frames have left it; without a seed it is the State's."""
     save, load = CONTINUE[way]
     whole = new_simulation(platform)
     whole.step(cut)
     getattr(whole, save)(str(tmp_path / "saved"))
     whole.step(2)
-    rest = new_simulation(platform, randomSeed=99)
+    rest = new_simulation(platform, randomSeed=0)
     getattr(rest, load)(str(tmp_path / "saved"))
     rest.step(2)
     assert snapshot(rest) == snapshot(whole)

@@ -128,3 +128,22 @@ def test_a_folder_that_workers_do_not_see(run, tmp_path, client):
 def test_what_is_no_client_is_refused(run):
     with pytest.raises(ValueError, match="must be a distributed.Client; found a str"):
         run("a", 2, client="tcp://localhost:8786")
+
+
+def test_a_scheduler_that_asks_for_certificates(run, tmp_path):
+    """TLS as in `dask scheduler --tls-ca-file ...`: connected with the files, refused without them."""
+    pytest.importorskip("cryptography")
+    from openmm_starmd.rollout.cluster import connect
+
+    temporary = distributed.Security.temporary()
+    files = {name: tmp_path / f"{name}.pem" for name in ("tls_ca_file", "tls_client_cert", "tls_client_key")}
+    for name, path in files.items():
+        path.write_text(getattr(temporary, name))
+    with pytest.raises(StarMDError, match="no file .*away.pem"):
+        connect("tls://localhost:1", tmp_path / "away.pem")
+    with distributed.LocalCluster(processes=False, security=temporary, **OPTIONS) as cluster:
+        assert cluster.scheduler_address.startswith("tls://")
+        with pytest.raises(StarMDError, match="asks for TLS"):
+            connect(cluster.scheduler_address)
+        with connect(cluster.scheduler_address, *files.values()) as client:
+            assert run("spread", 2, 1, client=client).shape[:2] == (1, 2)
