@@ -1,4 +1,4 @@
-"""`evaluate`: is a generated trajectory as good as MD? Scores, a verdict, and a page to look at."""
+"""Comparison of a generated trajectory with MD: scores, a verdict, and a page to look at."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_starmd.evaluation.report.page import render
+from openmm_starmd.evaluation.scoring import judge
 from openmm_starmd.evaluation.scoring.causes import causes
-from openmm_starmd.evaluation.scoring.judge import Judge
+from openmm_starmd.evaluation.scoring.comparison import Comparison
 from openmm_starmd.evaluation.scoring.jumps import jump_scores, read_jumps
 from openmm_starmd.evaluation.scoring.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
-from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, written
+from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
 from openmm_starmd.evaluation.scoring.verdict import verdict
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
 
@@ -43,16 +43,14 @@ class Evaluation:
         Two or three plain sentences.
     settings : dict
         What was compared: files, lengths, intervals, atoms, lag time.
-    reference, generated : Side
-    judge : Judge
+    comparison : Comparison
+        Frames of both sides, which figures are drawn from.
     """
 
     scores: tuple[Score, ...]
     verdict: str
     settings: dict
-    reference: Side
-    generated: Side
-    judge: Judge
+    comparison: Comparison
 
     def __getitem__(self, name: str) -> Score:
         """The score of this name."""
@@ -67,11 +65,8 @@ class Evaluation:
         for group in GROUPS:
             lines.append(f"| **{group}** |" + " |" * 6)
             for s in (s for s in self.scores if s.group == group):
-                low, high, *values = (
-                    written(value, s.unit) for value in (s.low, s.high, s.value, s.oracle, s.frozen, s.shuffled)
-                )
-                interval = "–" if math.isnan(s.low) else f"{low} to {high}"
-                cells = [s.name, values[0], interval, *values[1:], s.light.replace(NONE, "")]
+                value, *others = (written(value, s.unit) for value in (s.value, s.oracle, s.frozen, s.shuffled))
+                cells = [s.name, value, interval(s), *others, s.light.replace(NONE, "")]
                 lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -86,7 +81,10 @@ class Evaluation:
 
     def to_html(self, path: str | os.PathLike) -> None:
         """A page with verdict, table, figures and both trajectories to play, that loads nothing from elsewhere."""
-        Path(path).write_text(render(self), encoding="utf-8")
+        from openmm_starmd.evaluation.report.page import render  # draws, and needs Jinja2
+
+        page = render(self.scores, self.verdict, self.settings, self.comparison)
+        Path(path).write_text(page, encoding="utf-8")
 
     def to_markdown(self, path: str | os.PathLike) -> None:
         """Verdict, what was compared, and the table."""
@@ -213,8 +211,8 @@ def evaluate(
     progress("measuring the reference", 0.0)
     projection = Projection(one, lag_time)
     progress("measuring the generated trajectory", 0.5)
-    judge = Judge(projection, projection.frames(two), temperature, not no_kinetics)
-    scores = tuple(judge.scores(progress))
+    comparison = Comparison((one, two), projection, projection.frames(two), temperature, not no_kinetics)
+    scores = tuple(judge.scores(comparison, progress))
     settings = _settings(one, two, lag_time, temperature, projection)
     notes, unscored = _notes(one, two, lag_time, not no_kinetics), _unscored(scores, no_kinetics)
     if notes:
@@ -226,4 +224,4 @@ def evaluate(
             if np.isfinite(energies).any():
                 settings[f"median energy {when} relaxation (kJ/mol)"] = round(float(np.nanmedian(energies)), 1)
         settings["milliseconds a jump"] = round(1000 * reported.seconds.sum() / max(1, reported.counts.sum()), 1)
-    return Evaluation(scores, verdict(scores, wrong, unscored), settings, one, two, judge)
+    return Evaluation(scores, verdict(scores, wrong, unscored), settings, comparison)
