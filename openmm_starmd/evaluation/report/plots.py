@@ -87,17 +87,15 @@ def plot_free_energy(
     return ax
 
 
-def plot_rmsf(profiles: dict[str, np.ndarray], ax=None, residues: Sequence[str] | None = None, title: str = ""):
-    """RMSF (N,), nm, of each CA in several ensembles; up to 20 residues are named if ``residues`` are given."""
+def plot_rmsf(profiles: dict[str, np.ndarray], ax=None, title: str = ""):
+    """RMSF (N,), nm, of each CA in several ensembles."""
     ax = plt.gca() if ax is None else ax
     n = max(map(len, profiles.values()))
     for colour, (name, profile) in zip(COLOURS, profiles.items(), strict=False):
         marker = "o" if n <= 50 else None
         ax.plot(np.arange(1, len(profile) + 1), profile, color=colour, label=name, marker=marker, markersize=4)
     ax.set(xlabel="residue", ylabel="RMSF of CA (nm)", title=title, ylim=(0, None))
-    if residues is not None and n <= 20:
-        ax.set_xticks(np.arange(1, n + 1), residues, rotation=45, ha="right", rotation_mode="anchor")
-    elif n <= 20:
+    if n <= 20:
         ax.set_xticks(np.arange(1, n + 1))
     return _clean(ax)
 

@@ -97,11 +97,10 @@ def _connection(comparison: Comparison) -> Score:
 
 
 def _balance(comparison: Comparison) -> Score:
-    tests = [
+    value, oracle = (
         markov.detailed_balance([frames.states for frames in side], side[0].lag)
         for side in (comparison.generated, comparison.reference)
-    ]
-    value, oracle = (test.p_value if test.n_pairs else math.nan for test in tests)
+    )
     lamp = UNCLEAR if math.isnan(value) else GREEN if value >= 0.05 else AMBER if value >= 0.001 else RED
     return Score.noted("detailed balance, p-value", KINETICS, value, "p", oracle, light=lamp)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from openmm_starmd.evaluation.metrics import markov
 
@@ -205,30 +206,20 @@ def test_chapman_kolmogorov_fails_for_a_lumped_chain(rng):
 
 
 def test_detailed_balance_holds_in_a_reversible_chain(rng):
-    p_values = []
-    for _ in range(20):
-        result = markov.detailed_balance(simulate(CHAIN, 20_000, rng), 2)
-        assert (result.z == -result.z.T).all()
-        p_values.append(result.p_value)
-    assert min(p_values) > 0.001 and result.n_pairs == 5 and result.net_flux < 0.05
+    assert min(markov.detailed_balance(simulate(CHAIN, 20_000, rng), 2) for _ in range(20)) > 0.001
 
 
 def test_detailed_balance_is_broken_by_a_cycle(rng):
     states = simulate(CYCLE, 3_000, rng)
-    result = markov.detailed_balance(states, 1)
-    assert result.p_value < 1e-10 and result.n_pairs == 3
-    assert result.net_flux == pytest.approx(0.7 / 0.9, abs=0.05)
-    assert result.z[0, 1] > 10 and result.z[1, 2] > 10 and result.z[2, 0] > 10
-    backwards = markov.detailed_balance(states[::-1], 1)
-    assert (backwards.z == -result.z).all()
+    assert markov.detailed_balance(states, 1) < 1e-10
+    assert markov.detailed_balance(states[::-1], 1) == markov.detailed_balance(states, 1)
 
 
 def test_transitions_for_balance_do_not_share_time():
-    states = np.tile([0, 0, 0, 1, 1, 1], 100)
-    result = markov.detailed_balance(states, 3)
-    total = (np.diff(states[::3]) != 0).sum()
-    assert result.n_pairs == 1 and abs(result.z[0, 1]) == pytest.approx(1 / np.sqrt(total))
-    nothing = markov.detailed_balance(np.zeros(50, dtype=int), 1)
-    assert (nothing.n_pairs, nothing.p_value, nothing.net_flux) == (0, 1.0, 0.0)
+    there_and_back = np.tile([0, 0, 0, 1, 1, 1], 100)
+    assert markov.detailed_balance(there_and_back, 3) == pytest.approx(2 * norm.sf(1 / np.sqrt(199)))
+    round_trip = np.repeat(np.tile([0, 1, 2], 100), 3)  # 299 transitions, 100 one way and 0 back at most
+    assert markov.detailed_balance(round_trip, 3) == pytest.approx(3 * 2 * norm.sf(10))
+    assert np.isnan(markov.detailed_balance(np.zeros(50, dtype=int), 1))
     with pytest.raises(ValueError, match="lag"):
-        markov.detailed_balance(states, 600)
+        markov.detailed_balance(there_and_back, 600)
