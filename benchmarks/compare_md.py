@@ -80,7 +80,7 @@ class Molecule:
 
     @property
     def outside(self) -> list[str]:
-        return self.model.domain.violations(self.tokens, self.stride, TEMPERATURE)
+        return self.model.domain.check(self.tokens, self.stride, TEMPERATURE)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from openmm_starmd.binding.schedule import HybridSchedule
+    from openmm_starmd.domain import Domain
     from openmm_starmd.errors import (
         HistoryError,
         JumpRejectedError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Domain",
     "HistoryError",
     "HybridSchedule",
     "JumpPropagator",
@@ -54,6 +56,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Domain": "domain",
     "HybridSchedule": "binding.schedule",
     "StarMDIntegrator": "integrator",
     "StarMDModel": "model",

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -209,17 +208,29 @@ def rollout(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Replicas in a batch of the network.", show_default="all; 8 by Dask")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Warn where the model's domain is left for this reason, such as length; may be repeated."),
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
     ] = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
-
+    from openmm_starmd.binding.context import refuseWater
+    from openmm_starmd.domain import allowing
+    from openmm_starmd.plugins import NewPropagator
+    from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems import peptide_system
 
     pdb, n_steps = _read_pdb(structure), max(1, round(1000 * nanoseconds / stride))
+    refuse_missing_hydrogens(pdb.topology)
+    strict, described = allowing(allow or []), (ResidueTokens.from_topology(pdb.topology), stride, temperature)
+    new_propagator = NewPropagator.of(model, *described, device if scheduler is None else "cpu", strict)
+    new_propagator.require(*described)
+    refuseWater(pdb.topology)
     made = 0
     with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
 
@@ -229,7 +240,7 @@ def rollout(
             progress(f"{made:,} of {n_steps * replicas:,} frames", made / (n_steps * replicas))
 
         files = run(
-            model,
+            new_propagator.source,
             pdb.topology,
             pdb.positions,
             stride=stride,
@@ -245,6 +256,7 @@ def rollout(
             device=device,
             max_retries=max_retries,
             batch_size=batch_size,
+            strict=strict,
             client=client,
             progress=count,
         )
@@ -320,8 +332,8 @@ def models(
         return
     model = load_model(name, device="cpu")
     domain = Table(title=Text(model.name), box=None, show_header=False, title_justify="left", padding=(0, 2, 0, 0))
-    for key, value in asdict(model.domain).items():
-        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    for key, value in model.domain.to_dict().items():
+        text = ", ".join(value) if isinstance(value, tuple) else str(value)
         domain.add_row(key.replace("_", " "), Text(text))
     console.print(domain)
     console.print(Markdown(model.card) if model.card else "This model has no card.")

@@ -148,8 +148,6 @@ class ElasticNetwork(JumpPropagator):
         K.
     device : str or torch.device
         Of histories and random numbers; it computes on the CPU.
-    strict : bool
-        Of no effect: any protein can have an elastic network.
     """
 
     name = "elastic"
@@ -170,7 +168,7 @@ fast. Side chains ride with their residues; torsions change in the relaxation al
 not matter to it. `model="auto"` never chooses it.
 """
 
-    def __init__(self, tokens: ResidueTokens, stride: float, temperature: float, *, device="cpu", strict: bool = True):
+    def __init__(self, tokens: ResidueTokens, stride: float, temperature: float, *, device="cpu"):
         self.tokens, self.stride, self.temperature = tokens, float(stride), float(temperature)
         self.device = choose_device(device)
         settings = CUTOFF, GAMMA, BOND, ANGLE_AT_C, ANGLE_AT_N, OMEGA, TORSION, FRICTION, tokens.sequence

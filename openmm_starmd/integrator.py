@@ -6,12 +6,14 @@ import copy
 import functools
 import math
 import secrets
+import warnings
 import weakref
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, unit
+from openmm.app import Topology
 
 from openmm_starmd.binding.context import (
     checkedPositions,
@@ -22,6 +24,7 @@ from openmm_starmd.binding.context import (
     refuseWater,
     watchContexts,
 )
+from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.past import Past
@@ -29,10 +32,10 @@ from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
+from openmm_starmd.domain import Violation
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
-from openmm_starmd.model import refuse
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
@@ -61,6 +64,10 @@ class StarMDIntegrator(CompoundIntegrator):
     same, bit for bit, as one that was never interrupted (Reference platform, or CPU with one thread). Positions that
     are set or minimised between steps start the history of past conformations anew. A copy or an unpickled
     StarMDIntegrator is a new one with the same settings; an XML round trip loses the model and ends in an error.
+
+    OpenMM's `Simulation.runForClockTime` looks at the clock every ten steps, that is, after ten jumps: the run can last
+    longer by as much. Forces that the model was not trained with, restraints and biases among them, act in the
+    relaxation alone; a warning names them when the Context is created.
 
     For the model see Shoghi et al., "Scalable Spatio-Temporal SE(3) Diffusion for Long-Horizon Protein Dynamics"
     (https://arxiv.org/abs/2602.02128).
@@ -107,8 +114,9 @@ class StarMDIntegrator(CompoundIntegrator):
             Where the network runs: "auto", "cpu", "cuda", ...
         maxRetries : int
             How often a step is sampled again after a conformation that fails the checks.
-        strict : bool
-            Whether leaving the domain of the model is an error; otherwise it is a warning.
+        strict : bool or dict
+            Whether leaving the domain of the model is an error; otherwise it is a warning. ``{"length": False}`` makes
+            a warning of one reason alone; the error names the reasons.
         schedule : HybridSchedule
             Physical segments between the jumps; none by default.
         physicalIntegrator : Integrator, optional
@@ -117,6 +125,11 @@ class StarMDIntegrator(CompoundIntegrator):
         """
         super().__init__()
         self._settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        require(
+            isinstance(topology, Topology),
+            "The Topology of the System comes first: StarMDIntegrator(topology, temperature, stepSize); "
+            f"got {topology!r}",
+        )
         self._temperature, stepSize = valueIn(temperature, unit.kelvin), valueIn(stepSize, unit.picoseconds)
         require(self._temperature > 0, f"temperature must be > 0 K; got {self._temperature:g} K")
         require(stepSize > 0, f"stepSize must be > 0 ps; got {stepSize:g} ps")
@@ -126,13 +139,13 @@ class StarMDIntegrator(CompoundIntegrator):
         )
         require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
-        if not self._relaxation.steers:
-            refuseWater(topology)
         refuse_missing_hydrogens(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
-        self._propagator = self._createPropagator(stepSize)
+        self._propagator = self._createPropagator(stepSize, self._temperature)
+        if not self._relaxation.steers:
+            refuseWater(topology)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
         self._store = HistoryStore(
@@ -145,9 +158,11 @@ class StarMDIntegrator(CompoundIntegrator):
         )
         if self._relaxation.active:
             self._relaxation.addProgram(self._store)
-        self._gate = ValidityGate(topology, self._tokens, self._temperature, self._relaxation.active)
+        self._gate = self._createGate()
         self._past = Past(self._store, self._tokens, self._random)
-        self.addIntegrator(self._createPhysics(physicalIntegrator))
+        physics = self._createPhysics(physicalIntegrator)
+        self._seedsPhysics = hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0
+        self.addIntegrator(physics)
         self.addIntegrator(self._store)
         self.setCurrentIntegrator(CLOCK if schedule.learnedSteps else PHYSICS)
         self._context = None
@@ -191,10 +206,12 @@ class StarMDIntegrator(CompoundIntegrator):
     def _jump(self, context, saved: bytes):
         """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context."""
         self.setCurrentIntegrator(CLOCK)
+        if self._hasVirtualSites:
+            context.computeVirtualSites()
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
         if self._past.known(self._propagator, positions - shifts) is None:
-            refuse(self._propagator.name, self._gate.foreign(positions), self._settings["strict"])
+            self._checkPositions(positions)
         history = self._past.history(self._propagator, positions, shifts)
         self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):
@@ -212,8 +229,18 @@ class StarMDIntegrator(CompoundIntegrator):
                 return
             context.loadCheckpoint(saved)
             self._statistics.reject(failures)
-        reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures)
+        outside = self._outside()
+        reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures, outside)
         raise JumpRejectedError(f"{reason} The Context is in its last good state.")
+
+    def _checkPositions(self, positions):
+        """Compare positions that a history starts with, and that nobody has seen before, with the domain."""
+        outside = self._outside()
+        self._newPropagator.refuse([told for told in self._outside(positions) if told not in outside])
+
+    def _outside(self, positions=None) -> list[Violation]:
+        """What lies outside the domain of the model."""
+        return self._newPropagator.outside(self._tokens, self._propagator.stride, self._temperature, positions)
 
     def _toPositions(self, conformation: Conformation, positions):
         """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
@@ -291,6 +318,7 @@ class StarMDIntegrator(CompoundIntegrator):
         self._context = weakref.ref(context)
         system = context.getSystem()
         self._periodic, self._masses = system.usesPeriodicBoundaryConditions(), massesOf(system)
+        self._hasVirtualSites = any(system.isVirtualSite(index) for index in range(system.getNumParticles()))
         self._freedoms = 3 * np.count_nonzero(self._masses) - system.getNumConstraints()
 
     def reset(self):
@@ -314,7 +342,7 @@ class StarMDIntegrator(CompoundIntegrator):
         """Set the stride, ps. Reporters of trajectories assume that it does not change during a file."""
         size = valueIn(size, unit.picoseconds)
         require(size > 0, f"stepSize must be > 0 ps; got {size:g} ps")
-        self._propagator = self._createPropagator(size)
+        self._propagator = self._createPropagator(size, self._temperature)
         self._store.setStepSize(size)
         self._settings["stepSize"] = size
 
@@ -322,17 +350,42 @@ class StarMDIntegrator(CompoundIntegrator):
         """Get the temperature, K."""
         return self._temperature * unit.kelvin
 
+    def setTemperature(self, temperature):
+        """Set the temperature, K, of jumps, relaxation, velocities and of the physical integrator.
+
+        Raises
+        ------
+        ModelDomainError
+            If it lies outside the domain of the model; the temperature stays what it was.
+        """
+        temperature = valueIn(temperature, unit.kelvin)
+        require(temperature > 0, f"temperature must be > 0 K; got {temperature:g} K")
+        self._propagator = self._createPropagator(self._propagator.stride, temperature)
+        self._settings["temperature"] = self._temperature = temperature
+        self._gate = self._createGate()
+        physics = self.getIntegrator(PHYSICS)
+        if hasattr(physics, "setTemperature"):
+            physics.setTemperature(temperature)
+
     def getRandomNumberSeed(self):
         """Get the random number seed; once a Context exists, the one in use, which checkpoints and States carry."""
         return self._store.seed
 
     def setRandomNumberSeed(self, seed):
-        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen."""
+        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen.
+
+        The physical integrator gets it too, unless it was given with a seed of its own. An integrator of OpenMM takes a
+        seed when its Context is initialised, so a Context that exists is initialised anew, in its present State.
+        """
         seed = wholeNumber("randomSeed", seed)
         require(seed < 2**31, f"randomSeed must be below 2^31; got {seed}")
         self._settings["randomSeed"] = self._store.seed = seed
         if self._context is not None:
+            context = self._boundContext()
             self._chooseSeed()
+            state = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
+            context.reinitialize()
+            context.setState(state)
 
     def getStatistics(self):
         """Get what happened since the integrator was created.
@@ -354,28 +407,39 @@ class StarMDIntegrator(CompoundIntegrator):
         ValueError, UnsupportedTopologyError
             If it does not belong to the Topology, or holds what cannot be simulated.
         """
-        checkSystem(system, self._settings["topology"].getNumAtoms(), self._tokens)
+        topology = self._settings["topology"]
+        checkSystem(system, topology.getNumAtoms(), self._tokens)
+        if unknown := unknownForces(system, topology, self._tokens, self._newPropagator.force_field):
+            warnings.warn(
+                f"Model {self._propagator.name!r} was not trained with {'; '.join(unknown)}. This acts in the "
+                "relaxation after each jump and in physical steps; the jumps know nothing of it.",
+                stacklevel=4,
+            )
         self._chooseSeed()
 
     def _chooseSeed(self):
         if self.getRandomNumberSeed() == 0:
             self._store.seed = secrets.randbelow(2**31 - 1) + 1
         physics = self.getIntegrator(PHYSICS)
-        if hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0:
+        if self._seedsPhysics:
             physics.setRandomNumberSeed(self.getRandomNumberSeed())
         if hasattr(physics, "setRandomNumberSeed"):  # the Reference platform keeps one generator for all integrators
             self._store.setRandomNumberSeed(physics.getRandomNumberSeed())
 
-    def _createPropagator(self, stride: float) -> JumpPropagator:
+    def _createGate(self) -> ValidityGate:
+        topology = self._settings["topology"]
+        return ValidityGate(topology, self._tokens, self._temperature, self._relaxation.active)
+
+    def _createPropagator(self, stride: float, temperature: float) -> JumpPropagator:
         frames, denoising = self._settings["contextFrames"], self._settings["denoisingSteps"]
         settings = {"context_frames": frames, "denoising_steps": denoising}
-        return self._newPropagator(self._tokens, stride, self._temperature, **settings)
+        return self._newPropagator(self._tokens, stride, temperature, **settings)
 
     def _createPhysics(self, integrator):
         if integrator is None:
             return LangevinMiddleIntegrator(self._temperature, 1.0, self._relaxation.timeStep)
         checkIntegrator(integrator)
-        self._settings["physicalIntegrator"] = copy.deepcopy(integrator)
+        self._settings["physicalIntegrator"] = None  # copies take what becomes of it
         return integrator
 
     @contextmanager
@@ -409,17 +473,22 @@ class StarMDIntegrator(CompoundIntegrator):
         return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose)
 
     def __deepcopy__(self, memo):
-        return _create(self._settings)
+        return _create(*self.__reduce__()[1])
 
     __copy__ = functools.partialmethod(__deepcopy__, None)
 
     def __reduce__(self):
-        return _create, (self._settings,)
+        physics = copy.deepcopy(self.getIntegrator(PHYSICS))
+        if self._seedsPhysics:
+            physics.setRandomNumberSeed(0)
+        return _create, (self._settings | {"physicalIntegrator": physics}, self.getConstraintTolerance())
 
 
-def _create(settings) -> StarMDIntegrator:
-    """A new integrator; it must not share the physical one, which can belong to one integrator only."""
-    return StarMDIntegrator(**settings | {"physicalIntegrator": copy.deepcopy(settings["physicalIntegrator"])})
+def _create(settings, constraintTolerance: float) -> StarMDIntegrator:
+    """A new integrator with the settings of another one, the present ones of its physical integrator included."""
+    integrator = StarMDIntegrator(**settings)
+    integrator.setConstraintTolerance(constraintTolerance)
+    return integrator
 
 
 watchContexts()

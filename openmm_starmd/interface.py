@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from openmm_starmd.domain import Domain
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -15,7 +16,7 @@ class JumpPropagator(Protocol):
     """Samples the conformation one stride ahead, for B replicas of one protein at a time.
 
     A class that inherits from the protocol needs the attributes without a default, and `step`. Its constructor is
-    called as ``cls(tokens, stride, temperature, *, device, strict, **settings)``; ``settings`` are ``context_frames``
+    called as ``cls(tokens, stride, temperature, *, device, **settings)``; ``settings`` are ``context_frames``
     and ``denoising_steps``, where the user gives them. An entry point of the group ``openmm_starmd.propagators`` makes
     such a class known by name; see ``docs/propagators.md``.
 
@@ -33,6 +34,8 @@ class JumpPropagator(Protocol):
         K.
     card : str
         What the propagator is and what it is not, Markdown; an attribute of the class.
+    domain : Domain, optional
+        Systems that the propagator is made for; others are refused. An attribute of the class; None for any.
     device : torch.device
         Where conformations and random numbers are; the CPU by default.
     context_frames, sink_frames : int
@@ -45,6 +48,7 @@ class JumpPropagator(Protocol):
     stride: float
     temperature: float
     card: str = ""
+    domain: Domain | None = None
     device: torch.device = torch.device("cpu")
     context_frames: int = 1
     sink_frames: int = 0

@@ -6,8 +6,6 @@ import copy
 import hashlib
 import json
 import logging
-import warnings
-from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -15,82 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from openmm_starmd.diffusion.process import Process
+from openmm_starmd.domain import Domain, enforced, how_to_allow, refuse
 from openmm_starmd.errors import ModelDomainError, StarMDError
 from openmm_starmd.files import save_tensors
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
-from openmm_starmd.protein.bond_graph import CAPPED
-from openmm_starmd.protein.residues import RESIDUE_TYPES
 from openmm_starmd.protein.tokens import ResidueTokens
 
 FORMAT_VERSION = 1
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Where a model was trained.
-
-    Parameters
-    ----------
-    min_length, max_length : int
-        Residues of the protein, caps not counted.
-    min_stride, max_stride : float
-        ps.
-    min_temperature, max_temperature : float
-        K.
-    max_chains : int
-    caps : bool
-        Whether chain ends may be capped (ACE, NME).
-    residue_types : tuple of str
-        Three-letter codes.
-    force_field : str
-    """
-
-    min_length: int = 1
-    max_length: int = 10_000
-    min_stride: float = 10.0
-    max_stride: float = 10_000.0
-    min_temperature: float = 300.0
-    max_temperature: float = 300.0
-    max_chains: int = 1
-    caps: bool = True
-    residue_types: tuple[str, ...] = RESIDUE_TYPES
-    force_field: str = ""
-
-    def violations(self, tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:
-        """What lies outside, a sentence each; empty where all is inside."""
-        found = []
-        if not self.min_length <= tokens.n_residues <= self.max_length:
-            known = f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else self.max_length
-            found.append(f"the model knows proteins of {known} residues, this has {tokens.n_residues}")
-        if not self.min_stride <= stride <= self.max_stride:
-            found.append(f"the model knows strides of {self.min_stride:g} to {self.max_stride:g} ps, not {stride:g} ps")
-        if not self.min_temperature - 0.5 <= temperature <= self.max_temperature + 0.5:
-            low, high = self.min_temperature, self.max_temperature
-            known = f"{low:g} K" if low == high else f"{low:g} to {high:g} K"
-            found.append(f"the model knows {known}, not {temperature:g} K")
-        caps = any((end == CAPPED).any() for end in (tokens.features.n_end, tokens.features.c_end))
-        if caps and not self.caps:
-            found.append("the model has not seen capped ends")
-        chains = len(set(tokens.features.chain_index.tolist()))
-        if chains > self.max_chains:
-            found.append(f"the model knows up to {self.max_chains} chain(s), this has {chains}")
-        types = {RESIDUE_TYPES[i] for i in tokens.features.residue_type.tolist()} - set(self.residue_types)
-        if types:
-            found.append(f"the model has not seen the residue types {', '.join(sorted(types))}")
-        return found
-
-
-def refuse(name: str, found: list[str], strict: bool = True) -> None:
-    """Raise ModelDomainError, or warn, if anything was found to lie outside the domain of the model of that name."""
-    if not found:
-        return
-    message = f"Outside the domain of model {name!r}: {'; '.join(found)}."
-    if strict:
-        raise ModelDomainError(f"{message} Use another model, or strict=False to try all the same.")
-    warnings.warn(message, stacklevel=3)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -164,15 +96,26 @@ class StarMDModel:
             digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.digest()
 
-    def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict: bool = True) -> None:
-        """Compare a system with the domain.
+    def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict=True) -> None:
+        """Raise or warn where a system lies outside the domain.
+
+        Parameters
+        ----------
+        tokens : ResidueTokens
+        stride : float
+            ps.
+        temperature : float
+            K.
+        strict : bool or dict
+            As of `domain.refuse`.
 
         Raises
         ------
         ModelDomainError
-            If it lies outside; with ``strict=False`` a warning is given instead.
+            If it lies outside, except for what ``strict`` turns into a warning.
         """
-        refuse(self.name, self.domain.violations(tokens, stride, temperature), strict)
+        found = self.domain.check(tokens, stride, temperature)
+        refuse(self.name, found, strict, models_for(tokens, stride, temperature) if enforced(found, strict) else [])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: weights, and configuration, domain and card as its metadata."""
@@ -181,7 +124,7 @@ class StarMDModel:
             "version": str(FORMAT_VERSION),
             "name": self.name,
             "config": json.dumps(self.config.to_dict()),
-            "domain": json.dumps(asdict(self.domain)),
+            "domain": json.dumps(self.domain.to_dict()),
             "card": self.card,
         }
         weights = {k: v.contiguous().cpu() for k, v in self.denoiser.state_dict().items()}
@@ -199,11 +142,12 @@ def available_models() -> list[str]:
 
 
 def choose_model(
-    topology, stride: float, temperature: float, *, device: str | torch.device = "auto", strict: bool = True
+    topology, stride: float, temperature: float, *, device: str | torch.device = "auto", strict=True
 ) -> StarMDModel:
     """Load the embedded model whose domain holds the protein of a Topology, a stride and a temperature.
 
-    Of several it is the one of the narrowest range of lengths, and of these the first by name. The choice is logged.
+    Of several it is the one with the most denoising steps, of these the one of the narrowest range of lengths, and of
+    these the first by name. The choice is logged.
 
     Parameters
     ----------
@@ -213,8 +157,9 @@ def choose_model(
     temperature : float
         K.
     device : str or torch.device
-    strict : bool
-        Whether it is an error that no domain holds them; otherwise the model that lacks the least is taken.
+    strict : bool or dict
+        As of `domain.refuse`. Where no domain holds all, the model that lacks the least is taken as far as ``strict``
+        allows.
 
     Raises
     ------
@@ -224,17 +169,29 @@ def choose_model(
         If the protein cannot be described by residue tokens.
     """
     tokens = topology if isinstance(topology, ResidueTokens) else ResidueTokens.from_topology(topology)
-    domains = {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
-    names = sorted(domains, key=lambda name: (domains[name].max_length - domains[name].min_length, name))
-    lacks = {name: domains[name].violations(tokens, stride, temperature) for name in names}
-    chosen = min(names, key=lambda name: len(lacks[name]))
-    if strict and lacks[chosen]:
+    described = {name: _read(path, weights=False)[0] for name, path in _embedded().items()}
+    domains = {name: _domain_of(metadata) for name, metadata in described.items()}
+    lacks = {name: domain.check(tokens, stride, temperature) for name, domain in domains.items()}
+
+    def rank(name: str) -> tuple:
+        steps, domain = ModelConfig.from_dict(json.loads(described[name]["config"])).denoising_steps, domains[name]
+        outside = len(enforced(lacks[name], strict)), len(lacks[name])
+        return *outside, -steps, domain.max_length - domain.min_length, name
+
+    chosen = min(domains, key=rank)
+    if enforced(lacks[chosen], strict):
         reasons = " ".join(f"{name}: {'; '.join(found)}." for name, found in sorted(lacks.items()))
         raise ModelDomainError(
-            f"No embedded model knows this system. {reasons} Name another model, or strict=False to try all the same."
+            f"No embedded model knows this system. {reasons} {how_to_allow(lacks[chosen], 'Name another model, or')}"
         )
     logger.info("Model chosen for %d residues, %g ps, %g K: %s", tokens.n_residues, stride, temperature, chosen)
     return load_model(chosen, device)
+
+
+def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:
+    """Names of the embedded models whose domain holds a protein, a stride (ps) and a temperature (K)."""
+    domains = {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
+    return [name for name, domain in domains.items() if not domain.check(tokens, stride, temperature)]
 
 
 def load_model(name_or_path: str | Path, device: str | torch.device = "auto") -> StarMDModel:
@@ -289,5 +246,4 @@ def _read(path: Path, weights: bool = True) -> tuple[dict[str, str], dict[str, t
 
 
 def _domain_of(metadata: dict[str, str]) -> Domain:
-    domain = json.loads(metadata["domain"])
-    return Domain(**(domain | {"residue_types": tuple(domain["residue_types"])}))
+    return Domain.from_dict(json.loads(metadata["domain"]))

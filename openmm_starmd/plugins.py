@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
 import torch
 
+from openmm_starmd.domain import Violation, enforced, refuse
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.interface import JumpPropagator
-from openmm_starmd.model import StarMDModel, available_models, choose_device, choose_model, load_model
+from openmm_starmd.model import StarMDModel, available_models, choose_device, choose_model, load_model, models_for
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -54,13 +55,13 @@ class NewPropagator:
     source : StarMDModel or class of JumpPropagator
     device : torch.device
         Of propagators that are no `StarMDModel`; that is where it is.
-    strict : bool
-        Whether leaving the domain is an error; otherwise it is a warning.
+    strict : bool or dict
+        Whether leaving the domain is an error, see `domain.refuse`.
     """
 
     source: StarMDModel | type[JumpPropagator]
     device: torch.device
-    strict: bool = True
+    strict: bool | Mapping[str, bool] = True
 
     @classmethod
     def of(
@@ -70,7 +71,7 @@ class NewPropagator:
         stride: float,
         temperature: float,
         device: str | torch.device = "auto",
-        strict: bool = True,
+        strict: bool | Mapping[str, bool] = True,
     ) -> NewPropagator:
         """Find what a user means by a model.
 
@@ -81,7 +82,7 @@ class NewPropagator:
         tokens, stride, temperature
             What ``"auto"`` chooses by; ps and K.
         device : str or torch.device
-        strict : bool
+        strict : bool or dict
 
         Raises
         ------
@@ -99,6 +100,30 @@ class NewPropagator:
         else:
             source = load_model(model, device)
         return cls(source, source.device if isinstance(source, StarMDModel) else choose_device(device), strict)
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self.source.name
+
+    @property
+    def force_field(self) -> str:
+        """What the model was trained with; empty where it does not say."""
+        return self.source.domain.force_field if self.source.domain else ""
+
+    def outside(self, tokens: ResidueTokens, stride: float, temperature: float, positions=None) -> list[Violation]:
+        """What lies outside of the domain, see `Domain.check`; nothing where a propagator states none."""
+        domain = self.source.domain
+        return domain.check(tokens, stride, temperature, positions) if domain else []
+
+    def refuse(self, found: Sequence[Violation], others: Sequence[str] = ()):
+        """Raise or warn for violations, see `domain.refuse`."""
+        refuse(self.name, found, self.strict, others)
+
+    def require(self, tokens: ResidueTokens, stride: float, temperature: float):
+        """Raise ModelDomainError where the domain is left, but do not warn yet: for a look before anything slow."""
+        if found := enforced(self.outside(tokens, stride, temperature), self.strict):
+            self.refuse(found, models_for(tokens, stride, temperature))
 
     def on(self, device: str | torch.device) -> NewPropagator:
         """The same on another device."""
@@ -120,6 +145,7 @@ class NewPropagator:
         if isinstance(self.source, StarMDModel):
             return Propagator(self.source, tokens, stride, temperature, strict=self.strict, **given)
         create: Callable[..., JumpPropagator] = self.source
+        self.refuse(self.outside(tokens, stride, temperature))
         for name in given.keys() - inspect.signature(create).parameters:
             raise ValueError(f"The propagator {create.__name__} knows no {name}; leave it out.")
-        return create(tokens, stride, temperature, device=self.device, strict=self.strict, **given)
+        return create(tokens, stride, temperature, device=self.device, **given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -43,8 +43,8 @@ class Propagator(JumpPropagator):
     context_frames, denoising_steps : int, optional
         Length of the window of past conformations and number of denoising steps; the model's own by default. Of the
         window, as many frames as the model's ``sink_frames`` are the first of the run.
-    strict : bool
-        Whether leaving the model's domain is an error; otherwise a warning.
+    strict : bool or dict
+        Whether leaving the model's domain is an error; otherwise a warning. ``{"length": False}`` warns of one reason.
     single, pair : Tensor, optional
         Precomputed features (N, C) and (N, N, C), where the model takes them.
 
@@ -63,7 +63,7 @@ class Propagator(JumpPropagator):
         *,
         context_frames: int | None = None,
         denoising_steps: int | None = None,
-        strict: bool = True,
+        strict: bool | Mapping[str, bool] = True,
         single: torch.Tensor | None = None,
         pair: torch.Tensor | None = None,
     ):

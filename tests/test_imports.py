@@ -16,7 +16,7 @@ FLOORS = [
     "network.config network.invariants network.wells network.pulls network.embedding network.attention network.ipa "
     "network.parameterization network.denoiser",
     "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
-    "model interface propagator plugins elastic",
+    "domain model interface propagator plugins elastic",
     "binding relaxation integrator reporters rollout training "
     "evaluation.metrics evaluation.scoring evaluation.report evaluation",
     "cli __main__",
@@ -72,7 +72,7 @@ def test_inner_packages_open_no_back_doors():
 
 
 def test_the_root_holds_no_other_modules():
-    allowed = set("errors files seeds units model interface propagator elastic plugins".split())
+    allowed = set("errors files seeds units domain model interface propagator elastic plugins".split())
     allowed |= set("relaxation integrator reporters rollout cli __main__".split())
     assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed
 

@@ -13,6 +13,7 @@ from openmm import Platform
 from openmm.app import Simulation
 
 from openmm_starmd import (
+    Domain,
     JumpPropagator,
     ModelDomainError,
     Relaxation,
@@ -35,11 +36,9 @@ DOCS = Path(__file__).resolve().parents[1] / "docs" / "propagators.md"
 class Sway(JumpPropagator):
     """Every residue goes up and down by turns, and a little anywhere; it sees two past frames."""
 
-    name, context_frames = "sway", 2
+    name, context_frames, domain = "sway", 2, Domain(max_stride=500.0)
 
-    def __init__(self, tokens, stride, temperature, *, device="cpu", strict=True):
-        if stride > 500:
-            raise ModelDomainError("sway knows strides of up to 500 ps; choose a shorter one.")
+    def __init__(self, tokens, stride, temperature, *, device="cpu"):
         self.tokens, self.stride, self.temperature, self.device = tokens, stride, temperature, torch.device(device)
         self.identity = hashlib.blake2b(b"sway" + tokens.sequence.encode(), digest_size=16).digest()
 
@@ -127,7 +126,7 @@ def test_the_example_of_the_documentation_runs(peptide, install, tmp_path, capsy
 
 
 def test_what_a_propagator_refuses(peptide, sway):
-    with pytest.raises(ModelDomainError, match="up to 500"):
+    with pytest.raises(ModelDomainError, match="Outside the domain of model 'sway': .* strides of 10 to 500 ps"):
         StarMDIntegrator(peptide[0], 300, 600, sway)
     with pytest.raises(ValueError, match="Sway knows no denoising_steps"):
         StarMDIntegrator(peptide[0], 300, 100, sway, denoisingSteps=3)
@@ -159,7 +158,8 @@ def test_auto_takes_the_embedded_model_that_holds_the_molecule(build_peptide, se
     topology, positions = build_peptide(sequence)
     with caplog.at_level(logging.INFO, "openmm_starmd"):
         model = choose_model(topology, 100, 300, device="cpu")
-    assert model.domain.violations(ResidueTokens.from_topology(topology), 100, 300) == []
+    assert model.domain.check(ResidueTokens.from_topology(topology), 100, 300) == []
+    assert model.name == "starmd-peptide"  # not the distilled one, which is less exact
     assert [record.getMessage().count(model.name) for record in caplog.records] == [1]
     caplog.clear()
     with caplog.at_level(logging.INFO, "openmm_starmd"):
@@ -177,7 +177,8 @@ def test_where_auto_finds_none_the_error_tells_what_each_lacks(build_peptide, tm
         with pytest.raises(ModelDomainError) as caught:
             call()
         for name in _embedded():
-            assert re.search(rf"{name}: the model knows strides of [^.]*K, not 450 K\.", str(caught.value))
+            lacks = rf"{name}: the model knows [^.]*, not 450 K; the model knows strides of [^.]*\."
+            assert re.search(lacks, str(caught.value))
     assert not (tmp_path / "run").exists()
 
 

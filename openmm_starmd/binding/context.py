@@ -51,11 +51,16 @@ def _isRemnant(integrator: CompoundIntegrator) -> bool:
     return any(c.getGlobalVariableName(i) == TAG for c in customs for i in range(c.getNumGlobalVariables()))
 
 
+def isWater(residue: openmm.app.topology.Residue) -> bool:
+    """Whether a residue is water, with or without its hydrogens and virtual sites."""
+    elements = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
+    return elements in (["H", "H", "O"], ["O"])
+
+
 def refuseWater(topology: openmm.app.Topology):
     """Raise UnsupportedTopologyError for explicit water, which is recognised by its atoms, whatever its name."""
     for residue in topology.residues():
-        elements = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
-        if elements in (["H", "H", "O"], ["O"]):
+        if isWater(residue):
             raise UnsupportedTopologyError(
                 f"Explicit water ({label(residue)}) must make way for a jump: use "
                 'relaxation=Relaxation(mode="steer"), or an implicit solvent such as implicit/obc2.xml.'
@@ -106,10 +111,14 @@ def massesOf(system: openmm.System) -> np.ndarray:
 def drawVelocities(context: Context, masses: np.ndarray, temperature: float, random):
     """Draw velocities of a temperature (K) from a seed or a numpy Generator.
 
-    Those of `Context.setVelocitiesToTemperature` lie half a time step back, where leapfrog integrators want them.
+    Those of `Context.setVelocitiesToTemperature` lie half a time step back, where leapfrog integrators want them. The
+    centre of mass rests where the System has a CMMotionRemover, as in its own dynamics.
     """
     scale = np.sqrt(KB * temperature / np.where(masses > 0, masses, np.inf))
-    context.setVelocities(scale[:, None] * np.random.default_rng(random).standard_normal((len(masses), 3)))
+    velocities = scale[:, None] * np.random.default_rng(random).standard_normal((len(masses), 3))
+    if any(isinstance(force, openmm.CMMotionRemover) for force in context.getSystem().getForces()):
+        velocities[masses > 0] -= masses @ velocities / masses.sum()
+    context.setVelocities(velocities)
     context.applyVelocityConstraints(context.getIntegrator().getConstraintTolerance())
 
 

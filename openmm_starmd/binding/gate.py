@@ -32,11 +32,6 @@ class ValidityGate:
         self._atoms, self._tokens = list(topology.atoms()), tokens
         self._temperature, self._relaxes = temperature, relaxes
 
-    def foreign(self, positions) -> list[str]:
-        """What a model of natural amino acids cannot know in positions (A, 3) that a history starts with."""
-        found = check_positions(torch.as_tensor(positions), self._tokens).culprits(())
-        return [f"{self._place(found['inversions'])} has the D configuration"] if "inversions" in found else []
-
     def sampled(self, positions, before) -> list[dict[str, list[int]]]:
         """Checks that each of positions (B, A, 3) of jumps from ``before`` (B, A, 3) fails, and atoms where it does."""
         return self._failures(positions, before, STRAINED)
@@ -60,17 +55,31 @@ class ValidityGate:
         checked = check_positions(torch.as_tensor(positions), self._tokens, torch.as_tensor(before), limits)
         return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
 
-    def rejection(self, before, attempts: int, counts: Counter, last: dict[str, list[int]]) -> str:
-        """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed."""
+    def rejection(self, before, attempts: int, counts: Counter, last: dict, outside=()) -> str:
+        """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed.
+
+        Parameters
+        ----------
+        before : array, shape (A, 3)
+        attempts : int
+        counts : Counter
+            Conformations that have failed, by check.
+        last : dict
+            Failures of the last one.
+        outside : sequence of Violation
+            What lies outside the domain of the model, and so is the likely cause.
+        """
         seen = ", ".join(f"{name} in {count}" for name, count in counts.most_common())
         text = f"None of {attempts} sampled conformations passed the checks ({seen}; the last: {self._places(last)})."
+        if outside:
+            return f"{text} The model was not trained for this: {'; '.join(outside)}."
         before = torch.as_tensor(before)
         limits = RELAXED if self._relaxes else STRAINED
         start = check_positions(before, self._tokens, before, limits).culprits(())
         if start:
             text += f" Nor does the structure that they start from ({self._places(start)}): minimise it first."
         else:
-            text += " Minimise the structure, allow more retries or use another model."
+            text += " Minimise the structure or allow more retries."
         return text
 
     def _places(self, failures: dict[str, list[int]]) -> str:

@@ -15,9 +15,12 @@ from openmm_starmd.protein.residues import (
     C_CAPS,
     CHI_ATOMS,
     N_CAPS,
+    POLAR_HYDROGENS,
     TORSIONS,
+    VARIANTS,
     atom_names,
     canonical_name,
+    named_variant,
     torsion_period,
 )
 
@@ -160,6 +163,51 @@ class ProteinBondGraph:
             return n_end, BONDED
         return n_end, FREE if self._cap_atom(i, "C") is None else CAPPED
 
+    def variant(self, i: int) -> int:
+        """Index into `VARIANTS` of token ``i``, from its hydrogens and bonds; without hydrogens from its name."""
+        found = [self._side_chain_variant(i), self._end_variant(i, "N"), self._end_variant(i, "C")]
+        unusual = [name for name in found if name]
+        return VARIANTS.index(unusual[0] if len(unusual) == 1 else "other" if unusual else "")
+
+    def _side_chain_variant(self, i: int) -> str:
+        if any(i in pair for pair in self.disulfides):
+            return "CYX"
+        if not self._has_hydrogens(i):
+            return named_variant(self.residues[i].name)
+        named, residue_type = self.named[i], self.types[i]
+        beta = self._beside(named["CA"], named["N"], named["C"])
+        side_chain = set() if beta is None else self._reachable(beta, named["CA"])
+        counts = {a: self._count(a, "H") for a in side_chain if self._symbol(a) in ("N", "O", "S")}
+        variant = POLAR_HYDROGENS.get(residue_type, {0: ""}).get(sum(counts.values()), "other")
+        return "HIE" if residue_type == "HIS" and not variant and not counts[named["ND1"]] else variant
+
+    def _end_variant(self, i: int, end: str) -> str:
+        """What is unusual about an end: a cap other than ACE and NME, or a free one without its charge."""
+        atom, cap = self.named[i][end], self._cap_atom(i, end)
+        if self.ends(i)[end == "C"] == BONDED:
+            return ""
+        if cap is not None:
+            if self._beside(cap, atom) is not None:
+                return ""
+            return "formyl cap" if end == "N" else "amide cap"
+        if not self._has_hydrogens(i) or self._open(i, end):
+            return ""
+        if end == "N":
+            return "" if self._count(atom, "H") == self._charged(i) else "neutral N end"
+        oxygens = [a for a in self._neighbours[atom] if self._symbol(a) == "O"]
+        return "neutral C end" if any(self._count(a, "H") for a in oxygens) else ""
+
+    def _charged(self, i: int) -> int:
+        """Hydrogens on a charged N end."""
+        return 2 if self.types[i] == "PRO" else 3
+
+    def _has_hydrogens(self, i: int) -> bool:
+        return any(self._symbol(atom.index) in ("H", "D") for atom in self.residues[i].atoms())
+
+    def _count(self, atom: int, symbol: str) -> int:
+        """Atoms of an element (deuterium counts as hydrogen) that are bonded to an atom inside its token."""
+        return sum(self._symbol(a) in (symbol, symbol.replace("H", "D")) for a in self._neighbours[atom])
+
     def torsion_atoms(self, i: int) -> list[list[int]]:
         """Four atoms of each of the six torsions of token ``i``, -1 where it is absent."""
         named, before = self.named[i], self._before(i)
@@ -239,6 +287,38 @@ class ProteinBondGraph:
             if after is not None:
                 planes.append([named["CA"], named["C"], after, self._beside(after, named["C"])])
         return [plane for plane in planes if None not in plane]
+
+    def gaps(self) -> list[int]:
+        """Tokens before which residues are missing in their chain: an end is open there, or residue numbers jump."""
+        return [i for i in self._breaks() if self._open(i - 1, "C") or self._open(i, "N") or self._jumps(i)]
+
+    def molecules(self) -> list[int]:
+        """Number of the protein molecule of each token: chains, and within one what has ends of its own."""
+        gaps, breaks, numbers = set(self.gaps()), set(self._breaks()), [0]
+        for i in range(1, len(self.residues)):
+            other = self.residues[i].chain is not self.residues[i - 1].chain or i in breaks - gaps
+            numbers.append(numbers[-1] + other)
+        return numbers
+
+    def _breaks(self) -> list[int]:
+        """Tokens that are not bonded to the one before them in their chain."""
+        chains = [residue.chain for residue in self.residues]
+        return [i for i in range(1, len(chains)) if chains[i] is chains[i - 1] and not self._follows[i]]
+
+    def _open(self, i: int, end: str) -> bool:
+        """Whether an end lacks what a free or capped one has: the second oxygen of C, the further hydrogens of N."""
+        if self._cap_atom(i, end) is not None:
+            return False
+        atom = self.named[i][end]
+        if end == "C":
+            return self._count(atom, "O") < 2
+        return self._has_hydrogens(i) and self._count(atom, "H") < self._charged(i) - 1
+
+    def _jumps(self, i: int) -> bool:
+        """Whether the residue number rises by more than the residues, caps among them, that stand in the chain."""
+        before, residue = self.residues[i - 1], self.residues[i]
+        numbered = (before.id + residue.id).isdigit()
+        return numbered and int(residue.id) - int(before.id) > residue.index - before.index
 
     def residue_indices(self) -> list[int]:
         """Running number of each token.

@@ -44,6 +44,32 @@ _CANONICAL = (
     | {alias: name for name, states in _PROTONATION.items() for alias in _AMBER_NAME if _AMBER_NAME[alias] in states}
 )
 
+VARIANTS = (
+    "", "ARN", "ASH", "CYM", "CYX", "GLH", "HIE", "HIP", "LYN", "TYM", "formyl cap", "amide cap", "neutral N end",
+    "neutral C end", "other",
+)  # fmt: skip
+"""Chemical variants of a residue: protonation, disulfide (CYX), and ends other than charged ones, ACE and NME.
+
+The first is that of the free amino acid at pH 7 (histidine: HID). "other" is any further one, and two at once. New ones
+are added at the end: a variant is an index into this tuple, which networks embed.
+"""
+
+# hydrogens on N, O and S of the side chain -> variant; histidine's tautomers are told apart by their place
+POLAR_HYDROGENS = {
+    "ARG": {5: "", 4: "ARN"},
+    "ASN": {2: ""},
+    "ASP": {0: "", 1: "ASH"},
+    "CYS": {1: "", 0: "CYM"},
+    "GLN": {2: ""},
+    "GLU": {0: "", 1: "GLH"},
+    "HIS": {1: "", 2: "HIP"},
+    "LYS": {3: "", 2: "LYN"},
+    "SER": {1: ""},
+    "THR": {1: ""},
+    "TRP": {1: ""},
+    "TYR": {1: "", 0: "TYM"},
+}
+
 # other names of an atom, in Amber, CHARMM and GROMACS
 _ALIASES = {"O": ("OT1", "OC1", "O1")}
 _ALIASES_OF_TYPE = {("ILE", "CD1"): ("CD",)}
@@ -70,6 +96,21 @@ def _without_end(name: str) -> str:
     name = name.strip().upper()
     terminal = len(name) == 4 and name[0] in "NC" and name not in _CANONICAL
     return name[1:] if terminal and name[1:] in _CANONICAL else name
+
+
+def named_variant(name: str) -> str:
+    """Variant that the name of a residue tells, for files without hydrogens."""
+    name = protonation_name(name)
+    return name if name in VARIANTS else ""
+
+
+def variant_name(residue_type: str, variant: int) -> str:
+    """How a residue of a type and variant is called: ``"ASH"``, ``"GLY (amide cap)"``."""
+    name = VARIANTS[variant]
+    if name.isupper():
+        return name
+    plain = "HID" if residue_type == "HIS" else residue_type
+    return f"{residue_type} ({name})" if name else plain
 
 
 def atom_names(residue_type: str, name: str) -> tuple[str, ...]:

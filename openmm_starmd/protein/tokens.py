@@ -32,6 +32,7 @@ class ResidueFeatures:
     residue_index : Tensor of int64, shape (*, N)
         Running number; it jumps by at least 2 at a chain break and between chains.
     chain_index : Tensor of int64, shape (*, N)
+        Number of the molecule; two of them in one chain of the Topology are told apart by their ends.
     n_end, c_end : Tensor of int64, shape (*, N)
         0 bonded to the neighbouring token, 1 free or broken, 2 capped.
     torsion_mask : Tensor of bool, shape (*, N, 6)
@@ -41,6 +42,9 @@ class ResidueFeatures:
         Radian; pi for symmetric groups, else 2 pi.
     present : Tensor of bool, shape (*, N), optional
         False for the padding of a batch of proteins of different lengths; None where there is none.
+    variant : Tensor of int64, shape (*, N), optional
+        Index into `VARIANTS`: protonation, disulfide, unusual end; 0 everywhere by default, the free amino acids at
+        pH 7.
     """
 
     residue_type: Tensor
@@ -51,6 +55,11 @@ class ResidueFeatures:
     torsion_mask: Tensor
     torsion_period: Tensor
     present: Tensor | None = None
+    variant: Tensor | None = None
+
+    def __post_init__(self):
+        if self.variant is None:
+            object.__setattr__(self, "variant", torch.zeros_like(self.residue_type))
 
     def _map(self, function) -> ResidueFeatures:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -149,6 +158,8 @@ class ResidueTokens:
         In the order in which the backmapping turns them: `LEVELS`.
     disulfides : list of (int, int)
         Pairs of tokens.
+    gaps : list of int
+        Tokens before which residues are missing.
     inner_bonds, peptide_bonds, disulfide_bonds : Tensor of int64, shape (K, 2)
         Bonds between heavy atoms: inside tokens (caps and proline's ring included), C-N and SG-SG between them.
     adjacent_ca : Tensor of int64, shape (K, 2)
@@ -176,7 +187,7 @@ class ResidueTokens:
         self.owner = torch.tensor([graph.owner[atom] for atom in owned])
         self.heavy_atoms = torch.tensor([atom for atom in owned if graph.is_heavy(atom)])
         self.levels = tuple(_rotatable_group(graph, names) for names in LEVELS)
-        self.disulfides = graph.disulfides
+        self.disulfides, self.gaps = graph.disulfides, graph.gaps()
         self.features = _features(graph)
         self.inner_bonds = _atom_table([bond for bond in graph.bonds if len({graph.owner[a] for a in bond}) == 1], 2)
         after = torch.nonzero(self.features.n_end == BONDED)[:, 0]
@@ -251,16 +262,16 @@ def _rotatable_group(graph: ProteinBondGraph, names: Sequence[str]) -> Rotatable
 
 def _features(graph: ProteinBondGraph) -> ResidueFeatures:
     ends = [graph.ends(i) for i in range(len(graph.residues))]
-    chains = list(dict.fromkeys(residue.chain for residue in graph.residues))
     mask = torch.tensor([[row[0] >= 0 for row in graph.torsion_atoms(i)] for i in range(len(ends))])
     n_end = torch.tensor([n for n, _ in ends])
     mask[:, TORSIONS.index("phi")] = n_end == CAPPED
     return ResidueFeatures(
         residue_type=torch.tensor([RESIDUE_TYPES.index(name) for name in graph.types]),
         residue_index=torch.tensor(graph.residue_indices()),
-        chain_index=torch.tensor([chains.index(residue.chain) for residue in graph.residues]),
+        chain_index=torch.tensor(graph.molecules()),
         n_end=n_end,
         c_end=torch.tensor([c for _, c in ends]),
         torsion_mask=mask,
         torsion_period=torch.tensor([graph.periods(i) for i in range(len(ends))], dtype=torch.float64),
+        variant=torch.tensor([graph.variant(i) for i in range(len(ends))]),
     )

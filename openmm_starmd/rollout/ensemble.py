@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,9 @@ import numpy as np
 from openmm import System
 from openmm.app import Topology
 
+from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.domain import Violation
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
@@ -101,6 +104,31 @@ class Ensemble:
     def gate(self) -> ValidityGate:
         """The checks of conformations."""
         return ValidityGate(self.topology, self.tokens, self.temperature, self._relaxes)
+
+    @cached_property
+    def outside(self) -> list[Violation]:
+        """What lies outside the domain of the model, positions aside."""
+        return self.new_propagator.outside(self.tokens, self.stride, self.temperature)
+
+    def check(self):
+        """Compare protein, settings, starts and forces with what the model knows, before anything slow.
+
+        Raises
+        ------
+        ModelDomainError
+            If something lies outside of its domain that ``strict`` does not allow.
+        """
+        new, settings = self.new_propagator, (self.tokens, self.stride, self.temperature)
+        new.require(*settings)
+        found = [told for start in self.starts for told in new.outside(*settings, start)]
+        of_starts = list(dict.fromkeys(told for told in found if told not in self.outside))
+        new.refuse(of_starts[:1])
+        if self._relaxes and (unknown := unknownForces(self.system, self.topology, self.tokens, new.force_field)):
+            warnings.warn(
+                f"Model {new.name!r} was not trained with {'; '.join(unknown)}. This acts in the relaxation after each "
+                "jump; the jumps know nothing of it.",
+                stacklevel=3,
+            )
 
     def sampler(self) -> BatchSampler:
         """What samples the steps.
@@ -213,7 +241,7 @@ class Ensemble:
         tries = len(replica.failures)
         if tries > self.max_retries:
             counts = Counter(name for failure in replica.failures for name in failure)
-            reason = self.gate.rejection(replica.positions, tries, counts, failure)
+            reason = self.gate.rejection(replica.positions, tries, counts, failure, self.outside)
             replica.rejection = f"Replica {replica.number}, step {replica.step + 1}: {reason}"
             replica.save()
             logger.error("%s", replica.rejection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.files import replacing
 from openmm_starmd.interface import JumpPropagator
-from openmm_starmd.model import StarMDModel, refuse
+from openmm_starmd.model import StarMDModel
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
 from openmm_starmd.relaxation import Relaxation
@@ -48,7 +48,7 @@ def rollout(
     denoising_steps: int | None = None,
     context_frames: int | None = None,
     max_retries: int = 5,
-    strict: bool = True,
+    strict: bool | Mapping[str, bool] = True,
     device: str = "auto",
     checkpoint_steps: int = 100,
     workers: int = 1,
@@ -97,8 +97,9 @@ def rollout(
         The model's own by default.
     max_retries : int
         How often a conformation that fails the checks is sampled again.
-    strict : bool
-        Whether leaving the domain of the model is an error; otherwise it is a warning.
+    strict : bool or dict
+        Whether leaving the domain of the model is an error; otherwise it is a warning. ``{"length": False}`` makes a
+        warning of one reason alone; the error names the reasons.
     device : str
         Where the network runs.
     checkpoint_steps : int
@@ -140,7 +141,6 @@ def rollout(
     batch_size, place = wholeNumber("batch_size", batch_size, 1), device if client is None else "cpu"
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
-    refuseWater(topology)
     refuse_missing_hydrogens(topology)
     stride, temperature = valueIn(stride, unit.picoseconds), valueIn(temperature, unit.kelvin)
     ensemble = Ensemble(
@@ -161,8 +161,8 @@ def rollout(
         checkpoint_steps=wholeNumber("checkpoint_steps", checkpoint_steps, 1),
         workers=wholeNumber("workers", workers, 1),
     )
-    foreign = [told for start in ensemble.starts for told in ensemble.gate.foreign(start)]
-    refuse(ensemble.model_name, foreign[:1], strict)
+    ensemble.check()
+    refuseWater(topology)
     sampler = ensemble.sampler()  # finds what else is wrong, before there are files
     _prepare(ensemble, resume)
     steps = ensemble.steps()

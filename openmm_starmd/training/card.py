@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 
 import lightning_fabric
 import openmm
@@ -20,7 +19,8 @@ def model_card(
 ) -> str:
     """Markdown: domain, data, training and its losses, machine and versions."""
     config = run.config
-    domain = asdict(model.domain) | {"residue_types": " ".join(model.domain.residue_types)}
+    domain = model.domain.to_dict() | {"residue_types": " ".join(model.domain.residue_types)}
+    domain["variants"] = ", ".join(model.domain.variants) or "none"
     domain["force_field"] = domain["force_field"] or "not stated"
     training = {
         "started from": config.start_from or "random weights",

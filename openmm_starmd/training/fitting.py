@@ -15,16 +15,17 @@ from openmm_starmd.diffusion.distillation import Distillation, distillation_loss
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.diffusion.sampler import Ancestral
+from openmm_starmd.domain import Domain
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.model import Domain, StarMDModel, load_model
+from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.protein.residues import RESIDUE_TYPES
+from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS
 from openmm_starmd.training.card import model_card
 from openmm_starmd.training.config import TrainingConfig
-from openmm_starmd.training.dataset import Batch, TrajectoryDataset, burial_scales, step_scales
+from openmm_starmd.training.dataset import Batch, TrajectoryDataset, burial_scales, step_scales, steps_within
 from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
 
 logger = logging.getLogger(__name__)
@@ -164,15 +165,32 @@ def trained_model(
         min_length=min(dataset.lengths),
         max_length=max(dataset.lengths),
         min_stride=config.stride_range[0],
-        max_stride=config.stride_range[1],
+        max_stride=_longest_strides(dataset, config),
         min_temperature=temperature or default.min_temperature,
         max_temperature=temperature or default.max_temperature,
         max_chains=max(int(f.chain_index.max()) + 1 for f in features),
         caps=any(bool((end == CAPPED).any()) for f in features for end in (f.n_end, f.c_end)),
         residue_types=tuple(RESIDUE_TYPES[k] for k in torch.cat([f.residue_type for f in features]).unique().tolist()),
         force_field=default.force_field,
+        variants=tuple(VARIANTS[k] for k in torch.cat([f.variant for f in features]).unique().tolist() if k),
+        temperature_tolerance=default.temperature_tolerance,
     )
     return StarMDModel(deepcopy(denoiser), model, domain, "", Path(config.output).name)
+
+
+def _longest_strides(dataset: TrajectoryDataset, config: TrainingConfig) -> float | dict[int, float]:
+    """Longest stride (ps) that windows of training show, by length where lengths differ in it."""
+    longest = {
+        length: max(steps_within(t, config.frames, config.stride_range)[2] for t in trajectories)
+        for length, trajectories in sorted(dataset.lengths.items())
+    }
+    lengths = list(longest)
+    kept = {
+        n: longest[n]
+        for n, after in zip(lengths, [*lengths[1:], None], strict=True)
+        if longest.get(after) != longest[n]
+    }
+    return kept if len(kept) > 1 else next(iter(kept.values()))
 
 
 def _write(model: StarMDModel, run: Run, dataset: TrajectoryDataset, held_out: TrajectoryDataset | None) -> None:

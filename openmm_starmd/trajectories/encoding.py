@@ -19,7 +19,7 @@ from openmm_starmd.trajectories.reader import ProteinTrajectory
 from openmm_starmd.trajectories.sources import TrajectoryFile
 from openmm_starmd.trajectories.times import frame_interval
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _REMEDY = "give the interval if the times in the file are wrong"
 
 

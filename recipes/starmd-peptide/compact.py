@@ -133,7 +133,7 @@ def read(folder: Path) -> Iterator[Trajectory]:
         length, frames = len(row["residue_type"]), int(row["frames"])
         if length not in files:
             files[length] = np.load(Path(folder) / f"length_{length}.npy", mmap_mode="r")
-        features = ResidueFeatures(**{name: torch.from_numpy(row[name]) for name in FEATURES})
+        features = ResidueFeatures(**{name: torch.from_numpy(row[name]) for name in FEATURES if name in row})
         for place, replica in enumerate(row["replica"].tolist()):
             first = int(row["first"]) + place * frames
             numbers = (files[length][first : first + frames] * UNITS).astype(np.float32)

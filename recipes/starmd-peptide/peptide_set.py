@@ -13,7 +13,7 @@ import torch
 
 from openmm_starmd.files import replacing
 
-FEATURES = "residue_type residue_index chain_index n_end c_end torsion_mask torsion_period".split()
+FEATURES = "residue_type residue_index chain_index n_end c_end torsion_mask torsion_period variant".split()
 TOKENS = (
     "backbone torsion_atoms protein_atoms heavy_atoms inner_bonds peptide_bonds disulfide_bonds adjacent_ca close_kin "
     "rings chiral_centres peptide_planes"
@@ -45,6 +45,8 @@ def read(path: Path) -> list[dict[str, np.ndarray]]:
             columns[name] = np.split(array, arrays[f"{name}.lengths"].cumsum()[:-1])
         elif not name.endswith(".lengths"):
             columns[name] = list(array)
+    if "residue_type" in columns and "variant" not in columns:  # a file from before there were variants
+        columns["variant"] = [np.zeros_like(types) for types in columns["residue_type"]]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

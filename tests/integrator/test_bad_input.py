@@ -90,7 +90,7 @@ def test_temperature_and_stride_outside_the_domain(new_integrator, settings, tol
 def test_d_residues_are_outside_of_the_domain_and_stay_what_they_are(new_simulation, peptide):
     simulation = new_simulation()
     simulation.context.setPositions(-peptide[1])
-    with pytest.raises(ModelDomainError, match="CA of residue .* has the D configuration"):
+    with pytest.raises(ModelDomainError, match="A:.* has the D configuration"):
         simulation.step(1)
     simulation = new_simulation(strict=False)
     simulation.context.setPositions(-peptide[1])
@@ -218,3 +218,27 @@ def test_frozen_protein_atoms(peptide, new_integrator):
     system.setParticleMass(4, 0)
     with pytest.raises(UnsupportedTopologyError, match="mass 0"):
         openmm.Context(system, new_integrator())
+
+
+def test_the_topology_comes_first(peptide):
+    with pytest.raises(ValueError, match=r"Topology of the System comes first: StarMDIntegrator\(topology"):
+        StarMDIntegrator(300 * unit.kelvin, 1 / unit.picosecond, 2 * unit.femtoseconds)
+
+
+def test_a_length_outside_is_told_before_water(build_peptide, tiny_model):
+    """What is solvated in vain should not be sent to another mode of relaxation first."""
+    topology, _ = build_peptide("A" * 13)
+    solvated = copy.deepcopy(topology)
+    water = solvated.addResidue("HOH", solvated.addChain())
+    for name in ("O", "H1", "H2"):
+        solvated.addAtom(name, app.Element.getBySymbol(name[0]), water)
+    with pytest.raises(ModelDomainError, match="13"):
+        StarMDIntegrator(solvated, 300, 100, tiny_model)
+
+
+def test_one_reason_is_allowed_and_the_others_stay(build_peptide, tiny_model):
+    topology, _ = build_peptide("A" * 13)
+    with pytest.warns(UserWarning, match="13"):
+        StarMDIntegrator(topology, 300, 100, tiny_model, strict={"length": False})
+    with pytest.warns(UserWarning, match="13"), pytest.raises(ModelDomainError, match="400 K"):
+        StarMDIntegrator(topology, 400, 100, tiny_model, strict={"length": False})

@@ -330,3 +330,32 @@ def test_the_stride_can_be_changed(new_simulation):
     assert simulation.context.getTime() == 300 * unit.picoseconds
     with pytest.raises(ValueError, match="stepSize"):
         simulation.integrator.setStepSize(-1)
+
+
+def test_virtual_sites_that_were_never_placed_are_placed_before_the_jump(peptide, tiny_model):
+    """At NaN or in one place with an atom the energy before the jump would be NaN, and every jump rejected."""
+    topology, positions, vacuum = peptide
+    extended = copy.deepcopy(topology)
+    extended.addAtom("VS", None, extended.addResidue("SITE", extended.addChain()))
+    system = openmm.XmlSerializer.clone(vacuum)
+    site = system.addParticle(0)
+    system.setVirtualSite(site, openmm.TwoParticleAverageSite(0, 4, 0.25, 0.75))
+    for force in system.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            force.addParticle(0.1, 0.1, 0)
+            for other in (0, 1, 2, 3, 4, 5):
+                force.addException(other, site, 0, 0.1, 0)
+    integrator = StarMDIntegrator(extended, 300, 100, tiny_model, randomSeed=1, maxRetries=0)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
+    context.setPositions(np.vstack([positions._value, [positions._value[10]]]))
+    assert not np.isfinite(context.getState(energy=True).getPotentialEnergy()._value)
+    integrator.step(1)
+
+
+def test_a_rejection_outside_of_the_domain_names_the_domain(new_simulation):
+    with pytest.warns(UserWarning, match="350 K"):
+        simulation = new_simulation(maxRetries=0, temperature=350, strict=False)
+    _spoil(simulation.integrator._propagator, 1)
+    with pytest.raises(JumpRejectedError, match="not trained for this: .*350 K") as error:
+        simulation.step(1)
+    assert "inimise" not in str(error.value)

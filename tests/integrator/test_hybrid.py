@@ -250,3 +250,45 @@ def test_a_physical_segment_that_explodes_leaves_the_context_as_it_was(new_simul
     simulation.context.setParameter("sound", 1.0)
     simulation.step(7)
     assert simulation.currentStep == 11
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+def test_a_seed_that_is_set_late_seeds_both_children(new_simulation, snapshot, platform):
+    """As one that was there before the Context, velocities aside."""
+
+    def run(late, seed):
+        simulation = new_simulation(platform, schedule=HybridSchedule(1, 20), randomSeed=0 if late else seed)
+        if late:
+            simulation.integrator.setRandomNumberSeed(seed)
+        simulation.step(45)
+        assert simulation.integrator.getIntegrator(0).getRandomNumberSeed() == seed
+        return snapshot(simulation)
+
+    assert run(True, 5) == run(False, 5) != run(True, 6)
+
+
+def test_a_late_seed_leaves_a_physical_integrator_its_own(new_simulation):
+    simulation = new_simulation(physicalIntegrator=langevin())
+    simulation.integrator.setRandomNumberSeed(99)
+    assert simulation.integrator.getIntegrator(0).getRandomNumberSeed() == SEED
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_keeps_what_was_set_later(new_simulation, new_integrator, copied):
+    integrator = new_integrator()
+    integrator.setConstraintTolerance(1e-7)
+    integrator.getIntegrator(0).setFriction(7)
+    integrator.getIntegrator(0).setStepSize(0.001)
+    twin = copied(integrator)
+    assert twin.getConstraintTolerance() == 1e-7
+    physics = twin.getIntegrator(0)
+    assert (physics.getFriction()._value, physics.getStepSize()._value) == (7, 0.001)
+
+
+def test_a_copy_of_one_with_a_chosen_seed_chooses_its_own(new_simulation):
+    simulation = new_simulation(randomSeed=0)
+    twin = copy.deepcopy(simulation.integrator)
+    again = new_simulation(integrator=twin)
+    seeds = [x.integrator.getRandomNumberSeed() for x in (simulation, again)]
+    assert seeds[0] != seeds[1]
+    assert twin.getIntegrator(0).getRandomNumberSeed() == seeds[1]

@@ -1,12 +1,15 @@
 import math
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
-from openmm.app import Element, Topology
+from openmm import unit
+from openmm.app import Element, Modeller, Topology
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import BONDED, CAPPED, FREE
-from openmm_starmd.protein.residues import RESIDUE_TYPES, TORSIONS
+from openmm_starmd.protein.residues import RESIDUE_TYPES, TORSIONS, VARIANTS, variant_name
 from openmm_starmd.protein.tokens import LEVELS, ResidueFeatures, ResidueTokens
 
 
@@ -216,3 +219,59 @@ def test_what_tokens_cannot_describe_is_refused_by_name(case):
     with pytest.raises(UnsupportedTopologyError) as error:
         ResidueTokens.from_topology(make())
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def without(topology, unwanted):
+    """Topology without the atoms that ``unwanted`` picks."""
+    modeller = Modeller(topology, np.zeros((topology.getNumAtoms(), 3)) * unit.nanometer)
+    modeller.delete([atom for atom in topology.atoms() if unwanted(atom)])
+    return modeller.topology
+
+
+def renamed(topology, names):
+    """Topology with other names of residues."""
+    topology = deepcopy(topology)
+    for residue in topology.residues():
+        residue.name = names.get(residue.name, residue.name)
+    return topology
+
+
+def variants(topology):
+    features = ResidueTokens.from_topology(topology).features
+    return [variant_name(RESIDUE_TYPES[k], v) for k, v in zip(features.residue_type, features.variant, strict=True)]
+
+
+def test_variants_come_from_hydrogens_whatever_the_names(build_system):
+    topology = build_system("variants")[0]
+    assert variants(topology) == "HID ALA HIE ASH LYN HIP GLH ALA".split()
+    assert variants(renamed(topology, {"HIS": "HSP", "ASP": "ASPP"})) == variants(topology)
+    assert variants(build_system("CHARMM names")[0]) == ["GLU", "HID", "ILE", "LYS"]
+
+
+def test_disulfides_amides_and_uncharged_ends_are_variants(build_system, build_peptide):
+    bridged = ResidueTokens.from_topology(build_system("two chains, disulfides")[0])
+    assert [VARIANTS[k] for k in bridged.features.variant] == ["CYX" if x == "C" else "" for x in bridged.sequence]
+    assert variants(build_system("amide")[0]) == ["TYR", "GLY", "PHE (amide cap)"]
+    topology = build_peptide("CAK")[0]
+    assert variants(without(topology, lambda x: x.name == "H3")) == ["CYS (neutral N end)", "ALA", "LYS"]
+    assert variants(without(topology, lambda x: x.name == "HG" and x.residue.name == "CYS"))[0] == "CYM"
+    assert variants(without(topology, lambda x: x.name in ("H3", "HG") and x.residue.name == "CYS"))[0] == "CYS (other)"
+
+
+def test_plain_peptides_have_no_variant(build_system):
+    for name in ("first ten types, free ends", "other ten types, capped", "PRO at both free ends", "no hydrogens"):
+        assert not ResidueTokens.from_topology(build_system(name)[0]).features.variant.any(), name
+
+
+def test_without_hydrogens_names_tell_the_variant(build_system):
+    topology = without(build_system("variants")[0], lambda x: x.element.symbol == "H")
+    assert not ResidueTokens.from_topology(topology).features.variant.any()
+    topology = renamed(topology, {"HIS": "HSP", "ASP": "ASH"})
+    assert variants(topology) == "HIP ALA HIP ASH LYS HIP GLU ALA".split()
+
+
+def test_stored_features_without_variants_are_plain():
+    zero = torch.zeros(2, 3, dtype=torch.int64)
+    features = ResidueFeatures(zero, zero, zero, zero, zero, torch.ones(2, 3, 6, dtype=bool), torch.ones(2, 3, 6))
+    assert features.variant.shape == (2, 3) and not features.variant.any()
+    assert variant_name("ALA", 0) == "ALA"

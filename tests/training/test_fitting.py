@@ -268,7 +268,8 @@ def test_the_card_tells_what_was_measured(folder, tmp_path):
     assert int(rows["at step"]) == int(best["step"]) + 1
     assert float(rows["loss, mean of the last 100 steps"]) == pytest.approx(np.mean(losses), abs=1e-4)
     assert f"torch {torch.__version__}" in rows["versions"]
-    assert rows["max stride"] == "1000.0"
+    assert rows["max stride"] == "140.0"  # 30 frames at 10 ps, windows of three
+    assert rows["variants"] == "none"
 
 
 def test_tensorboard_shows_the_losses_of_the_tables(folder, tmp_path):

@@ -1,0 +1,226 @@
+"""The domain of a model: the molecules, strides and temperatures that it was trained and judged on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from openmm_starmd.errors import ModelDomainError
+from openmm_starmd.protein.bond_graph import CAPPED
+from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
+from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.validity import check_positions
+
+REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality")
+"""Names of the reasons for which a system can lie outside a domain."""
+
+LONGEST_BOND = 0.25  # nm; a peptide bond beyond it bridges a gap
+SHOWN = 5  # residues that a message names
+
+
+class Violation(str):
+    """One sentence that says what lies outside a domain; ``reason`` is its name among `REASONS`."""
+
+    reason: str
+
+    def __new__(cls, reason: str, text: str) -> Violation:
+        violation = super().__new__(cls, text)
+        violation.reason = reason
+        return violation
+
+    def __getnewargs__(self):
+        return self.reason, str(self)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The molecules, strides and temperatures that a model was trained and judged on.
+
+    Parameters
+    ----------
+    min_length, max_length : int
+        Residues of the protein, caps not counted.
+    min_stride : float
+        ps.
+    max_stride : float or dict
+        ps; or from a length to the longest stride of proteins up to that length, ``{4: 1000.0, 8: 330.0}``.
+    min_temperature, max_temperature : float
+        K.
+    max_chains : int
+        Molecules, counted by bonds.
+    caps : bool
+        Whether chain ends may be capped by ACE and NME.
+    residue_types : tuple of str
+        Three-letter codes.
+    force_field : str
+    variants : tuple of str
+        Names of `VARIANTS` besides the residue types at pH 7 (histidine: HID); CYX stands for disulfides.
+    temperature_tolerance : float
+        K beyond ``min_temperature`` and ``max_temperature`` that count as inside.
+    """
+
+    min_length: int = 1
+    max_length: int = 10_000
+    min_stride: float = 10.0
+    max_stride: float | Mapping[int, float] = 10_000.0
+    min_temperature: float = 300.0
+    max_temperature: float = 300.0
+    max_chains: int = 1
+    caps: bool = True
+    residue_types: tuple[str, ...] = RESIDUE_TYPES
+    force_field: str = ""
+    variants: tuple[str, ...] = VARIANTS[1:]
+    temperature_tolerance: float = 3.0
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> Domain:
+        """Inverse of `to_dict`; what was written before there were variants is taken to know none."""
+        values = {"variants": ()} | dict(values)
+        for name in ("residue_types", "variants"):
+            values[name] = tuple(values[name])
+        if isinstance(values.get("max_stride"), Mapping):
+            values["max_stride"] = {int(length): stride for length, stride in values["max_stride"].items()}
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """The fields, as JSON can hold them."""
+        return asdict(self)
+
+    def longest_stride(self, length: int) -> float:
+        """Longest stride (ps) for proteins of a number of residues."""
+        if not isinstance(self.max_stride, Mapping):
+            return self.max_stride
+        known = [limit for limit in sorted(self.max_stride) if limit >= length]
+        return self.max_stride[known[0] if known else max(self.max_stride)]
+
+    def check(self, tokens: ResidueTokens, stride: float, temperature: float, positions=None) -> list[Violation]:
+        """List everything about a system that lies outside, the most important first.
+
+        Parameters
+        ----------
+        tokens : ResidueTokens
+        stride : float
+            ps.
+        temperature : float
+            K.
+        positions : array, shape (A, 3), optional
+            Of whole molecules, nm; with them chirality is checked, and bonds over gaps.
+
+        Returns
+        -------
+        list of Violation
+            Empty where all is inside.
+        """
+        found = [*self._of_molecule(tokens), *self._of_settings(tokens.n_residues, stride, temperature)]
+        if positions is not None:
+            found += _of_positions(tokens, torch.as_tensor(positions))
+        return sorted(found, key=lambda violation: REASONS.index(violation.reason))
+
+    def _of_molecule(self, tokens: ResidueTokens):
+        features, labels = tokens.features, tokens.residue_labels
+        if not self.min_length <= tokens.n_residues <= self.max_length:
+            known = f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else self.max_length
+            yield Violation("length", f"the model knows proteins of {known} residues, this has {tokens.n_residues}")
+        chains = len(features.chain_index.unique())
+        if chains > self.max_chains:
+            yield Violation("chains", f"the model knows up to {self.max_chains} molecule(s), this has {chains}")
+        for i in tokens.gaps:
+            yield Violation("gap", f"residues are missing between {labels[i - 1]} and {labels[i]}")
+        types = [RESIDUE_TYPES[k] for k in features.residue_type.tolist()]
+        if unknown := sorted(set(types) - set(self.residue_types)):
+            yield Violation("residues", f"the model has not seen the residue types {', '.join(unknown)}")
+        numbers = features.variant.tolist()
+        strange = [i for i, k in enumerate(numbers) if k and VARIANTS[k] not in self.variants]
+        if strange:
+            named = [f"{variant_name(types[i], numbers[i])} at {labels[i]}" for i in strange[:SHOWN]]
+            more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+            yield Violation("variants", f"the model has not seen {', '.join(named)}{more}")
+        if not self.caps and any((end == CAPPED).any() for end in (features.n_end, features.c_end)):
+            yield Violation("caps", "the model has not seen capped ends")
+
+    def _of_settings(self, length: int, stride: float, temperature: float):
+        low, high, spare = self.min_temperature, self.max_temperature, self.temperature_tolerance
+        if not low - spare <= temperature <= high + spare:
+            known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            yield Violation("temperature", f"the model knows {known} K +- {spare:g} K, not {temperature:g} K")
+        longest = self.longest_stride(length)
+        if not self.min_stride <= stride <= longest:
+            of = f" for {length} residues" if isinstance(self.max_stride, Mapping) else ""
+            text = f"the model knows strides of {self.min_stride:g} to {longest:g} ps{of}, not {stride:g} ps"
+            yield Violation("stride", text)
+
+
+def _of_positions(tokens: ResidueTokens, positions: torch.Tensor):
+    """What no model of natural proteins knows about positions (A, 3)."""
+    lengths = (positions[tokens.peptide_bonds[:, 0]] - positions[tokens.peptide_bonds[:, 1]]).norm(dim=-1)
+    owner = dict(zip(tokens.protein_atoms.tolist(), tokens.owner.tolist(), strict=True))
+    for bond in torch.nonzero(lengths > LONGEST_BOND)[:, 0].tolist():
+        ends = [tokens.residue_labels[owner[atom]] for atom in tokens.peptide_bonds[bond].tolist()]
+        yield Violation("gap", f"{ends[0]} and {ends[1]} are bonded over {lengths[bond]:.2f} nm")
+    for atom in check_positions(positions, tokens).culprits(()).get("inversions", [])[:1]:
+        yield Violation("chirality", f"CA of {tokens.residue_labels[owner[atom]]} has the D configuration")
+
+
+def enforced(found: Sequence[Violation], strict: bool | Mapping[str, bool]) -> list[Violation]:
+    """The violations that are errors under ``strict``: all, none, or those whose reason it does not switch off.
+
+    Raises
+    ------
+    ValueError
+        If ``strict`` names an unknown reason.
+    """
+    if not isinstance(strict, Mapping):
+        return list(found) if strict else []
+    if unknown := sorted(set(strict) - set(REASONS)):
+        raise ValueError(f"strict names the unknown reason {unknown[0]!r}; expected some of {', '.join(REASONS)}")
+    return [violation for violation in found if strict.get(violation.reason, True)]
+
+
+def allowing(reasons: Collection[str]) -> dict[str, bool]:
+    """The value of ``strict`` that turns only some reasons into warnings."""
+    strict = dict.fromkeys(reasons, False)
+    enforced([], strict)
+    return strict
+
+
+def refuse(name: str, found: Sequence[Violation], strict: bool | Mapping[str, bool] = True, others: Sequence[str] = ()):
+    """Raise or warn where something lies outside the domain of the model of that name.
+
+    Parameters
+    ----------
+    name : str
+    found : sequence of Violation
+    strict : bool or dict
+        ``False`` turns every violation into a warning; ``{"length": False}`` those of one reason alone.
+    others : sequence of str
+        Names of models whose domain holds the system.
+
+    Raises
+    ------
+    ModelDomainError
+        If violations remain that are errors. Warnings come first.
+    ValueError
+        If ``strict`` names an unknown reason.
+    """
+    errors = enforced(found, strict)
+    ignored = [violation for violation in found if violation not in errors]
+    if ignored:
+        warnings.warn(f"Outside the domain of model {name!r}: {'; '.join(ignored)}.", stacklevel=3)
+    if errors:
+        told = "; ".join(f"{violation} [{violation.reason}]" for violation in errors)
+        use = f"Use model {' or '.join(map(repr, others))}, which knows it, or" if others else ""
+        raise ModelDomainError(f"Outside the domain of model {name!r}: {told}. {how_to_allow(errors, use)}")
+
+
+def how_to_allow(errors: Sequence[Violation], instead: str = "") -> str:
+    """Sentence that says how violations become warnings, after what to do ``instead``."""
+    reasons = list(dict.fromkeys(violation.reason for violation in errors))
+    switches = ", ".join(f"{reason!r}: False" for reason in reasons)
+    options = " ".join(f"--allow {reason}" for reason in reasons)
+    return (
+        f"{instead or 'To'} try all the same with strict={{{switches}}} (command line: {options}); nothing is known of "
+        "the result."
+    )

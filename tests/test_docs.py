@@ -1,0 +1,137 @@
+"""README and docs: code and commands run as they stand, links lead somewhere, no public name or command is missing.
+
+Every Python block runs in an empty folder that holds peptide.pdb, start.pdb and config.toml; the `starmd` commands of a
+page run there one after another, with less to do.
+"""
+
+import glob
+import re
+import shlex
+import shutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from openmm.app import PDBFile
+
+from openmm_starmd.systems import build_peptide
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/*.md"))]
+PUBLIC = ("", ".systems", ".trajectories", ".training", ".evaluation")
+CLUSTER = "--scheduler"  # needs one
+LESS = {
+    r"--nanoseconds \S+": "--nanoseconds 0.12",
+    r"--replicas \d+": "--replicas 2",
+    r"--frame-interval \d+": "--frame-interval 2",
+    r"(starmd rollout (?!.*--stride).*)": r"\1 --stride 10",
+    r"--stride \d+": "--stride 10",
+}
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    lines = "".join(blocks(page, "bash")).splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith("starmd ")]
+
+
+def with_commands():
+    """Pages with commands, one of each that the README does not run."""
+    readme, *others = PAGES
+    return [readme, *(page for page in others if not set(commands(page)) <= set(commands(readme)))]
+
+
+def named(pages):
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
+
+
+PYTHON = [
+    pytest.param(page, code, id=f"{page.relative_to(ROOT).as_posix()}-{number}")
+    for page in PAGES
+    for number, code in enumerate(blocks(page, "python"), 1)
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("peptide.pdb", "w") as file:
+        PDBFile.writeFile(*build_peptide("DWGR", seed=1), file)
+    for name in ("start.pdb", "1abc.pdb"):
+        shutil.copy("peptide.pdb", name)
+    (settings,) = blocks(ROOT / "docs" / "guide" / "training.md", "toml")
+    Path("config.toml").write_text(settings)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page, code", PYTHON)
+def test_python_runs(page, code, folder):
+    exec(compile(code, f"{page.name}, Python", "exec"), {"__name__": "__main__"})
+    if "StarMDIntegrator" in code and '"trajectory.xtc"' in code:
+        mdtraj = pytest.importorskip("mdtraj")
+        assert mdtraj.load("trajectory.xtc", top="peptide.pdb").n_frames == 10
+
+
+@pytest.mark.parametrize("page", named(with_commands()))
+def test_commands_run(page, folder, monkeypatch, capsys):
+    for library in ("typer", "lightning_fabric", "deeptime"):
+        pytest.importorskip(library)
+    from openmm_starmd import cli
+
+    import_module("openmm_starmd.training.simulate")
+    monkeypatch.setattr(sys.modules["openmm_starmd.training.simulate"], "EQUILIBRATION_STEPS", 100)
+    for command in commands(page):
+        if CLUSTER in command:
+            continue
+        for long, short in LESS.items():
+            command = re.sub(long, short, command)
+        words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]
+        assert cli.main(words[1:]) == 0, (command, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", named(with_commands()))
+def test_options_of_commands_exist(page, capsys):
+    pytest.importorskip("typer")
+    from openmm_starmd import cli
+
+    for command in commands(page):
+        name, *words = shlex.split(command)[1:]
+        assert cli.main([name, "--help"]) == 0
+        known = capsys.readouterr().out
+        for option in (word for word in words if word.startswith("-")):
+            assert f" {option} " in known, f"{page.name}: {command}: {option}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_links_and_scripts_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    paths = [page.parent / link for link in links if link]
+    paths += [ROOT / script for script in re.findall(r"(?:examples|benchmarks|recipes)/[\w/-]+\.(?:py|toml)", text)]
+    assert not [str(path) for path in paths if not path.exists()]
+
+
+@pytest.mark.parametrize("room", PUBLIC)
+def test_every_public_name_is_in_the_reference(room):
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    sections = re.findall(r"currentmodule:: (\S+)\n(.*?)```", reference, re.DOTALL)
+    listed = [name for module, body in sections if module == f"openmm_starmd{room}" for name in body.split()]
+    missing = set(import_module(f"openmm_starmd{room}").__all__) - set(listed)
+    assert not missing, f"docs/api.md lacks {sorted(missing)}"
+
+
+def test_every_command_is_in_the_docs():
+    pytest.importorskip("typer")
+    from openmm_starmd import cli
+
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+    assert names and not [name for name in names if f"`starmd {name}`" not in page]
+
+
+def test_the_readme_shows_the_changed_line():
+    assert any("StarMDIntegrator(pdb.topology" in code for code in blocks(ROOT / "README.md", "python"))

@@ -1,0 +1,154 @@
+"""The domain: chemistry, sizes, strides and temperatures; what lies outside is named."""
+
+import json
+import pickle
+import warnings
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from openmm import unit
+from openmm.app import Element, Modeller, Topology
+
+from openmm_starmd import available_models, load_model
+from openmm_starmd.domain import REASONS, Domain, allowing, refuse
+from openmm_starmd.errors import ModelDomainError
+from openmm_starmd.protein.tokens import ResidueTokens
+
+PLAIN = Domain(variants=())
+
+
+def reasons(domain, topology, stride=100.0, temperature=300.0, positions=None):
+    found = domain.check(ResidueTokens.from_topology(topology), stride, temperature, positions)
+    return [violation.reason for violation in found]
+
+
+def one_chain(topology, numbers=None):
+    """All residues of a Topology in one chain, numbered on or by ``numbers``."""
+    new, twin = Topology(), {}
+    chain = new.addChain("A")
+    for k, old in enumerate(topology.residues()):
+        residue = new.addResidue(old.name, chain, str(numbers[k] if numbers else k + 1))
+        twin |= {a: new.addAtom(a.name, a.element, residue) for a in old.atoms()}
+    for a, b in topology.bonds():
+        new.addBond(twin[a], twin[b])
+    return new
+
+
+def two(topology, positions):
+    modeller = Modeller(topology, positions * unit.nanometer)
+    modeller.add(topology, (positions + 2.0) * unit.nanometer)
+    return modeller.topology
+
+
+@pytest.mark.parametrize("variant", ["HIE", "HIP", "ASH", "GLH", "LYN"])
+def test_protonation_that_was_not_trained_on_is_refused_by_name(build_peptide, variant):
+    letter = {"H": "H", "A": "D", "G": "E", "L": "K"}[variant[0]]
+    topology, _ = build_peptide(f"A{letter}A", variants={1: variant})
+    (told,) = PLAIN.check(ResidueTokens.from_topology(topology), 100.0, 300.0)
+    assert told.reason == "variants" and f"{variant} at A:" in told
+    assert reasons(Domain(variants=(variant,)), topology) == []
+    assert reasons(PLAIN, build_peptide(f"A{letter}A", variants={1: "HID"} if letter == "H" else None)[0]) == []
+
+
+def test_a_residue_that_is_missing_in_the_chain_is_named(build_peptide):
+    topology, positions = build_peptide("ARGIL")
+    modeller = Modeller(topology, positions * unit.nanometer)
+    modeller.delete([residue for residue in topology.residues() if residue.name == "GLY"])
+    assert reasons(PLAIN, modeller.topology) == ["gap"]
+    (told,) = PLAIN.check(ResidueTokens.from_topology(modeller.topology), 100.0, 300.0)
+    assert "between A:ARG 2 and A:ILE 4" in told
+    ended = one_chain(two(*build_peptide("AG")), [1, 2, 5, 6])  # ends were put where the gap is
+    assert reasons(PLAIN, ended) == ["gap"]
+
+
+def test_two_molecules_in_one_chain_count_as_two(build_peptide):
+    together = one_chain(two(*build_peptide("AG")))
+    assert reasons(PLAIN, together) == ["chains"]
+    assert ResidueTokens.from_topology(together).features.chain_index.tolist() == [0, 0, 1, 1]
+    assert reasons(Domain(max_chains=2), together) == []
+    capped = one_chain(two(*build_peptide("AG", True, True)))
+    assert ResidueTokens.from_topology(capped).features.chain_index.tolist() == [0, 0, 1, 1]
+
+
+def test_bonds_over_a_gap_and_d_residues_are_found_in_positions(build_peptide):
+    topology, positions = build_peptide("ALA")
+    assert reasons(PLAIN, topology, positions=positions) == []
+    assert reasons(PLAIN, topology, positions=-positions) == ["chirality"]
+    torn = positions.copy()
+    torn[[a.index for a in topology.atoms() if a.residue.index == 2]] += np.array([1.0, 0.0, 0.0])
+    assert reasons(PLAIN, topology, positions=torn) == ["gap"]
+
+
+def test_the_commonest_temperature_is_inside_and_heating_is_not(build_peptide):
+    topology, _ = build_peptide("ALA")
+    for inside in (298.15, 297.0, 303.0):
+        assert reasons(PLAIN, topology, temperature=inside) == []
+    for outside in (290.0, 310.0):
+        assert reasons(PLAIN, topology, temperature=outside) == ["temperature"]
+
+
+def test_longest_stride_goes_by_length(build_peptide):
+    domain = Domain(max_stride={3: 330.0, 4: 1000.0, 8: 160.0})
+    assert [domain.longest_stride(n) for n in (2, 3, 4, 5, 8, 20)] == [330.0, 330.0, 1000.0, 160.0, 160.0, 160.0]
+    assert reasons(domain, build_peptide("ALA")[0], 500.0) == ["stride"]
+    assert reasons(domain, build_peptide("ALAG")[0], 500.0) == []
+    assert Domain.from_dict(json.loads(json.dumps(domain.to_dict()))) == domain
+
+
+def test_everything_outside_is_listed_in_order_of_weight(build_peptide):
+    topology, _ = build_peptide("AHA", True, True, variants={1: "HIP"})
+    domain = Domain(min_length=5, caps=False, variants=(), residue_types=("HIS",))
+    found = reasons(domain, topology, 1.0, 400.0)
+    assert found == ["length", "residues", "variants", "caps", "temperature", "stride"]
+    assert found == [reason for reason in REASONS if reason in found]
+
+
+def test_domains_of_older_files_know_no_variants(build_peptide):
+    older = {k: v for k, v in Domain().to_dict().items() if k not in ("variants", "temperature_tolerance")}
+    assert reasons(Domain.from_dict(older), build_peptide("AHA", variants={1: "HIP"})[0]) == ["variants"]
+
+
+def test_one_reason_can_be_allowed_without_the_others(build_peptide):
+    found = Domain(max_length=2).check(ResidueTokens.from_topology(build_peptide("ALA")[0]), 1e5, 300.0)
+    with pytest.raises(ModelDomainError, match=r"\[length\].*\[stride\].*--allow length --allow stride"):
+        refuse("m", found)
+    with pytest.warns(UserWarning, match="residues"), pytest.raises(ModelDomainError) as error:
+        refuse("m", found, {"length": False})
+    assert "[stride]" in str(error.value) and "[length]" not in str(error.value)
+    with pytest.warns(UserWarning, match="strides"):
+        refuse("m", found, allowing(["length", "stride"]))
+    with pytest.raises(ValueError, match="size.*expected some of length"):
+        allowing(["size"])
+
+
+def test_another_model_is_advised_only_where_there_is_one(build_peptide):
+    fast, slow = (load_model(name, "cpu") for name in ("starmd-peptide-fast", "starmd-peptide"))
+    with pytest.raises(ModelDomainError, match="Use model 'starmd-peptide', which knows it"):
+        fast.check_domain(ResidueTokens.from_topology(build_peptide("AGVDK")[0]), 100.0, 300.0)
+    with pytest.raises(ModelDomainError) as error:
+        slow.check_domain(ResidueTokens.from_topology(build_peptide("GYDPETGTWG")[0]), 100.0, 300.0)
+    assert "Use model" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_embedded_models_know_what_they_saw(build_peptide, name):
+    model = load_model(name, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.check_domain(ResidueTokens.from_topology(build_peptide("AHVD")[0]), 100.0, 298.15)
+    for variant in ("HIE", "HIP"):
+        assert reasons(model.domain, build_peptide("AHVD", variants={1: variant})[0]) == ["variants"]
+    assert "HIE" in model.card and "298.15" in model.card
+    amide = deepcopy(build_peptide("AGVD", False, True)[0])
+    amide = one_chain(amide)
+    for atom in amide.atoms():  # methyl of NME as a hydrogen
+        if atom.residue.name == "NME" and atom.name == "C":
+            atom.element = Element.getBySymbol("H")
+    assert reasons(model.domain, amide) == ["variants"]
+
+
+def test_violations_travel_between_processes():
+    (told, *_) = [v for v in Domain(min_temperature=400.0, max_temperature=400.0)._of_settings(3, 100.0, 300.0)]
+    again = pickle.loads(pickle.dumps(told))
+    assert (again, again.reason) == (told, "temperature")
