@@ -1,6 +1,7 @@
 """The house of architecture: every module imports from lower floors, or from earlier rows of its own floor."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,20 @@ def test_every_module_has_a_room_and_looks_down(path):
             assert other == room or ROWS.index(other) < ROWS.index(room), f"{room} looks up to {other}"
         assert top != "openmm" or room in SEES_OPENMM, f"{room} imports {name}: OpenMM starts at floor 7"
         assert top != "torch" or FLOOR_OF[room] > 0, f"{room} imports torch: floor 0 knows numpy at most"
+
+
+def test_no_circle_of_imports():
+    """Imports of functions and of type checkers count, too."""
+    modules = {module_name(path): path for path in MODULES}
+
+    def module(name):
+        name = name.removeprefix("openmm_starmd.")
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    found = {name: {module(other) for other in imports(path)} - {"", name} for name, path in modules.items()}
+    graphlib.TopologicalSorter(found).prepare()  # raises a CycleError that names the modules
 
 
 def test_inner_packages_open_no_back_doors():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openmm_starmd.evaluation.report.page import render
 from openmm_starmd.evaluation.scoring import judge
 from openmm_starmd.evaluation.scoring.causes import causes
 from openmm_starmd.evaluation.scoring.comparison import Comparison
@@ -81,8 +82,6 @@ class Evaluation:
 
     def to_html(self, path: str | os.PathLike) -> None:
         """A page with verdict, table, figures and both trajectories to play, that loads nothing from elsewhere."""
-        from openmm_starmd.evaluation.report.page import render  # draws, and needs Jinja2
-
         page = render(self.scores, self.verdict, self.settings, self.comparison)
         Path(path).write_text(page, encoding="utf-8")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 import matplotlib.pyplot as plt
+from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from openmm_starmd.evaluation.report.figures import figures
@@ -56,8 +57,6 @@ def render(scores: Sequence[Score], verdict: str, settings: dict, comparison: Co
         What was compared.
     comparison : Comparison
     """
-    from jinja2 import Environment
-
     sides = zip(("MD", "generated"), comparison.sides, (comparison.reference, comparison.generated), strict=True)
     environment = Environment(autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
