@@ -2,6 +2,8 @@
 
 ``states`` are integers (T,) from 0 on, or a list of such trajectories; times are in frames. Models are deeptime's
 maximum-likelihood reversible ones, from counts in a sliding window, on the connected set of states with most of them.
+Intervals come from drawing blocks of time: deeptime's Bayesian models take counts for independent, which those of a
+sliding window are not, and its Chapman-Kolmogorov test takes for granted that all models connect the same states.
 """
 
 from __future__ import annotations

@@ -16,10 +16,9 @@ from openmm_starmd.evaluation.scoring import judge
 from openmm_starmd.evaluation.scoring.causes import causes
 from openmm_starmd.evaluation.scoring.comparison import Comparison
 from openmm_starmd.evaluation.scoring.jumps import jump_scores, read_jumps
-from openmm_starmd.evaluation.scoring.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
 from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
-from openmm_starmd.evaluation.scoring.verdict import verdict
+from openmm_starmd.evaluation.scoring.verdict import CAPTIONS, verdict
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
 
 OF_ATOMS = (
@@ -30,7 +29,6 @@ OF_ATOMS = (
     "rotamer outliers",
     "inverted centres per frame",
 )  # scores that need more than CA
-GROUPS = (DISTRIBUTIONS, KINETICS, VALIDITY)
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Evaluation:
     def table(self) -> str:
         """Markdown table, a row a score."""
         lines = ["| Score | generated | 95 % | MD itself | frozen | shuffled | |", "|---" * 7 + "|"]
-        for group in GROUPS:
+        for group in CAPTIONS:
             lines.append(f"| **{group}** |" + " |" * 6)
             for s in (s for s in self.scores if s.group == group):
                 value, *others = (written(value, s.unit) for value in (s.value, s.oracle, s.frozen, s.shuffled))
