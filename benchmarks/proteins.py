@@ -6,8 +6,8 @@ The folder holds NAME_K.pdb and NAME_K.xtc of replicas K of MD of each protein N
 first halves of the replicas are the reference, the others are "MD again", and the model starts where the latter do and
 makes as many jumps as they have frames at the stride (--jumps for more). Writes a table for each protein.
 
-Columns: MD again · model (`Propagator` and backmapping, no relaxation, nothing sampled again) · frozen (the starts of
-the model's runs, repeated).
+Columns: MD again · model (propagator and backmapping, no relaxation, nothing sampled again) · elastic (the null model
+of that name, likewise) · frozen (the starts of the model's runs, repeated).
 
 Rows, all against the reference: correlation of the RMSF of CA, and the ratio of its mean; RMSD of CA to the start, nm,
 at the first, middle and last jump; Jensen-Shannon divergence, in bits, of phi and psi and of chi, and hop rates (share
@@ -30,8 +30,8 @@ import torch
 from common import circumstances, parser, table, write
 from openmm.app import PDBFile
 
-from openmm_starmd import Propagator, load_model
 from openmm_starmd.evaluation.metrics import dihedrals, filters, shapes
+from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
@@ -109,10 +109,10 @@ def summary(runs: Runs, reference: Runs, tokens: ResidueTokens) -> dict[str, flo
     return rows
 
 
-def propagate(model, tokens: ResidueTokens, starts: np.ndarray, stride: float, jumps: int, seed: int) -> np.ndarray:
-    """Positions (R, T, A, 3) of runs of the model."""
+def propagate(model: str, tokens: ResidueTokens, starts: np.ndarray, stride: float, jumps: int, seed: int):
+    """Positions (R, T, A, 3) of runs of a model, or of a propagator by its name."""
     starts = torch.as_tensor(starts, dtype=torch.float64)
-    propagator = Propagator(model, tokens, stride, TEMPERATURE, strict=False)
+    propagator = NewPropagator.of(model, tokens, stride, TEMPERATURE, strict=False)(tokens, stride, TEMPERATURE)
     generators = [torch.Generator().manual_seed(seed + k) for k in range(len(starts))]
     history, frames = propagator.start(from_positions(starts, tokens)), []
     for _ in range(jumps):
@@ -144,18 +144,21 @@ def load(paths: list[Path], stride: float) -> Runs:
     return Runs(positions[:, 1:], positions[:, 0], topology)
 
 
-def judge(paths: list[Path], model, options) -> dict[str, dict[str, float]]:
+def judge(paths: list[Path], options) -> dict[str, dict[str, float]]:
     """The table of a protein, column by column."""
     tokens = ResidueTokens.from_topology(PDBFile(str(paths[0])).topology)
     reference, again = load(paths[::2], options.stride), load(paths[1::2], options.stride)
-    jumps, begin = options.jumps or again.positions.shape[1], time.perf_counter()
-    generated = propagate(model, tokens, again.starts, options.stride, jumps, options.seed)
-    seconds = (time.perf_counter() - begin) / (jumps * len(generated))
+    jumps, columns, seconds = options.jumps or again.positions.shape[1], {"MD again": again}, {}
+    for column, name in {"model": options.model, "elastic": "elastic"}.items():
+        begin = time.perf_counter()
+        generated = propagate(name, tokens, again.starts, options.stride, jumps, options.seed)
+        seconds[column] = (time.perf_counter() - begin) / (jumps * len(generated))
+        columns[column] = Runs(generated, again.starts, again.topology)
     frozen = np.repeat(again.starts[:, None], again.positions.shape[1], 1)
-    columns = {"MD again": again}
-    columns |= {name: Runs(x, again.starts, again.topology) for name, x in (("model", generated), ("frozen", frozen))}
+    columns["frozen"] = Runs(frozen, again.starts, again.topology)
     results = {name: summary(runs, reference, tokens) for name, runs in columns.items()}
-    results["model"] |= {"seconds a jump": seconds, "jumps": jumps}
+    for column, time_of_jump in seconds.items():
+        results[column] |= {"seconds a jump": time_of_jump, "jumps": jumps}
     return results
 
 
@@ -168,10 +171,10 @@ def main() -> None:
     made.add_argument("--jumps", type=int, default=0, help="0: as many as MD has")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    model, results, sections = load_model(options.model), {}, {}
+    results, sections = {}, {}
     facts = circumstances(model=Path(options.model).name, stride=f"{options.stride:g} ps", seed=options.seed)
     for name, paths in proteins(options.folder, options.names).items():
-        results[name] = judge(paths, model, options)
+        results[name] = judge(paths, options)
         rows = {row: {c: v.get(row) for c, v in results[name].items()} for row in results[name]["model"]}
         sections[f"{name}, {len(paths)} replicas"] = table(rows, "quantity")
         write(options.output, "Proteins of held-out families", facts, sections, results)

@@ -1,0 +1,37 @@
+"""The recipes of the models can be trained as they stand, and hold out whole families."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from openmm_starmd.training import TrainingConfig, TrajectoryDataset, toml
+from openmm_starmd.trajectories.sources import Packed, as_source
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+PROTEINS = RECIPES / "starmd-protein"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/config.toml")), ids=lambda path: path.parent.name)
+def test_the_data_of_a_recipe_are_there(path):
+    config = TrainingConfig.from_toml(path)
+    names = [file.name for source in config.data for file in as_source(source).find()]
+    held_out = [*config.validation_names, *(f"*{sequence}_*" for sequence in config.validation_sequences)]
+    assert held_out and names
+    for pattern in held_out if path.parent != PROTEINS else held_out[:2]:  # MD of the other families is to come
+        assert any(fnmatchcase(name, pattern) for name in names), pattern
+
+
+def test_families_are_held_out_whole():
+    table = toml.read(PROTEINS / "families.toml")
+    for name, members in table["families"].items():
+        held_out = [any(fnmatchcase(f"{member}_101", p) for p in table["validation"]) for member in members]
+        assert len(set(held_out)) == 1, name
+
+
+def test_every_packed_protein_has_one_family():
+    families = toml.read(PROTEINS / "families.toml")["families"]
+    members = [member for family in families.values() for member in family]
+    assert len(members) == len(set(members))
+    packed = TrajectoryDataset(Packed(PROTEINS / "proteins"))
+    assert {t.name.rpartition("_")[0] for t in packed.trajectories} <= set(members)
