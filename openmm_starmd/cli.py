@@ -264,6 +264,60 @@ def rollout(
         print(file)
 
 
+@app.command(epilog="Example: [bold]starmd refine run --nanoseconds 0.5 --processes 2 -o refined[/]")
+def refine(
+    learned: Annotated[list[Path], typer.Argument(help="Folder of `starmd rollout`, or trajectories.")],
+    nanoseconds: Annotated[float, typer.Option(min=0, help="MD from each start.", show_default=False)],
+    starts: Annotated[int, typer.Option(min=1, help="Conformations of the run that MD starts from.")] = 64,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the MD and the result.")] = Path("refined"),
+    topology: Annotated[Path | None, typer.Option(help="PDB file of trajectories that are no folder.")] = None,
+    system: Annotated[Path | None, typer.Option(help="XML of an OpenMM System in place of ff14SB and OBC2.")] = None,
+    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    frame_interval: Annotated[float, typer.Option(help="ps between frames of the MD.")] = 2.0,
+    precision: Annotated[float, typer.Option(help="Factor within which results have to be known.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Of velocities and noise.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Trajectories at a time, one CPU thread each.")] = 1,
+    platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
+    ] = None,
+) -> None:
+    """Correct a learned run by short MD: populations and rates of the force field, with intervals.
+
+    A stopped call goes on by the same command; more nanoseconds prolong every trajectory.
+    """
+    try:
+        from openmm_starmd.refinement import refine as run
+        from openmm_starmd.refinement.inputs import read_system, rollout_files
+    except ImportError as missing:
+        raise StarMDError(f'starmd refine needs more ({missing}): pip install "openmm-starmd[analysis]"') from None
+    files, structure = rollout_files(learned, topology)
+    with _dask(scheduler) as client, _progress(Console(stderr=True)) as progress:
+        result = run(
+            files,
+            _read_pdb(structure).topology,
+            nanoseconds=nanoseconds,
+            output=output,
+            n_starts=starts,
+            system=read_system(system),
+            temperature=temperature,
+            frame_interval=frame_interval,
+            precision=precision,
+            seed=seed,
+            processes=processes,
+            platform=platform,
+            client=client,
+            progress=progress,
+        )
+    console, table = Console(), Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("", "force field", "learned run"):
+        table.add_column(column)
+    for row in result.table():
+        table.add_row(*row)
+    console.print(Text(result.verdict, style="bold"), "", table, "", sep="\n")
+    console.print(str(output / "refined.md"), soft_wrap=True, highlight=False)
+
+
 @app.command(epilog="Example: [bold]starmd train config.toml[/]")
 def train(
     config: Annotated[Path, typer.Argument(help="TOML file; see the README.", show_default=False)],

@@ -23,6 +23,8 @@ pytest.importorskip("deeptime")
 from openmm_starmd import Propagator, cli  # noqa: E402
 from openmm_starmd.systems import peptide_system  # noqa: E402
 
+COMMANDS = "prepare simulate train rollout refine evaluate models"
+
 
 @pytest.fixture
 def files(build_peptide, tmp_path, monkeypatch):
@@ -37,7 +39,7 @@ def files(build_peptide, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [[], *([c] for c in "prepare simulate train rollout evaluate models".split())])
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS.split())])
 def test_help_has_an_example(command, capsys):
     assert cli.main([*command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -82,6 +84,10 @@ def test_spread_values_leaves_other_options_alone():
         ("prepare nowhere.pdb", 1, "no such file"),
         ("rollout nowhere.pdb --nanoseconds 1", 1, "no file nowhere.pdb"),
         ("rollout top.pdb --nanoseconds 1 --stride 5000", 1, "strides of"),
+        ("refine nowhere --nanoseconds 1", 1, "no file nowhere"),
+        ("refine md.xtc --nanoseconds 1", 1, "give its topology"),
+        ("refine md.xtc --topology top.pdb --nanoseconds 1 --system top.pdb", 1, "XML of an OpenMM System"),
+        ("refine . --nanoseconds 1", 1, "no topology.pdb"),
         ("train nowhere.toml", 1, "nowhere.toml"),
         ("play", 2, "No such command"),
     ],

@@ -19,7 +19,7 @@ from openmm_starmd.systems import build_peptide
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/*.md"))]
-PUBLIC = ("", ".systems", ".trajectories", ".training", ".evaluation")
+PUBLIC = ("", ".systems", ".trajectories", ".training", ".evaluation", ".refinement")
 CLUSTER = "--scheduler"  # needs one
 LESS = {
     r"--nanoseconds \S+": "--nanoseconds 0.12",
@@ -27,6 +27,7 @@ LESS = {
     r"--frame-interval \d+": "--frame-interval 2",
     r"(starmd rollout (?!.*--stride).*)": r"\1 --stride 10",
     r"--stride \d+": "--stride 10",
+    r"(starmd refine .*)--nanoseconds \S+": r"\1--nanoseconds 0.01 --starts 2 --frame-interval 0.2",
 }
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
     "domain model interface propagator plugins elastic",
     "binding relaxation integrator reporters rollout training "
-    "evaluation.metrics evaluation.scoring evaluation.report evaluation",
+    "evaluation.metrics evaluation.scoring evaluation.report evaluation refinement",
     "cli __main__",
 ]
 ROWS = [room for floor in FLOORS for room in floor.split()]

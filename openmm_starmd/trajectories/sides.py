@@ -1,7 +1,7 @@
 """Both sides of a comparison as trajectories of the same heavy atoms, from files of any layout.
 
-XTC, TRR, DCD, NetCDF, HDF5, multi-model PDB and whatever else mdtraj opens; read in pieces of which only the wanted
-atoms are kept. Atoms are matched by `matching`.
+XTC, TRR, DCD, NetCDF, HDF5, multi-model PDB, whatever else mdtraj opens, and what `other_tools` knows; read in pieces
+of which only the wanted atoms are kept. Atoms are matched by `matching`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import mdtraj
 import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.trajectories.frames import OWN_TOPOLOGY, Source, check_atoms, load_topology, pieces
+from openmm_starmd.trajectories.frames import Source, check_atoms, load_topology, pieces
 from openmm_starmd.trajectories.matching import check_sequences, common_keys, common_topology, heavy_atoms, split_chains
+from openmm_starmd.trajectories.other_tools import Found, find, numbered
 from openmm_starmd.trajectories.times import frame_interval
 
 Progress = Callable[[str, float], None]
 """Takes what is being done and how much of it is done, 0 to 1."""
 
 MIN_FRAMES = 20
+NO_TIMES = "the files hold no times"
 GAP_BOND, GAP_CA = 0.25, 0.5  # nm between C and N, or neighbouring CA, of residues that no bond joins
 
 
@@ -33,18 +35,25 @@ class Side:
     Parameters
     ----------
     trajectories : tuple of mdtraj.Trajectory
-        One a file: heavy atoms of the protein, in the order and under the names that both sides share.
+        Heavy atoms of the protein, in the order and under the names that both sides share.
     interval : float, optional
         ps between frames; None where neither the files nor the user tell it.
     names : tuple of str
+        Of the files.
     gaps : tuple of str
         Residues between which the chain of the reference is interrupted, such as "GLY12 and SER18".
+    untimed : str
+        Why there is no interval; empty where there is one.
+    notes : tuple of str
+        What was found beside the files.
     """
 
     trajectories: tuple[mdtraj.Trajectory, ...]
     interval: float | None
     names: tuple[str, ...]
     gaps: tuple[str, ...] = ()
+    untimed: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def n_frames(self) -> int:
@@ -60,17 +69,6 @@ class Side:
     def nanoseconds(self) -> float:
         """Length of all trajectories together; nan where the time between frames is unknown."""
         return self.n_frames * (self.interval or float("nan")) / 1000
-
-
-def _topology_of(source: Source, given: mdtraj.Topology | None) -> mdtraj.Topology:
-    if isinstance(source, mdtraj.Trajectory):
-        return source.topology
-    path = Path(source)
-    if path.suffix.lower() in OWN_TOPOLOGY:
-        return load_topology(path)
-    if given is None:
-        raise TrajectoryError(f"{path} holds coordinates only: give its topology, for example a PDB file.")
-    return given
 
 
 def _name(source: Source, number: int) -> str:
@@ -113,24 +111,38 @@ def _read(source, name, topology, keys, common, progress) -> tuple[mdtraj.Trajec
     return mdtraj.Trajectory(np.concatenate(positions), common, times), timed
 
 
-def _interval(trajectories, timed, names, option) -> float | None:
-    """ps between frames, the same in all trajectories of a side; None where no file tells."""
-    if not any(timed):
-        return None
-    intervals = []
-    for trajectory, has_times, name in zip(trajectories, timed, names, strict=True):
-        if not has_times:
-            raise TrajectoryError(f"{name} holds no times: give the ps between its frames with {option}.")
-        if trajectory.n_frames > 1:
-            intervals.append(frame_interval(trajectory.time, name, f"give the ps between its frames with {option}"))
+def _times(found: Found, trajectory: mdtraj.Trajectory, timed: bool, option: str) -> tuple[float | None, str]:
+    """ps between the frames of one trajectory, or why they have no times; neither for a single frame."""
+    if found.interval or found.untimed:
+        return found.interval, found.untimed
+    if not timed:
+        return None, NO_TIMES
+    if trajectory.n_frames == 1:
+        return None, ""
+    if np.ptp(trajectory.time) == 0:
+        return None, f"all frames of {found.name} are at {trajectory.time[0]:g} ps"
+    if numbered(found.source, trajectory.time):
+        return None, f"{found.name} numbers its frames 0, 1, 2, ... in place of times"
+    return frame_interval(trajectory.time, found.name, f"give the ps between its frames with {option}"), ""
+
+
+def _interval(all_found, loaded, option) -> tuple[float | None, str]:
+    """ps between frames, the same in all trajectories of a side, or why they have no times."""
+    intervals, untimed = [], []
+    for found, (trajectory, timed) in zip(all_found, loaded, strict=True):
+        interval, reason = _times(found, trajectory, timed, option)
+        intervals += [interval] if interval else []
+        untimed += [(found.name, reason)] if reason else []
     if not intervals:
-        return None
+        return None, untimed[0][1] if untimed else NO_TIMES
+    if untimed:
+        raise TrajectoryError(f"{untimed[0][0]} holds no times: give the ps between its frames with {option}.")
     if max(intervals) > 1.02 * min(intervals):
         raise TrajectoryError(
             f"The files of one side have different times between frames ({min(intervals):g} and {max(intervals):g} "
             f"ps): write them alike, or give one with {option}."
         )
-    return intervals[0]
+    return intervals[0], ""
 
 
 def _sources(given: Source | Sequence[Source], side: str) -> list[Source]:
@@ -179,24 +191,27 @@ def read_sides(
     """
     first = load_topology(topology)
     second = first if generated_topology is None else load_topology(generated_topology)
-    sides = [(_sources(reference, "reference"), first), (_sources(generated, "generated"), second)]
-    names = [[_name(source, i) for i, source in enumerate(sources)] for sources, _ in sides]
-    topologies = [[_topology_of(source, top) for source in sources] for sources, top in sides]
-    for name, other in zip(names[0] + names[1], topologies[0] + topologies[1], strict=True):
-        check_sequences(topologies[0][0], other, name)
-    keys = common_keys(list({id(t): t for t in topologies[0] + topologies[1]}.values()))
-    for (sources, _), tops in zip(sides, topologies, strict=True):
-        for source, top in zip(sources, tops, strict=True):
-            check_atoms(source, top)
-    common = common_topology(topologies[0][0], keys)
+    sources = [_sources(reference, "reference"), _sources(generated, "generated")]
+    names = [[_name(source, i) for i, source in enumerate(given)] for given in sources]
+    found = [
+        [each for i, source in enumerate(given) for each in find(source, i, top, own)]
+        for given, top, own in zip(sources, (first, second), (True, generated_topology is not None), strict=True)
+    ]
+    topologies = {id(each.topology): each for each in found[0] + found[1]}
+    for each in topologies.values():
+        check_sequences(found[0][0].topology, each.topology, each.name)
+    keys = common_keys([each.topology for each in topologies.values()])
+    for each in found[0] + found[1]:
+        check_atoms(each.source, each.topology)
+    common = common_topology(found[0][0].topology, keys)
     options = ((reference_stride, "--reference-stride"), (stride, "--stride"))
     one, two = (
-        _side(sources, labels, tops, keys, common, *option, progress)
-        for (sources, _), labels, tops, option in zip(sides, names, topologies, options, strict=True)
+        _side(each, labels, keys, common, *option, progress)
+        for each, labels, option in zip(found, names, options, strict=True)
     )
     if one.interval is None:
         raise TrajectoryError(
-            f"{', '.join(one.names)}: the reference holds no times; give the ps between its frames with "
+            f"{', '.join(one.names)}: the reference has no times ({one.untimed}); give the ps between its frames with "
             "--reference-stride."
         )
     return _apart_at_gaps(one, two)
@@ -229,19 +244,18 @@ def _apart_at_gaps(one: Side, two: Side) -> tuple[Side, Side]:
     )
 
 
-def _side(sources, names, topologies, keys, common, interval, option, progress) -> Side:
+def _side(all_found, names, keys, common, interval, option, progress) -> Side:
     """All files of one side; ``interval`` is what the user gave by ``option``."""
     if interval is not None and not interval > 0:
         raise TrajectoryError(f"{option} has to be a positive number of ps, found {interval:g}.")
-    loaded = [
-        _read(source, name, top, keys, common, progress)
-        for source, name, top in zip(sources, names, topologies, strict=True)
-    ]
-    trajectories, timed = zip(*loaded, strict=True)
+    loaded = [_read(each.source, each.name, each.topology, keys, common, progress) for each in all_found]
+    trajectories = tuple(trajectory for trajectory, _ in loaded)
     n_frames = sum(trajectory.n_frames for trajectory in trajectories)
     if n_frames < MIN_FRAMES:
         raise TrajectoryError(
             f"{', '.join(names)}: {n_frames} frame{'s' * (n_frames > 1)}, expected at least {MIN_FRAMES} to compare "
             "distributions; run longer, or save more often."
         )
-    return Side(trajectories, interval or _interval(trajectories, timed, names, option), tuple(names))
+    told, untimed = (interval, "") if interval else _interval(all_found, loaded, option)
+    notes = tuple(dict.fromkeys(each.note for each in all_found if each.note))
+    return Side(trajectories, told, tuple(names), untimed=untimed, notes=notes)

@@ -44,8 +44,8 @@ class Lanes:
     Parameters
     ----------
     system : System
-    positions : array, shape (A, 3)
-        nm; where all replicas start.
+    positions : array, shape (A, 3) or (replicas, A, 3)
+        nm; where all replicas start, or each of them.
     seed : int
         Of velocities and noise; each lane has its own.
     replicas : int
@@ -78,7 +78,8 @@ class Lanes:
         self._random = _aligned((self._groups, 4, width)).view(np.uint32)
         states = np.random.default_rng(seed).integers(1, 2**32, (4, replicas), dtype=np.uint64)
         self._random[:] = np.moveaxis(states.reshape(4, self._groups, width), 1, 0)
-        self._positions[:] = positions[:, :, None]
+        starts = np.broadcast_to(positions, (replicas, *self._positions.shape[1:3]))
+        self._positions[:] = np.moveaxis(starts.reshape(self._groups, width, -1, 3), 1, -1)
 
     @property
     def positions(self) -> np.ndarray:

@@ -43,6 +43,12 @@ def test_energies_and_forces_are_those_of_openmm(molecule):
         np.testing.assert_allclose(force, expected, atol=3e-5 * np.abs(expected).max())
 
 
+def test_replicas_start_where_they_are_told(molecule):
+    system, _, lanes = molecule
+    starts = np.tile(lanes.positions, (2, 1, 1)) + np.linspace(0, 1, 2 * LANES)[:, None, None].astype(np.float32)
+    np.testing.assert_array_equal(Lanes(system, starts, 1, 2 * LANES).positions, starts)
+
+
 def test_bonds_of_hydrogens_keep_their_length(molecule):
     system, _, lanes = molecule
     lanes.draw_velocities(600)

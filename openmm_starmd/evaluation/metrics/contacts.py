@@ -10,13 +10,25 @@ import numpy as np
 
 from openmm_starmd.evaluation.metrics.samples import subsample
 
+BACKBONE = {"N", "CA", "C", "O", "OXT", "CB", "CH3"}
 TOUCH = 0.45  # nm, between heavy atoms
 REACH = 1.4  # nm: side chains whose CB never come this near never touch
 _PIECE = 2**24  # distances that are measured at once
 
 
+def only_backbone(topology: mdtraj.Topology) -> bool:
+    """Whether no atom beyond CB is there although some residue has such atoms."""
+    branched = any(residue.name not in ("ALA", "GLY") for residue in topology.residues)
+    return branched and {atom.name for atom in topology.atoms} <= BACKBONE
+
+
 def side_chain_pairs(trajectory: mdtraj.Trajectory) -> np.ndarray:
-    """Residues (P, 2), no neighbours along a chain, whose side chains come near each other in a trajectory."""
+    """Residues (P, 2), no neighbours along a chain, whose side chains come near each other in a trajectory.
+
+    None where no side chain has more than its CB: files of a backbone would count contacts of CB.
+    """
+    if only_backbone(trajectory.topology):
+        return np.zeros((0, 2), dtype=int)
     found = {a.residue.index: a.index for a in trajectory.topology.atoms if a.name == "CB"}
     residues = [trajectory.topology.residue(index) for index in found]
     pairs = [

@@ -18,17 +18,9 @@ from openmm_starmd.evaluation.scoring.comparison import Comparison
 from openmm_starmd.evaluation.scoring.jumps import jump_scores, read_jumps
 from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
 from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
+from openmm_starmd.evaluation.scoring.unscored import unscored
 from openmm_starmd.evaluation.scoring.verdict import CAPTIONS, verdict
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
-
-OF_ATOMS = (
-    "backbone torsions",
-    "side-chain torsions",
-    "clashes per 1,000 atoms",
-    "bond outliers",
-    "rotamer outliers",
-    "inverted centres per frame",
-)  # scores that need more than CA
 
 
 @dataclass(frozen=True)
@@ -44,12 +36,15 @@ class Evaluation:
         What was compared: files, lengths, intervals, atoms, lag time.
     comparison : Comparison
         Frames of both sides, which figures are drawn from.
+    unscored : tuple of str
+        Sentences on what has no scores, and why; the verdict ends with them.
     """
 
     scores: tuple[Score, ...]
     verdict: str
     settings: dict
     comparison: Comparison
+    unscored: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Score:
         """The score of this name."""
@@ -70,12 +65,13 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_json(self, path: str | os.PathLike) -> None:
-        """Verdict, settings and scores; what is not finite is null."""
+        """Verdict, what has no scores, settings and scores; what is not finite is null."""
         rows = [
             {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(score).items()}
             for score in self.scores
         ]
-        content = {"verdict": self.verdict, "settings": self.settings, "lights": MEANING, "scores": rows}
+        content = {"verdict": self.verdict, "unscored": self.unscored, "settings": self.settings}
+        content |= {"lights": MEANING, "scores": rows}
         Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def to_html(self, path: str | os.PathLike) -> None:
@@ -100,17 +96,9 @@ class Evaluation:
         return folder / "report.html"
 
 
-def doubtful_times(side: Side) -> bool:
-    """Whether the times are 0, 1, 2, ... ps: what mdtraj writes for frames whose times it does not know."""
-    return side.interval == 1.0 and all(trajectory.time[0] == 0 for trajectory in side.trajectories)
-
-
 def _notes(reference: Side, generated: Side, lag_time: float, kinetic: bool) -> list[str]:
     """Sentences on the files that do not make the comparison wrong."""
-    found = []
-    doubtful = " and ".join(n for n, s in (("reference", reference), ("generated", generated)) if doubtful_times(s))
-    if doubtful:
-        found.append(f"times of {doubtful}: 0, 1, 2 ... ps, perhaps unknown to the writer; --stride sets them")
+    found = [*reference.notes, *generated.notes]
     if reference.gaps:
         found.append(f"the chain is interrupted between {', '.join(reference.gaps)}: no torsion is taken across it")
     for name, side in (("reference", reference), ("generated", generated)):
@@ -120,16 +108,6 @@ def _notes(reference: Side, generated: Side, lag_time: float, kinetic: bool) -> 
                 f"{len(short)} of {len(side.trajectories)} {name} trajectories are no longer than the lag time of "
                 f"{lag_time:g} ps, too short for kinetics: they count for distributions and validity alone"
             )
-    return found
-
-
-def _unscored(scores: Sequence[Score], no_kinetics: str) -> list[str]:
-    """Sentences on what has no scores, and why."""
-    names = {score.name for score in scores}
-    absent = [name for name in OF_ATOMS if name not in names]
-    found = [f"Kinetics are not scored: {no_kinetics}."] if no_kinetics else []
-    if absent:
-        found.append(f"Not scored, because the two sides do not share the atoms for it: {', '.join(absent)}.")
     return found
 
 
@@ -211,14 +189,15 @@ def evaluate(
     comparison = Comparison((one, two), projection, projection.frames(two), temperature, not no_kinetics)
     scores = tuple(judge.scores(comparison, progress))
     settings = _settings(one, two, lag_time, temperature, projection)
-    notes, unscored = _notes(one, two, lag_time, not no_kinetics), _unscored(scores, no_kinetics)
-    if notes:
+    absent = unscored(scores, one.topology, no_kinetics)
+    if notes := _notes(one, two, lag_time, not no_kinetics):
         settings["note"] = "; ".join(notes)
     if reported:
         scores += tuple(jump_scores(reported, scores))
         settings["failed checks"] = ", ".join(f"{n} {kind}" for kind, n in reported.failed.most_common()) or "none"
         for when, energies in (("before", reported.energies_before), ("after", reported.energies_after)):
-            if np.isfinite(energies).any():
-                settings[f"median energy {when} relaxation (kJ/mol)"] = round(float(np.nanmedian(energies)), 1)
+            if (known := energies[np.isfinite(energies)]).size:
+                for word, value in (("median", np.median(known)), ("mean", known.mean())):
+                    settings[f"{word} energy {when} relaxation (kJ/mol)"] = round(float(value), 1)
         settings["milliseconds a jump"] = round(1000 * reported.seconds.sum() / max(1, reported.counts.sum()), 1)
-    return Evaluation(scores, verdict(scores, wrong, unscored), settings, comparison)
+    return Evaluation(scores, verdict(scores, wrong, absent), settings, comparison, absent)

@@ -64,15 +64,20 @@ def _mirrored(side: Side) -> bool:
 
 
 def copies(side: Side) -> tuple[int, int]:
-    """Number of frames of a side that equal an earlier one to the last bit, and which of all frames is the first."""
-    seen, found, first, number = set(), 0, 0, 0
+    """Number of frames of a side that equal an earlier one to the last bit, and which of all frames is the first.
+
+    Trajectories may have their first frame in common: they started there.
+    """
+    seen, found, first, number, starts = set(), 0, 0, 0, set()
     for trajectory in side.trajectories:
-        for frame in trajectory.xyz:
+        for place, frame in enumerate(trajectory.xyz):
             key = hash(frame.tobytes())
-            if key in seen:
+            started_there = place == 0 and key in starts and trajectory.n_frames > 1
+            if key in seen and not started_there:
                 first = first if found else number
                 found += 1
             seen.add(key)
+            starts |= {key} if place == 0 else set()
             number += 1
     return found, first
 

@@ -130,7 +130,7 @@ def common_lag(reference: Side, generated: Side) -> tuple[float, str]:
         If no trajectory of the reference is four frames long.
     """
     if generated.interval is None:
-        reason = "the generated files hold no times; give the ps between their frames (--stride)"
+        reason = f"{generated.untimed}; where frames follow one another, give the ps between them (--stride)"
         return _lag_alone(reference), reason
     lag = _lag(reference, generated)
     if lag is not None:

@@ -120,12 +120,12 @@ def test_a_reference_that_never_hops_back_is_too_short(hopping, md):
     assert found["two slowest modes (tICA-0,1)"].light == "unclear"
 
 
-def test_times_that_may_be_unknown_are_noted(md, same):
-    assert "note" not in same.settings
+def test_numbers_of_frames_are_no_times(md):
     counted = mdtraj.Trajectory(md.xyz[:200], md.topology, np.arange(200.0))  # as mdtraj saves what has no times
-    found = evaluate(md[:200], counted, reference_stride=1)
-    assert "times of generated" in found.settings["note"]
-    assert "note" not in evaluate(md[:200], counted, stride=100).settings
+    found = evaluate(md, counted)
+    assert "Kinetics are not scored: trajectory 1 numbers its frames 0, 1, 2, ... in place of times" in found.verdict
+    assert found.settings["generated interval (ps)"] is None
+    assert evaluate(md, counted, stride=100).settings["generated interval (ps)"] == 100
 
 
 @pytest.mark.parametrize("names", [("N", "CA", "C", "O", "CB"), ("CA",)], ids=["BioEmu", "CA only"])

@@ -78,6 +78,10 @@ def test_a_report_tells_what_the_table_knows(table, peptide):
     assert evaluation["independent samples of tICA-0 an hour"].value == pytest.approx(samples * 3600 / seconds)
     assert evaluation["accepted conformations"].value == pytest.approx(read_jumps(table[0]).accepted)
     assert evaluation.settings["milliseconds a jump"] > 0 and "accepted conformations" in evaluation.table()
+    energies = read_jumps(table[0]).energies_after
+    for word, value in (("median", np.nanmedian(energies)), ("mean", np.nanmean(energies))):
+        told = evaluation.settings[f"{word} energy after relaxation (kJ/mol)"]
+        assert told == pytest.approx(value, abs=0.051)
 
 
 def test_a_table_with_tabs_or_with_a_second_header_is_read(tmp_path):

@@ -1,0 +1,54 @@
+"""Which states molecular dynamics has connected in both directions, and what the others may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components, shortest_path
+
+from openmm_starmd.evaluation.metrics import markov
+
+NONE_SEEN = 3.0  # expected events of which none is seen in one case of twenty: -ln 0.05
+
+
+@dataclass(frozen=True)
+class Connections:
+    """How the visited states hang together.
+
+    Parameters
+    ----------
+    main : ndarray of bool, shape (n,)
+        The strongly connected states with most transitions.
+    only_left : ndarray of bool, shape (n,)
+        States that MD left for the main ones, directly or not, and never entered from there.
+    apart : ndarray of bool, shape (n,)
+        All other visited states: MD entered them and did not come back, or saw no way between them and the main ones.
+    bound : float
+        Share of the equilibrium population that the states only left can have at most (95 %).
+    """
+
+    main: np.ndarray
+    only_left: np.ndarray
+    apart: np.ndarray
+    bound: float
+
+
+def find_connections(states: Sequence[np.ndarray], lag: int, n_states: int) -> Connections:
+    """Connections of trajectories of states (T,) at a lag (frames).
+
+    The bound holds because at equilibrium as many trajectories enter a set of states as leave it: its population is the
+    rate of entering times the mean time in it, and a rate is below 3 / t (95 %) where t passed without an entry.
+    """
+    counts = markov.transition_counts(states, lag, n_states)[0]
+    number, component = connected_components(counts, connection="strong")
+    inside = np.array([counts[np.ix_(component == c, component == c)].sum() for c in range(number)])
+    main = component == inside.argmax()
+    visited = np.bincount(np.concatenate(states), minlength=n_states) > 0
+    reach = np.isfinite(shortest_path(counts > 0, unweighted=True))
+    only_left = ~main & reach[:, main].any(1)
+    exits = counts[np.ix_(only_left, main)].sum() / lag
+    time_in_main, time_there = counts[main].sum(), counts[only_left].sum()
+    bound = NONE_SEEN * time_there / (exits * time_in_main) if only_left.any() and time_in_main else 0.0
+    return Connections(main, only_left, visited & ~main & ~only_left, float(min(1.0, bound)))
