@@ -207,26 +207,31 @@ def jobs(folder: Path, only_prepare: bool = False) -> list[tuple[Path, str]]:
 
 def table(rows: list[dict]) -> str:
     """The Markdown page."""
-    lines = [
-        "# Real structures under StarMDIntegrator",
-        "",
-        "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far",
-        "(nm) atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
-        "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core. Errors are",
-        "each one line that names the cause, ours; those of OpenMM come before this package sees a file.",
-        "",
-    ]
-    if any(row["way"] == ONLY_PREPARED for row in rows):
-        lines += ["These files were only prepared (`--only-prepare`): the remarks are what `prepare` says.", ""]
-    head = ["folder", "files", "valid (or prepared)", "our errors", "OpenMM's errors", "not valid", "CPU minutes"]
-    lines += _markdown(head, _summary(rows))
+    prepared = all(row["way"] == ONLY_PREPARED for row in rows)
+    lines = ["# Real structures under `prepare`" if prepared else "# Real structures under StarMDIntegrator", ""]
+    lines += _PREPARED_HEAD if prepared else _RUN_HEAD
+    head = ["folder", "files", "prepared" if prepared else "valid", "our errors", "OpenMM's errors", "not valid"]
+    lines += ["", *_markdown([*head, "CPU minutes"], _summary(rows))]
     for folder in FOLDERS:
         found = sorted((r for r in rows if r["file"].startswith(f"{folder}/")), key=lambda r: (r["file"], r["way"]))
-        awkward = folder == "awkward"
-        head = ["file", *(["way"] if awkward else []), "residues", "atoms", "identity", "retries"]
-        head += ["minimised", "jump", "relaxed", "result", "seconds", "remarks"]
-        lines += ["", f"## {folder}", "", *_markdown(head, [_cells(row, awkward) for row in found])]
+        ways = folder == "awkward" and not prepared
+        head = ["file", *(["way"] if ways else []), "residues", "atoms"]
+        head += [] if prepared else ["identity", "retries", "minimised", "jump", "relaxed"]
+        head += ["result", "seconds", "remarks"]
+        lines += ["", f"## {folder}", "", *_markdown(head, [_cells(row, ways, not prepared) for row in found])]
     return "\n".join(lines) + "\n"
+
+
+_RUN_HEAD = [
+    "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far",
+    "(nm) atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
+    "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core. Errors are",
+    "each one line that names the cause, ours; those of OpenMM come before this package sees a file.",
+]
+_PREPARED_HEAD = [
+    "Made by `python benchmarks/structures.py --only-prepare`: no file was simulated. The remarks are what `prepare`",
+    "says: the changes that it made, or the one error that names the cause. Seconds of one CPU core.",
+]
 
 
 def _summary(rows: list[dict]) -> list[list[str]]:
@@ -249,12 +254,13 @@ def _summary(rows: list[dict]) -> list[list[str]]:
     return cells
 
 
-def _cells(row: dict, with_way: bool) -> list[str]:
-    name = row["file"].split("/")[1] + ("*" if row.get("atoms", 0) > LARGE else "")
+def _cells(row: dict, with_way: bool, with_run: bool) -> list[str]:
+    name = row["file"].split("/")[1] + ("*" if with_run and row.get("atoms", 0) > LARGE else "")
     cells = [name, *([row["way"]] if with_way else []), str(row.get("residues", "")), str(row.get("atoms", ""))]
-    cells += [f"{row['identity']:.0e}" if "identity" in row else "", str(row.get("retries", ""))]
-    energies = row.get("energies", [])
-    cells += [f"{energy:.0f}" for energy in energies] + [""] * (3 - len(energies))
+    if with_run:
+        cells += [f"{row['identity']:.0e}" if "identity" in row else "", str(row.get("retries", ""))]
+        energies = row.get("energies", [])
+        cells += [f"{energy:.0f}" for energy in energies] + [""] * (3 - len(energies))
     remarks = list(row.get("changes", []))
     if row.get("failures at the start"):
         remarks.append("at the start: " + ", ".join(row["failures at the start"]))
@@ -290,8 +296,9 @@ def main():
         rows.append(row)
         with lines.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        options.output.write_text(table(rows))
         print(f"{row['file']} {way}: {row['outcome']} {row.get('text', '')} ({row['seconds']:.1f} s)", flush=True)
+        options.output.write_text(table(rows), encoding="utf-8")
+    options.output.write_text(table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

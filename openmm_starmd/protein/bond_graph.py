@@ -33,7 +33,13 @@ BONDED, FREE, CAPPED = range(3)
 
 def label(residue: Residue) -> str:
     """How errors name a residue."""
-    return f"residue {residue.name} {residue.id}{residue.insertionCode.strip()} of chain {residue.chain.id}"
+    number = f"{residue.id}{residue.insertionCode.strip()}"
+    return f"residue {residue.name} {number} of chain {chain_label(residue.chain.id)}"
+
+
+def chain_label(name: str) -> str:
+    """How messages name a chain, which may have no name."""
+    return name.strip() or "' '"
 
 
 class ProteinBondGraph:

@@ -11,17 +11,21 @@ from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
 from openmm_starmd.errors import UnsupportedTopologyError
-from openmm_starmd.protein.bond_graph import label
+from openmm_starmd.protein.bond_graph import chain_label, label
 from openmm_starmd.protein.residues import C_CAPS, HEAVY_ATOMS, N_CAPS, RESIDUE_TYPES, canonical_name
-from openmm_starmd.systems.structure_file import Link, Place
+from openmm_starmd.systems.structure_file import Place
 
 BACKBONE = {"N", "CA", "C"}
 COVALENT = 0.17  # nm; heavy atoms of a peptide bond, or of a bond to a chain, that are closer are bonded
+COVALENT_SULFUR = 0.20  # nm; the same with sulfur
 LONG_BOND = 0.25  # nm; a longer C-N distance is a gap of the chain
-LINKED = 0.30  # nm; a record that bonds atoms farther apart is of no account
+SHORT_BOND = 0.05  # nm; so close are not even the atoms of a bond to hydrogen
 RISE = 0.38  # nm; largest distance of neighbouring CA atoms
 ONE_PLACE = 0.08  # nm; equal atoms of two residues that are closer are two copies of one
 NO_BOND = 0.16  # nm; those of two elements that are closer are bonded; two carbon atoms may be a clash
+
+# names of D amino acids in the Protein Data Bank
+D_RESIDUES = frozenset("DAL DAR DAS DCY DGL DGN DHI DIL DLE DLY DPN DPR DSG DSN DTH DTR DTY DVA MED".split())
 
 
 def is_protein(residue: Residue) -> bool:
@@ -39,7 +43,7 @@ def names_of(residues) -> str:
     chains = defaultdict(list)
     for residue in residues:
         chains[residue.chain.id].append(f"{residue.name} {residue.id}{residue.insertionCode.strip()}")
-    return "; ".join(f"{', '.join(names)} of chain {chain}" for chain, names in chains.items())
+    return "; ".join(f"{', '.join(names)} of chain {chain_label(chain)}" for chain, names in chains.items())
 
 
 def coordinates(fixer: PDBFixer) -> np.ndarray:
@@ -57,7 +61,17 @@ def find_replacements(fixer: PDBFixer) -> dict[Residue, str]:
 
     A residue with just the heavy atoms of one of the 20 is that one (Amber's NLN is ASN, whatever its name means in the
     Protein Data Bank); the others are taken from PDBFixer's table and from MODRES records.
+
+    Raises
+    ------
+    UnsupportedTopologyError
+        If a residue is named after a D amino acid.
     """
+    for residue in fixer.topology.residues():
+        if residue.name in D_RESIDUES and _has_backbone(residue):
+            raise UnsupportedTopologyError(
+                f"{label(residue)} has the D configuration by its name; only L is supported."
+            )
     fixer.findNonstandardResidues()
     replacements = {residue: name for residue, name in fixer.nonstandardResidues if name in RESIDUE_TYPES}
     for residue in fixer.topology.residues():
@@ -70,36 +84,6 @@ def find_replacements(fixer: PDBFixer) -> dict[Residue, str]:
 
 def _has_backbone(residue: Residue) -> bool:
     return BACKBONE <= {atom.name for atom in residue.atoms()}
-
-
-def bonds_between_residues(fixer: PDBFixer, links: list[Link]) -> list[tuple]:
-    """(atom, atom, record) of every bond between residues that the file names, but not to symmetry copies."""
-    atoms = {(place_of(atom.residue), atom.name): atom for atom in fixer.topology.atoms()}
-    bonds = [
-        (a, b, "CONECT")
-        for a, b in fixer.topology.bonds()
-        if a.residue is not b.residue and not a.name == b.name == "SG"  # made by distance
-    ]
-    for link in links:
-        if not link.to_copy and link.first in atoms and link.second in atoms:
-            bonds.append((atoms[link.first], atoms[link.second], link.record))
-    x = coordinates(fixer)
-    return [bond for bond in bonds if np.linalg.norm(x[bond[0].index] - x[bond[1].index]) < LINKED]
-
-
-def refuse_links(bonds: list[tuple], chain_residues: set[Residue]) -> None:
-    """Refuse bonds between residues of the protein other than peptide bonds in sequence and disulfides."""
-    for a, b, record in bonds:
-        if not {a.residue, b.residue} <= chain_residues:
-            continue
-        first, second = sorted((a, b), key=lambda atom: atom.residue.index)
-        in_sequence = first.residue.chain is second.residue.chain and second.residue.index - first.residue.index == 1
-        if in_sequence and (first.name, second.name) == ("C", "N") or {a.name, b.name} == {"SG"}:
-            continue
-        raise UnsupportedTopologyError(
-            f"{record} bonds {a.name} of {label(a.residue)} to {b.name} of {label(b.residue)}. Between residues only "
-            "peptide bonds in sequence and disulfides are supported: no staples, rings of residues or cross-links."
-        )
 
 
 def remove_strangers(fixer: PDBFixer, bonds: list[tuple], chain_residues: set[Residue]) -> list[str]:
@@ -133,7 +117,10 @@ def remove_strangers(fixer: PDBFixer, bonds: list[tuple], chain_residues: set[Re
 
 
 def _partners(fixer: PDBFixer, bonds: list[tuple], strangers: set[Residue], chain_residues: set[Residue]) -> dict:
-    """Protein atoms that each of the strangers is bonded to, by a record or, if to a backbone, by distance."""
+    """Protein atoms that each of the strangers is bonded to, by a record or by distance.
+
+    Single atoms (water, ions) are bonded by distance to the ends of a backbone alone; some overlap with side chains.
+    """
     partners = defaultdict(dict)
     for a, b, _ in bonds:
         for one, other in ((a, b), (b, a)):
@@ -141,11 +128,17 @@ def _partners(fixer: PDBFixer, bonds: list[tuple], strangers: set[Residue], chai
                 partners[one.residue][other] = None
     x = coordinates(fixer)
     others = [atom for residue in strangers for atom in residue.atoms() if is_heavy(atom)]
-    ends = [atom for residue in chain_residues for atom in residue.atoms() if atom.name in ("N", "C")]
-    if others and ends:
-        trees = (cKDTree(x[[atom.index for atom in atoms]]) for atoms in (others, ends))
-        for i, close in enumerate(next(trees).query_ball_tree(next(trees), COVALENT)):
-            partners[others[i].residue] |= {ends[j]: None for j in close}
+    size = Counter(atom.residue for atom in others)
+    protein = [atom for residue in chain_residues for atom in residue.atoms() if is_heavy(atom)]
+    if others and protein:
+        trees = (cKDTree(x[[atom.index for atom in atoms]]) for atoms in (others, protein))
+        for one, close in zip(others, next(trees).query_ball_tree(next(trees), COVALENT_SULFUR), strict=True):
+            lengths = {protein[k]: np.linalg.norm(x[one.index] - x[protein[k].index]) for k in close}
+            nearest = min(lengths, key=lengths.get, default=None)
+            for other, length in lengths.items():
+                reach = COVALENT_SULFUR if "S" in (one.element.symbol, other.element.symbol) else COVALENT
+                if length < reach and (other.name in ("N", "C") or (other is nearest and size[one.residue] > 1)):
+                    partners[one.residue][other] = None
     return defaultdict(list, {r: sorted(atoms, key=lambda atom: atom.index) for r, atoms in partners.items()})
 
 
@@ -178,7 +171,8 @@ def refuse_foreign_atoms(fixer: PDBFixer) -> None:
 
 
 def split_at_gaps(fixer: PDBFixer) -> list[str]:
-    """End chains at their gaps, where residues that the file's sequence names do not fit in; tells where.
+    """End chains at their gaps, where residues that the file's sequence names do not fit in; tells where, and what of
+    the sequence is missing at the ends of chains.
 
     ``fixer.missingResidues`` holds afterwards what is to be built inside of chains.
     """
@@ -195,10 +189,15 @@ def split_at_gaps(fixer: PDBFixer) -> list[str]:
                 loops[after] = missing
                 continue
             cuts.add(after)
-            changes.append(
-                f"ended the chain at a gap of {length:.2f} nm between {names_of([before])} and {names_of([after])}, "
-                "with charged ends"
-            )
+            ends = f"{names_of([before])} and {names_of([after])}"
+            if _is_end(before) or after.name in N_CAPS:
+                changes.append(f"began a chain between {ends}, {length:.2f} nm apart: two molecules")
+            else:
+                changes.append(f"ended the chain at a gap of {length:.2f} nm between {ends}, with charged ends")
+        for i, side in ((0, "before"), (len(residues), "behind")):
+            if missing := fixer.missingResidues.get((chain.index, i)):
+                end = names_of([residues[-1 if i else 0]])
+                changes.append(f"left out {' '.join(missing)}, which the sequence has {side} {end}")
     rebuild(fixer, cuts=cuts)
     fixer.missingResidues = {}
     starts = {place_of(residue): names for residue, names in loops.items()}
@@ -207,6 +206,11 @@ def split_at_gaps(fixer: PDBFixer) -> list[str]:
             if i and place_of(residue) in starts:
                 fixer.missingResidues[chain.index, i] = starts.pop(place_of(residue))
     return changes
+
+
+def _is_end(residue: Residue) -> bool:
+    """Whether a residue is the last of a molecule: a cap, or one with two oxygen atoms on C."""
+    return residue.name in C_CAPS or any(atom.name == "OXT" for atom in residue.atoms())
 
 
 def _distance(before: Residue, after: Residue, x: np.ndarray) -> tuple[float, float]:
@@ -239,6 +243,24 @@ def rebuild(fixer: PDBFixer, cuts=frozenset(), keep_bond=lambda a, b: True) -> N
     fixer.topology = new
 
 
+def refuse_stretched_bonds(fixer: PDBFixer) -> None:
+    """Refuse atoms that stand nowhere: no number, on top of an atom that they are bonded to, or far from it."""
+    x = coordinates(fixer)
+    for atom in fixer.topology.atoms():
+        if not np.isfinite(x[atom.index]).all():
+            raise UnsupportedTopologyError(
+                f"{atom.name} of {label(atom.residue)} has no position. Remove it from the file: it is then built."
+            )
+    for a, b in fixer.topology.bonds():
+        length = float(np.linalg.norm(x[a.index] - x[b.index]))
+        if a.residue is b.residue and not SHORT_BOND < length < LONG_BOND:
+            raise UnsupportedTopologyError(
+                f"{a.name} and {b.name} of {label(a.residue)} are bonded, but stand {length:.3g} nm apart. Remove the "
+                "atoms that are in the wrong place from the file: they are then built. Positions are expected in "
+                "angstrom."
+            )
+
+
 def refuse_unknown_bonds(fixer: PDBFixer) -> None:
     """Refuse residues in one place, clashes, and bonds that no record names (closed rings, cross-links)."""
     x = coordinates(fixer)
@@ -259,6 +281,11 @@ def refuse_unknown_bonds(fixer: PDBFixer) -> None:
                 f"{label(first)} and {label(second)} stand in one place. Remove what is there twice."
             )
     for a, b, d in close:
+        if (a.name, b.name) == ("C", "N") and b.residue.index - a.residue.index == 1:
+            raise UnsupportedTopologyError(
+                f"{label(a.residue)} and {label(b.residue)} are bonded, but a TER record or another chain name stands "
+                "between them. Remove it."
+            )
         if d < ONE_PLACE or a.element is not b.element:
             raise UnsupportedTopologyError(
                 f"{a.name} of {label(a.residue)} and {b.name} of {label(b.residue)} stand {d:.2f} nm apart without a "

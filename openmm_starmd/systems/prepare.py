@@ -11,7 +11,7 @@ from pdbfixer import PDBFixer
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import label
 from openmm_starmd.protein.residues import canonical_name
-from openmm_starmd.systems import chains
+from openmm_starmd.systems import chains, links
 from openmm_starmd.systems.completion import build_missing_atoms, refuse_pierced_rings
 from openmm_starmd.systems.protonation import add_hydrogens, bond_disulfides
 from openmm_starmd.systems.structure_file import StructureFile, read_structure
@@ -60,12 +60,13 @@ def prepare(
 
 def _prepare(structure: StructureFile, ph: float, disulfides: bool):
     fixer, changes = structure.fixer, structure.changes
-    bonds = chains.bonds_between_residues(fixer, structure.links)
+    bonds, others = links.bonds_between_residues(fixer, structure.links)
     replacements = chains.find_replacements(fixer)
     residues = {r for r in fixer.topology.residues() if chains.is_protein(r)} | replacements.keys()
     if not any(canonical_name(r.name) or r in replacements for r in residues):
         raise UnsupportedTopologyError("The file holds no protein: none of its residues is a standard amino acid.")
-    chains.refuse_links(bonds, residues)
+    links.refuse_links(bonds, residues)
+    changes += links.tell_impossible_bonds(others, residues)
     recorded = {frozenset((a.residue, b.residue)) for a, b, _ in bonds if {a.name, b.name} == {"SG"}}
     recorded = [tuple(map(chains.place_of, pair)) for pair in recorded]
     names = {chains.place_of(residue): name for residue, name in replacements.items()}
@@ -76,6 +77,7 @@ def _prepare(structure: StructureFile, ph: float, disulfides: bool):
     changes += [f"replaced {text} by {names[place]}" for place, text in originals.items()]
     chains.refuse_foreign_atoms(fixer)
     changes += chains.split_at_gaps(fixer)
+    chains.refuse_stretched_bonds(fixer)
     chains.refuse_unknown_bonds(fixer)
     built, more = build_missing_atoms(fixer, originals)
     changes += more
@@ -101,6 +103,13 @@ def _replace(fixer: PDBFixer, names: dict[chains.Place, str]) -> dict[chains.Pla
 
 
 def _refuse_unmatched(topology: Topology) -> None:
+    for chain in topology.chains():
+        residues = list(chain.residues())
+        if len(residues) == 1:
+            raise UnsupportedTopologyError(
+                f"{label(residues[0])} stands alone, and ff14SB has no template of a free amino acid. Remove it, or "
+                "cap it by ACE and NME."
+            )
     unmatched = ForceField("amber14-all.xml").getUnmatchedResidues(topology)
     if unmatched:
         more = f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""

@@ -6,7 +6,7 @@ import random
 from contextlib import contextmanager
 
 import numpy as np
-from openmm import unit
+from openmm import Platform, unit
 from openmm.app import Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
@@ -71,8 +71,8 @@ def add_hydrogens(
     had = {residue.index: _hydrogens(residue) for residue in modeller.topology.residues()}
     choices = _Choices(modeller.topology, coordinates(fixer), protonation, ph)
     variants = [choices.variant(residue) for residue in modeller.topology.residues()]
-    with _seeded():  # Modeller draws from the global state; PDBFixer's own method asks the network about unknown names
-        modeller.addHydrogens(pH=ph, variants=variants)
+    with _repeatable() as platform:  # PDBFixer's own method asks the network about unknown names
+        modeller.addHydrogens(pH=ph, variants=variants, platform=platform)
     return modeller.topology, modeller.positions, _tell(modeller.topology, had, choices.reasons, ph)
 
 
@@ -143,13 +143,17 @@ def _hydrogens(residue: Residue) -> set[str]:
 
 
 @contextmanager
-def _seeded():
-    state = random.getstate()
+def _repeatable():
+    """Seed the generator that Modeller draws from, and let it minimise on one thread, whose sums have one order."""
+    state, platform = random.getstate(), Platform.getPlatform("CPU")
+    threads = platform.getPropertyDefaultValue("Threads")
     random.seed(1)
+    platform.setPropertyDefaultValue("Threads", "1")
     try:
-        yield
+        yield platform
     finally:
         random.setstate(state)
+        platform.setPropertyDefaultValue("Threads", threads)
 
 
 def _state(residue: Residue) -> str:
@@ -162,6 +166,8 @@ def _state(residue: Residue) -> str:
     if residue.name in ("ASP", "GLU"):
         acid = {"HD1", "HD2"} if residue.name == "ASP" else {"HE1", "HE2"}
         return {"ASP": "ASH", "GLU": "GLH"}[residue.name] if names & acid else residue.name
+    if residue.name == "CYS" and "HG" not in names:
+        return "CYM"
     if residue.name == "LYS":
         return "LYS" if {"HZ1", "HZ2", "HZ3"} <= names else "LYN"
     return residue.name

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
+from string import hexdigits
 
 from openmm.app.internal.pdbx.reader.PdbxContainers import DataCategory, DataContainer
 from openmm.app.internal.pdbx.reader.PdbxReader import PdbxReader
@@ -14,8 +15,9 @@ from pdbfixer import PDBFixer
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.residues import RESIDUE_TYPES, canonical_name
-from openmm_starmd.systems.conformations import AtomRow, Place, Selection, select
+from openmm_starmd.systems.conformations import AtomRow, Place, Selection, name_chains_apart, select
 
+_FIRST_HEX = 0xA000
 _COPIED = ("SEQRES", "MODRES", "CONECT", "CRYST1")
 _CATEGORIES = ("cell", "entity_poly_seq", "struct_asym", "pdbx_struct_mod_residue")
 _SITE_COLUMNS = (
@@ -70,7 +72,7 @@ def read_structure(path: str | os.PathLike) -> StructureFile:
     if path.stat().st_size == 0:
         raise UnsupportedTopologyError(f"{path} is empty.")
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
         lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
         return (_read_mmcif if next(lines, "").startswith("data_") else _read_pdb)(text)
     except UnsupportedTopologyError as error:
@@ -105,17 +107,25 @@ def _read_pdb(text: str) -> StructureFile:
             links.append(_pdb_link(record, line.ljust(80)))
     if not rows:
         raise ValueError("there are no ATOM records in it")
+    rows, renamed = name_chains_apart(rows, set())
     selection = select(rows)
     for number, new in zip(atom_lines, selection.rows, strict=True):
         lines[number] = None if new is None else _pdb_line(lines[number], new)
     fixer = PDBFixer(pdbfile=StringIO("\n".join(line for line in lines if line is not None) + "\nEND\n"))
     links += _recorded_disulfides(fixer, [line for line in lines if line and line.startswith("CONECT")])
-    return _structure(fixer, selection, links, model + has_atoms)
+    return _structure(fixer, selection, links, model + has_atoms, renamed)
 
 
-def _structure(fixer: PDBFixer, selection: Selection, links: list[Link], n_models: int) -> StructureFile:
+def _structure(
+    fixer: PDBFixer, selection: Selection, links: list[Link], n_models: int, renamed: list[str]
+) -> StructureFile:
     left_out = [f"kept the first of {n_models} models"] if n_models > 1 else []
-    return StructureFile(fixer, selection.protonation, links, left_out + selection.changes)
+    names = {row.place: row.residue for row in selection.rows if row is not None}
+    for residue in fixer.topology.residues():  # OpenMM's reader takes DCY, a D residue, for the nucleotide DC
+        if canonical_name(residue.name) is None and {"N", "CA", "C"} <= {atom.name for atom in residue.atoms()}:
+            place = residue.chain.id, residue.id, residue.insertionCode.strip()
+            residue.name = names.get(place, residue.name)
+    return StructureFile(fixer, selection.protonation, links, [*left_out, *renamed, *selection.changes])
 
 
 def _pdb_row(line: str, segment: int) -> AtomRow:
@@ -130,7 +140,7 @@ def _pdb_row(line: str, segment: int) -> AtomRow:
     occupancy = line[54:60].strip()
     return AtomRow(
         segment=segment,
-        place=(line[21], line[22:26].strip(), line[26].strip()),
+        place=_pdb_place(line, 21, 22),
         residue=name + fourth,
         name=line[12:16].strip(),
         alternate=line[16].strip(),
@@ -138,15 +148,29 @@ def _pdb_row(line: str, segment: int) -> AtomRow:
     )
 
 
+def _pdb_place(line: str, chain: int, number: int) -> Place:
+    """Place at two columns; residue numbers beyond 9999 are hexadecimal from A000 on, as OpenMM's reader takes them."""
+    text, insertion = line[number : number + 4].strip(), line[number + 4].strip()
+    if text.lstrip("-").isdigit():
+        text = str(int(text))
+    elif set(text) <= set(hexdigits) and text:
+        text = str(int(text, 16) - _FIRST_HEX + 10_000)
+    return line[chain], text, insertion
+
+
 def _pdb_line(line: str, row: AtomRow) -> str:
     chain, number, insertion = row.place
     residue = f"{row.residue:>3}".ljust(4)
-    return f"{line[:16]} {residue}{chain}{number:>4}{insertion or ' '}{line[27:]}"
+    number = number if len(number) < 5 else f"{int(number) - 10_000 + _FIRST_HEX:X}"
+    line = f"{line[:16]} {residue}{chain}{number:>4}{insertion or ' '}{line[27:]}"
+    if line[12:16].strip() == row.name:
+        return line
+    return f"{line[:12]}{f' {row.name:<3}' if len(row.name) < 4 else row.name}{line[16:76]:60} H"  # was deuterium
 
 
 def _pdb_link(record: str, line: str) -> Link:
     starts = ((21, 22), (51, 52)) if record == "LINK" else ((15, 17), (29, 31))
-    places = [(line[chain], line[i : i + 4].strip(), line[i + 4].strip()) for chain, i in starts]
+    places = [_pdb_place(line, *start) for start in starts]
     atoms = (line[12:16].strip(), line[42:46].strip()) if record == "LINK" else ("SG", "SG")
     operators = line[59:65].strip(), line[66:72].strip()
     return Link(record, (places[0], atoms[0]), (places[1], atoms[1]), to_copy=operators[0] != operators[1])
@@ -176,7 +200,9 @@ def _read_mmcif(text: str) -> StructureFile:
     first = [i for i, model in enumerate(table.column("pdbx_PDB_model_num", default="1")) if model == models[0]]
     labels = [table.first_of(i, "label_asym_id", "auth_asym_id") for i in first]
     segments = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    rows = [_mmcif_row(table, i, segments[label]) for i, label in zip(first, labels, strict=True)]
+    read = [_mmcif_row(table, i, segments[label]) for i, label in zip(first, labels, strict=True)]
+    rows, renamed = name_chains_apart(read, set(labels))
+    labels = [new.place[0] if new is not old else label for label, old, new in zip(labels, read, rows, strict=True)]
     selection = select(rows)
     sites = DataCategory("atom_site", list(_SITE_COLUMNS), _sites(table, first, labels, selection))
     reduced = DataContainer("structure")
@@ -192,7 +218,7 @@ def _read_mmcif(text: str) -> StructureFile:
         chain.id = author[chain.id]
     for record in (*fixer.sequences, *fixer.modifiedResidues):
         record.chainId = author.get(record.chainId, record.chainId)
-    return _structure(fixer, selection, _mmcif_links(block), len(models))
+    return _structure(fixer, selection, _mmcif_links(block), len(models), renamed)
 
 
 class _Table:
@@ -236,7 +262,9 @@ def _sites(table: _Table, numbers: list[int], labels: list[str], selection: Sele
             sequence = residues.setdefault((label, row.place), len(residues) + 1)
             _, number, insertion = row.place
             place = label, str(sequence), number or str(sequence), insertion or "?"
-            element, position = table.get(i, "type_symbol", "?"), [table.get(i, f"Cartn_{axis}") for axis in "xyz"]
+            same = row.name == table.first_of(i, "auth_atom_id", "label_atom_id")
+            element = table.get(i, "type_symbol", "?") if same else "H"  # was deuterium
+            position = [table.get(i, f"Cartn_{axis}") for axis in "xyz"]
             sites.append([str(len(sites) + 1), row.name, row.residue, *place, element, ".", *position])
     return sites
 

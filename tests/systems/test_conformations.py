@@ -94,4 +94,4 @@ def test_an_atom_that_is_there_several_times_is_said(write, peptide):
     path.write_text("\n".join([*lines[:oxygen], lines[oxygen], *lines[oxygen:]]))
     topology, _, changes = prepare(path)
     assert topology.getNumAtoms() == peptide("AS").topology.getNumAtoms()
-    assert changes == ["kept the first of the atoms OG that are there several times in SER 2 of chain A"]
+    assert changes == ["kept the first of the atoms that are there several times under one name in SER 2 of chain A"]

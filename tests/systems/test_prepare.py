@@ -102,16 +102,20 @@ def test_a_modified_residue_in_a_chain_that_nobody_knows_is_refused(write, pepti
             prepare(path)
 
 
-def test_a_removed_ligand_on_a_side_chain_is_said_with_its_bond(write, peptide):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_removed_ligand_on_a_side_chain_is_said_with_its_bond(write, peptide, recorded):
     modeller = peptide("ANA")
     other = Topology()
-    other.addAtom("C1", Element.getBySymbol("C"), other.addResidue("NAG", other.addChain("B")))
+    residue = other.addResidue("NAG", other.addChain("B"))
     x = modeller.positions.value_in_unit(unit.nanometer)
     (nitrogen,) = (atom for atom in modeller.topology.atoms() if atom.name == "ND2")
-    modeller.add(other, [x[nitrogen.index] + openmm.Vec3(0.08, 0.08, 0.08)] * unit.nanometer)
+    for name in ("C1", "C2"):
+        other.addAtom(name, Element.getBySymbol("C"), residue)
+    start = x[nitrogen.index]
+    modeller.add(other, [start + openmm.Vec3(*3 * [d]) for d in (0.08, 0.3)] * unit.nanometer)
     path = write(modeller)
     link = "LINK         ND2 ASN A   2                 C1  NAG B   1     1555   1555  1.44\n"
-    path.write_text(link + path.read_text())
+    path.write_text(recorded * link + path.read_text())
     _, _, changes = prepare(path)
     assert changes == ["removed NAG 1 of chain B, which was bonded to ND2 of ASN 2 of chain A"]
 
@@ -121,36 +125,31 @@ def test_two_copies_in_one_place_are_refused(write, peptide):
     modeller.add(modeller.topology, modeller.positions)
     with pytest.raises(UnsupportedTopologyError, match="residue ALA 1 .* stand in one place.* there twice"):
         prepare(write(modeller))
+    modeller = peptide("AGA", keep=is_heavy)
+    path = write(modeller)
+    second = [line for line in path.read_text().splitlines() if line[17:20] == "GLY"]
+    text = path.read_text().replace(second[-1], "\n".join([second[-1], *second]).replace("GLY", "SER"))
+    path.write_text(text.replace("SER", "GLY", 1))
+    with pytest.raises(UnsupportedTopologyError, match="GLY 2 of chain A and residue SER 2 of chain A stand in one"):
+        prepare(path)
 
 
-def test_a_clashing_model_is_told_to_be_relaxed(write, peptide):
-    modeller = peptide("SGS", keep=is_heavy)
-    atoms = {(atom.residue.index, atom.name): atom.index for atom in modeller.topology.atoms()}
-    x = modeller.positions.value_in_unit(unit.nanometer)
-    x[atoms[2, "OG"]] = x[atoms[0, "OG"]] + openmm.Vec3(0.05, 0, 0)
-    modeller.positions = x * unit.nanometer
+def test_a_clashing_model_is_told_to_be_relaxed(write, facing):
+    path = write(facing("SGS", (0, "OG"), (2, "OG"), 0.05, keep=is_heavy))
     with pytest.raises(UnsupportedTopologyError, match="OG of residue SER 1 .* relax it first"):
-        prepare(write(modeller))
+        prepare(path)
 
 
-def test_a_clash_of_side_chains_is_left_to_minimisation(write, peptide):
-    modeller = peptide("FGF")
-    atoms = {(atom.residue.index, atom.name): atom.index for atom in modeller.topology.atoms()}
-    x = modeller.positions.value_in_unit(unit.nanometer)
-    x[atoms[2, "CZ"]] = x[atoms[0, "CZ"]] + openmm.Vec3(0.14, 0, 0)
-    modeller.positions = x * unit.nanometer
+def test_a_clash_of_side_chains_is_left_to_minimisation(write, facing):
+    modeller = facing("FGF", (0, "CZ"), (0, "CZ"), 0.14)
     topology, *_ = prepare(write(modeller))
     assert topology.getNumAtoms() == modeller.topology.getNumAtoms()
 
 
-def test_a_closed_ring_is_refused(write, peptide):
-    modeller = peptide("GGGGG")
-    atoms = {(atom.residue.index, atom.name): atom.index for atom in modeller.topology.atoms()}
-    x = modeller.positions.value_in_unit(unit.nanometer)
-    x[atoms[4, "OXT"]] = x[atoms[0, "N"]] + openmm.Vec3(0.13, 0, 0)  # stands for the C of a ring
-    modeller.positions = x * unit.nanometer
+def test_a_bond_that_no_record_names_is_refused(write, facing):
+    path = write(facing("GGGGG", (0, "N"), (4, "OXT"), 0.13, keep=is_heavy))  # stands for the C of a ring
     with pytest.raises(UnsupportedTopologyError, match="N of residue GLY 1 .* OXT of residue GLY 5 .* 0.13 nm apart"):
-        prepare(write(modeller))
+        prepare(path)
 
 
 @pytest.mark.parametrize("record", ["LINK", "CONECT", "_struct_conn"])
@@ -191,12 +190,34 @@ def test_a_d_residue_of_the_file_is_refused(write, peptide):
     modeller.positions = [openmm.Vec3(-x, y, z) for x, y, z in modeller.positions._value] * unit.nanometer
     with pytest.raises(UnsupportedTopologyError, match="CA of residue ALA 1 of chain A has the D configuration"):
         prepare(write(modeller))
-    modeller = peptide("GKG", keep=is_heavy)
+    modeller = peptide("GSG", keep=is_heavy)
     modeller.positions = [openmm.Vec3(-x, y, z) for x, y, z in modeller.positions._value] * unit.nanometer
     path = write(modeller)
-    path.write_text(path.read_text().replace("LYS", "DLY"))
-    with pytest.raises(UnsupportedTopologyError, match=r"LYS 2 of chain A \(DLY 2 of chain A in the file\) has the D"):
+    path.write_text(path.read_text().replace("SER", "SEP"))
+    with pytest.raises(UnsupportedTopologyError, match=r"SER 2 of chain A \(SEP 2 of chain A in the file\) has the D"):
         prepare(path)
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+@pytest.mark.parametrize("name", ["DLY", "DCY"])
+def test_the_name_of_a_d_residue_is_believed_where_its_side_chain_is_missing(write, peptide, name, suffix):
+    """OpenMM's reader takes DCY for a nucleotide."""
+    path = write(peptide("GAG", keep=lambda atom: is_heavy(atom) and atom.name != "CB"), f"x{suffix}")
+    path.write_text(path.read_text().replace("ALA", name))
+    with pytest.raises(UnsupportedTopologyError, match=f"{name} 2 of chain A has the D configuration by its name"):
+        prepare(path)
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif"])
+def test_deuterium_is_taken_for_hydrogen(write, peptide, suffix):
+    modeller = peptide("AKA")
+    n_atoms, heavy = modeller.topology.getNumAtoms(), Element.getBySymbol("D")
+    exchanged = [atom for atom in modeller.topology.atoms() if atom.name in ("H", "HZ1", "HZ2", "HZ3")]
+    for atom in exchanged:
+        atom.name, atom.element = atom.name.replace("H", "D", 1), heavy
+    topology, _, changes = prepare(write(modeller, f"x{suffix}"))
+    assert (topology.getNumAtoms(), changes) == (n_atoms, [f"took {len(exchanged)} deuterium atoms for hydrogen"])
+    assert {atom.element.symbol for atom in topology.atoms()} == {"H", "C", "N", "O"}
 
 
 def test_the_author_names_the_chains_of_an_mmcif_file(write, peptide):

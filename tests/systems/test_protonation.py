@@ -27,15 +27,24 @@ def hydrogens(topology, number):
         ("ADA", "ASH", "ASH", {"HD2"}, set()),
         ("AEA", "GLH", "GLH", {"HE2"}, set()),
         ("AKA", "LYN", "LYN", {"HZ1", "HZ2"}, {"HZ3"}),
+        ("ACA", "CYM", "CYM", set(), {"HG"}),
     ],
 )
 def test_a_name_of_a_protonation_state_is_honoured(write, peptide, sequence, name, state, present, absent):
     path = write(peptide(sequence, keep=is_heavy))
-    path.write_text(re.sub(r"(?:HIS|ASP|GLU|LYS) A", f"{name:<4}A", path.read_text()))
+    path.write_text(re.sub(r"(?:HIS|ASP|GLU|LYS|CYS) A", f"{name:<4}A", path.read_text()))
     topology, _, changes = prepare(path)
     assert present <= hydrogens(topology, 2) and not absent & hydrogens(topology, 2)
     (change,) = (change for change in changes if "became" in change)
     assert re.fullmatch(rf"\w+ 2 of chain A became {state}: named {state} in the file", change)
+
+
+def test_a_name_is_honoured_beyond_residue_9999(write, peptide):
+    path = write(peptide("AHA", keep=is_heavy))
+    lines = [line for line in path.read_text().splitlines() if line[17:20] in ("ALA", "HIS")]
+    path.write_text("\n".join(f"{line[:22]}A00{line[25:]}" for line in lines).replace("HIS", "HIP"))
+    *_, changes = prepare(path)
+    assert "HIS 10002 of chain A became HIP: named HIP in the file" in changes
 
 
 @pytest.mark.parametrize("name", ["LYSH", "CYS2", "NALA", "CSER"])
@@ -67,6 +76,16 @@ def test_caps_that_charmm_counts_as_part_of_residues_are_residues(write, peptide
     path.write_text("\n".join(lines))
     topology, _, changes = prepare(path)
     assert [residue.name for residue in topology.residues()] == ["ACE", "ALA", "GLY", "ALA", "NME"]
+    assert (topology.getNumAtoms(), changes) == (atoms, [])
+
+
+@pytest.mark.parametrize("name", ["NMA", "NAC", "CT3"])
+def test_a_cap_under_the_name_of_another_program_stays_a_cap(write, peptide, name):
+    path = write(peptide("AGA", c_cap=True))
+    atoms = peptide("AGA", c_cap=True).topology.getNumAtoms()
+    path.write_text(path.read_text().replace("NME", name))
+    topology, _, changes = prepare(path)
+    assert [residue.name for residue in topology.residues()] == ["ALA", "GLY", "ALA", "NME"]
     assert (topology.getNumAtoms(), changes) == (atoms, [])
 
 
