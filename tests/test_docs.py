@@ -1,7 +1,7 @@
-"""README and docs: code and commands run as they stand, links lead somewhere, no public name or command is missing.
+"""README and docs: pages run from top to bottom, links lead somewhere, no public name or command is missing.
 
-Every Python block runs in an empty folder that holds peptide.pdb, start.pdb and config.toml; the `starmd` commands of a
-page run there one after another, with less to do.
+The Python blocks and `starmd` commands of a page run one after another, with less to do, in a folder that holds
+peptide.pdb, start.pdb, 1abc.pdb and config.toml.
 """
 
 import glob
@@ -20,6 +20,7 @@ from openmm_starmd.systems import build_peptide
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/*.md"))]
 PUBLIC = ("", ".systems", ".trajectories", ".training", ".evaluation", ".refinement")
+FULL = re.DOTALL | re.MULTILINE
 CLUSTER = "--scheduler"  # needs one
 LESS = {
     r"--nanoseconds \S+": "--nanoseconds 0.12",
@@ -32,29 +33,32 @@ LESS = {
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), FULL)
+
+
+def of_bash(code):
+    return [line.partition("  #")[0].strip() for line in code.splitlines() if line.startswith("starmd ")]
 
 
 def commands(page):
-    lines = "".join(blocks(page, "bash")).splitlines()
-    return [line.partition("  #")[0].strip() for line in lines if line.startswith("starmd ")]
+    return of_bash("".join(blocks(page, "bash")))
 
 
-def with_commands():
-    """Pages with commands, one of each that the README does not run."""
-    readme, *others = PAGES
-    return [readme, *(page for page in others if not set(commands(page)) <= set(commands(readme)))]
+def parts(page):
+    """Language and code of what runs; a command of the README that a page of the docs runs stays out."""
+    elsewhere = {command for other in PAGES[1:] for command in commands(other)} if page == PAGES[0] else ()
+    found = []
+    for language, code in re.findall(r"^```(python|bash)\n(.*?)^```", page.read_text(encoding="utf-8"), FULL):
+        if language == "python":
+            found.append((language, code))
+        else:
+            runs = [command for command in of_bash(code) if CLUSTER not in command and command not in elsewhere]
+            found += [(language, command) for command in runs]
+    return found
 
 
 def named(pages):
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
-
-
-PYTHON = [
-    pytest.param(page, code, id=f"{page.relative_to(ROOT).as_posix()}-{number}")
-    for page in PAGES
-    for number, code in enumerate(blocks(page, "python"), 1)
-]
 
 
 @pytest.fixture
@@ -69,32 +73,34 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page, code", PYTHON)
-def test_python_runs(page, code, folder):
-    exec(compile(code, f"{page.name}, Python", "exec"), {"__name__": "__main__"})
-    if "StarMDIntegrator" in code and '"trajectory.xtc"' in code:
+@pytest.mark.parametrize("page", named(page for page in PAGES if parts(page)))
+def test_page_runs(page, folder, monkeypatch, capsys):
+    if commands(page):
+        for library in ("typer", "lightning_fabric", "deeptime"):
+            pytest.importorskip(library)
+        import_module("openmm_starmd.training.simulate")
+        monkeypatch.setattr(sys.modules["openmm_starmd.training.simulate"], "EQUILIBRATION_STEPS", 100)
+    for language, code in parts(page):
+        if language == "python":
+            exec(compile(code, f"{page.name}, Python", "exec"), {"__name__": "__main__"})
+        else:
+            run_command(code, capsys)
+    if '"trajectory.xtc"' in page.read_text(encoding="utf-8"):
         mdtraj = pytest.importorskip("mdtraj")
         assert mdtraj.load("trajectory.xtc", top="peptide.pdb").n_frames == 10
 
 
-@pytest.mark.parametrize("page", named(with_commands()))
-def test_commands_run(page, folder, monkeypatch, capsys):
-    for library in ("typer", "lightning_fabric", "deeptime"):
-        pytest.importorskip(library)
+def run_command(command, capsys):
+    """Run a `starmd` command with less to do."""
     from openmm_starmd import cli
 
-    import_module("openmm_starmd.training.simulate")
-    monkeypatch.setattr(sys.modules["openmm_starmd.training.simulate"], "EQUILIBRATION_STEPS", 100)
-    for command in commands(page):
-        if CLUSTER in command:
-            continue
-        for long, short in LESS.items():
-            command = re.sub(long, short, command)
-        words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]
-        assert cli.main(words[1:]) == 0, (command, capsys.readouterr().err)
+    for long, short in LESS.items():
+        command = re.sub(long, short, command)
+    words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]
+    assert cli.main(words[1:]) == 0, (command, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("page", named(with_commands()))
+@pytest.mark.parametrize("page", named(page for page in PAGES if commands(page)))
 def test_options_of_commands_exist(page, capsys):
     pytest.importorskip("typer")
     from openmm_starmd import cli

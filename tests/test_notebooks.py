@@ -35,7 +35,7 @@ def test_notebook_runs(name, tmp_path):
         assert found == 1, variable
     with open(tmp_path / "peptide.pdb", "w") as file:
         PDBFile.writeFile(*build_peptide("ASGA", seed=1), file)
-    done = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    done = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
     pictures = [
         output for cell in done.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
