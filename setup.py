@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "openmm-torch": ["openmmtorch"],
     "train": ["lightning-fabric>=2.2", "h5py", "rich", "tables", "tensorboard", "tomli; python_version < '3.11'"],
-    "analysis": ["deeptime>=0.4.4", "scikit-learn"],
+    "analysis": ["deeptime>=0.4.4", "jinja2>=3", "scikit-learn"],
     "cli": ["typer", "rich"],
     "cluster": ["distributed", "dask-jobqueue"],
     "docs": ["sphinx", "myst-nb", "numpydoc", "pydata-sphinx-theme"],

@@ -50,9 +50,7 @@ from sklearn.decomposition import PCA
 
 from openmm_starmd import load_model
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import kinetics, nulls, structure
-from openmm_starmd.evaluation.metrics import shapes as ensemble
+from openmm_starmd.evaluation.metrics import differences, filters, kinetics, samples, shapes, slow_modes, structure
 from openmm_starmd.protein.tokens import ResidueTokens
 
 TASKS = {"100ns": (80, 1200.0), "240ns": (200, 1200.0), "1us": (400, 2500.0)}  # frames, ps
@@ -60,6 +58,7 @@ TEST_SET = "2019-05-01"
 FINER = 12  # frames of the reference within one step of the task, about
 CALIBRATION = 200  # frames of R1 that the limits of all-atom validity are drawn from
 COMPONENTS = 5
+RMSD_PAIRS = 2_000  # at each lag
 ENOUGH_ATOMS = 0.9
 
 
@@ -90,7 +89,7 @@ def interval_of(xtc: Path) -> float:
 
 def heavy(topology: mdtraj.Topology) -> dict[tuple[int, str], int]:
     """Heavy atoms by number of the residue and name."""
-    return {(topology.atom(i).residue.index, topology.atom(i).name): i for i in metrics.heavy_atoms(topology)}
+    return {(topology.atom(i).residue.index, topology.atom(i).name): i for i in filters.heavy_atoms(topology)}
 
 
 @dataclass
@@ -101,7 +100,7 @@ class Candidate:
 
     @property
     def ca(self) -> np.ndarray:
-        return self.trajectory.xyz[:, metrics.ca_atoms(self.trajectory.topology)[0]]
+        return self.trajectory.xyz[:, filters.ca_atoms(self.trajectory.topology)[0]]
 
     def taking(self, frames: np.ndarray) -> Candidate:
         return Candidate(self.trajectory[frames])
@@ -116,7 +115,7 @@ class Chain:
         if not self.pdb.exists() or not self.replicate(1).exists():
             raise ChainError(f"expected {self.pdb.name} and {self.replicate(1).name}")
         self.topology = mdtraj.load_topology(str(self.pdb))
-        self.atoms = metrics.heavy_atoms(self.topology)
+        self.atoms = filters.heavy_atoms(self.topology)
         self.step = max(1, round(interval / interval_of(self.replicate(1))))
         finer = max(1, self.step // FINER)
         while self.step % finer:
@@ -127,7 +126,7 @@ class Chain:
         if self.coarse.trajectory.n_frames < 4:
             raise ChainError(f"expected at least 4 frames at {interval:g} ps in {self.replicate(1).name}")
         self._measure(Candidate(fine).ca)
-        self.few = fine[metrics.subsample(np.arange(len(fine)), CALIBRATION)]
+        self.few = fine[samples.subsample(np.arange(len(fine)), CALIBRATION)]
 
     def replicate(self, number: int) -> Path:
         return self.folder / f"{self.name}_prod_R{number}_fit.xtc"
@@ -143,18 +142,18 @@ class Chain:
 
     def _measure(self, ca: np.ndarray) -> None:
         """What R1 has, from its finer frames (T, N, 3)."""
-        self.plane = ensemble.fit_pca(ca)
-        self.points = self.plane.transform(ca)
-        distances = ensemble.ca_distances(ca)
+        self.plane = shapes.fit_pca(ca)
+        self.counts = self.plane.counts(self.plane.transform(ca))
+        distances = slow_modes.ca_distances(ca)
         self.pca = PCA(min(COMPONENTS, distances.shape[1]), random_state=0).fit(distances)
         features = self.pca.transform(distances)
-        self.tica = metrics.fit_tica(features, self.lag)
+        self.tica = slow_modes.fit_tica(features, self.lag)
         self.projection = self.tica.transform(features)
         self.mode = profile(distances, self.projection[:, 0])
         self.lags = np.arange(1, self.coarse.trajectory.n_frames // 2 + 1)
-        self.wander = ensemble.rmsd_against_lag(ca, self.lag * self.lags)
-        self.rmsf = ensemble.rmsf(ca)
-        self.features = self.pca.transform(ensemble.ca_distances(self.coarse.ca))
+        self.wander = rmsd_against_lag(ca, self.lag * self.lags)
+        self.rmsf = fluctuations(ca)
+        self.features = self.pca.transform(slow_modes.ca_distances(self.coarse.ca))
 
     def score(self, candidate: Candidate) -> dict[str, float]:
         """Every row but those of heavy atoms."""
@@ -163,22 +162,22 @@ class Chain:
             raise ChainError(f"expected {self.coarse.ca.shape[1]} CA as in {self.pdb.name}, found {ca.shape[1]}")
         if len(ca) < 4:
             raise ChainError(f"expected at least 4 generated frames, found {len(ca)}")
-        distances = ensemble.ca_distances(ca)
-        features, points = self.pca.transform(distances), self.plane.transform(ca)
-        jsd = metrics.tica_jsd(self.projection, self.tica.transform(features))
+        distances = slow_modes.ca_distances(ca)
+        features, counts = self.pca.transform(distances), self.plane.counts(self.plane.transform(ca))
+        jsd = slow_modes.tica_jsd(self.projection, self.tica.transform(features))
         length = min(len(ca), len(self.features))
         return {
             "frames": len(ca),
-            "CA valid": metrics.ca_valid(ca, metrics.ca_atoms(candidate.trajectory.topology)[1]).mean(),
-            "PCA JSD": ensemble.pca_jsd(self.plane, self.points, points),
-            "PCA recall": ensemble.recall(self.plane, self.points, points),
+            "CA valid": filters.ca_valid(candidate.trajectory).mean(),
+            "PCA JSD": differences.jensen_shannon(self.counts, counts),
+            "PCA recall": shapes.recall(self.counts, counts),
             "tICA-0 JSD": jsd[0],
             "tICA-0,1 JSD": jsd[1],
-            "tICA correlation": ensemble.correlation(self.mode, own_mode(distances, features)),
-            "RMSD-lag difference (nm)": ensemble.mean_absolute_difference(
-                self.wander, ensemble.rmsd_against_lag(ca, self.lags)
+            "tICA correlation": differences.correlation(self.mode, own_mode(distances, features)),
+            "RMSD-lag difference (nm)": differences.mean_absolute_difference(
+                self.wander, rmsd_against_lag(ca, self.lags)
             ),
-            "RMSF r": ensemble.correlation(self.rmsf, ensemble.rmsf(ca)),
+            "RMSF r": differences.correlation(self.rmsf, fluctuations(ca)),
             "VAMP-2 difference": abs(vamp2_of_pieces(features, length) - vamp2_of_pieces(self.features, length)),
         }
 
@@ -198,17 +197,32 @@ class Chain:
         limits, scores = structure.calibrate(cut(self.few)), {}
         for name, candidate in candidates.items():
             trajectory = cut(candidate.trajectory)
-            chains = metrics.ca_atoms(trajectory.topology)[1]
-            bioemu = metrics.bioemu_valid(*metrics.heavy_atom_arrays(trajectory), chains)
+            bioemu = filters.bioemu_valid(trajectory)
             checked = structure.check_structure(trajectory, limits).valid
             scores[name] = {"BioEmu valid": bioemu.mean(), "all-atom valid": checked.mean()}
         return scores
 
 
+def rmsd_against_lag(ca: np.ndarray, lags: np.ndarray) -> np.ndarray:
+    """Mean RMSD of frames (T, N, 3) each of the lags (L,) apart, nm, (L,); nan where there is no pair."""
+    sums = [shapes.rmsd_sums(ca[:-lag], ca[lag:], RMSD_PAIRS) for lag in lags]
+    return shapes.mean_rmsd(np.array(sums))
+
+
+def fluctuations(ca: np.ndarray) -> np.ndarray:
+    """RMSF (N,) of frames (T, N, 3), nm."""
+    return shapes.rmsf(shapes.moments(shapes.superpose(ca, shapes.mean_structure(ca))))
+
+
+def vamp2(features: np.ndarray) -> float:
+    """VAMP-2 score of features (T, F) at a lag of one frame."""
+    return kinetics.vamp2(kinetics.covariance_sums(features[:-1], features[1:]))
+
+
 def vamp2_of_pieces(features: np.ndarray, length: int) -> float:
     """Mean score of pieces of one length: short ones score higher, so both sides of a comparison get the same."""
     starts = range(0, len(features) - length + 1, length)
-    return float(np.mean([kinetics.vamp2(features[k : k + length], 1) for k in starts]))
+    return float(np.mean([vamp2(features[k : k + length]) for k in starts]))
 
 
 def profile(distances: np.ndarray, series: np.ndarray) -> np.ndarray:
@@ -222,7 +236,7 @@ def own_mode(distances: np.ndarray, features: np.ndarray) -> np.ndarray:
     """`profile` along tICA-0 of the candidate itself; zeros where it stands still."""
     if np.ptp(features, axis=0).max() < 1e-6:
         return np.zeros(distances.shape[1])
-    return profile(distances, metrics.fit_tica(features, 1).transform(features)[:, 0])
+    return profile(distances, slow_modes.fit_tica(features, 1).transform(features)[:, 0])
 
 
 def generated(folder: Path, name: str, n_frames: int) -> Candidate:
@@ -255,9 +269,9 @@ def examine(name: str, model, folder: Path, options) -> dict[str, dict[str, floa
     if model is not None:
         make(chain, model, folder, options)
     candidates = {"generated": generated(folder, name, chain.n_frames)} | chain.replicas()
-    order = np.arange(chain.coarse.trajectory.n_frames)
-    candidates |= {"frozen": chain.coarse.taking(nulls.frozen(order))}
-    candidates |= {"shuffled": chain.coarse.taking(nulls.shuffled(order, options.seed))}
+    n_frames = chain.coarse.trajectory.n_frames
+    candidates |= {"frozen": chain.coarse.taking(np.zeros(n_frames, dtype=int))}
+    candidates |= {"shuffled": chain.coarse.taking(np.random.default_rng(options.seed).permutation(n_frames))}
     scores = {column: chain.score(candidate) for column, candidate in candidates.items()}
     atoms = chain.score_atoms(candidates, candidates["generated"].trajectory.topology)
     return {column: scores[column] | atoms[column] for column in candidates}
@@ -274,7 +288,7 @@ def average(chains: list[dict], seed: int) -> dict[str, dict[str, dict[str, floa
             values = np.array([chain.get(column, {}).get(row) for chain in chains], dtype=float)
             if np.isfinite(values).any():
                 means = np.ma.masked_invalid(values)[draws].mean(1).filled(np.nan)
-                low, high = kinetics.percentile_interval(means)
+                low, high = samples.percentile_interval(means)
                 result.setdefault(row, {})[column] = dict(mean=np.nanmean(values), low=float(low), high=float(high))
     return result
 

@@ -46,8 +46,7 @@ from quality import Judge, Reference
 from relaxation import villin
 
 from openmm_starmd import JumpRejectedError, Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import kinetics
+from openmm_starmd.evaluation.metrics import dihedrals, samples, slow_modes
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -205,24 +204,24 @@ class Scorer:
         if file and file.exists():
             self.judge = Judge(Reference.load(file), what.stride, options.seed)
             interval = what.stride / self.judge.lag
-            self.md_time = kinetics.autocorrelation_time(self.judge.projection[:, 0]) * interval
+            self.md_time = samples.autocorrelation_time(self.judge.projection[:, 0]) * interval
             self.md_length = len(self.judge.projection) * interval / 1000
             self.project = self.judge.project
             return
         angles, lag = self.angles(md.trajectories[0]), round(what.stride / md.interval)
         self.periods = angles.periods
         if len(angles.angles) > LEAST_LAGS * lag:
-            self.tica = metrics.fit_tica(metrics.torsion_features(angles.angles, self.periods), lag)
-            self.project = lambda values: self.tica.transform(metrics.torsion_features(values, self.periods))
+            self.tica = slow_modes.fit_tica(dihedrals.torsion_features(angles.angles, self.periods), lag)
+            self.project = lambda values: self.tica.transform(dihedrals.torsion_features(values, self.periods))
 
-    def angles(self, positions: np.ndarray) -> metrics.Torsions:
-        return metrics.measure_torsions(mdtraj.Trajectory(positions, self.topology))
+    def angles(self, positions: np.ndarray) -> dihedrals.Torsions:
+        return dihedrals.measure_torsions(mdtraj.Trajectory(positions, self.topology))
 
     def __call__(self, run: Measurement, is_md: bool) -> dict[str, float]:
         if (self.judge is None and self.tica is None) or sum(map(len, run.trajectories)) < 2:
             return {}
         angles = [self.angles(x).angles for x in run.trajectories]
-        autocorrelation = kinetics.autocorrelation_time([self.project(a)[:, 0] for a in angles]) * run.interval
+        autocorrelation = samples.autocorrelation_time([self.project(a)[:, 0] for a in angles]) * run.interval
         length = run.nanoseconds
         if is_md and self.judge is not None:
             autocorrelation, length = self.md_time, self.md_length

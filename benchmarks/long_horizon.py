@@ -37,8 +37,7 @@ from quality import DIVERGENCES, Judge, Reference
 from scipy.stats import t as student
 from soak import rows_of, simulate, valid_frames
 
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import kinetics
+from openmm_starmd.evaluation.metrics import dihedrals, samples, shapes
 from openmm_starmd.systems import build_peptide
 
 LEAST_JUMPS = 2  # in a window
@@ -59,7 +58,7 @@ class Series:
 
     def drift(self, n: int) -> dict[str, float]:
         """Slope per 1,000 jumps, its standard error, and the t-test's p."""
-        slope, error = (1000 / self.spacing * x for x in kinetics.slope(self.values, n))
+        slope, error = (1000 / self.spacing * x for x in samples.slope(self.values, n))
         p = 2 * student.sf(abs(slope) / error, n - 2) if error > 0 else float("nan")
         return {"slope per 1,000 jumps": slope, "standard error": error, "p": p}
 
@@ -78,14 +77,14 @@ def from_table(rows: list[dict[str, str]]) -> dict[str, Series]:
 
 def from_frames(trajectory: mdtraj.Trajectory, valid: np.ndarray, reference: Reference | None) -> dict[str, Series]:
     """What the frames tell, one value a jump."""
-    md = metrics.radius_of_gyration(reference.trajectory.xyz).mean() if reference else float("nan")
-    size = metrics.radius_of_gyration(trajectory.xyz)
+    md = shapes.radius_of_gyration(reference.trajectory.xyz).mean() if reference else float("nan")
+    size = shapes.radius_of_gyration(trajectory.xyz)
     return {"valid frames": Series(valid.astype(float), 1), "radius of gyration (nm)": Series(size, 1, float(md))}
 
 
 def from_torsions(trajectory: mdtraj.Trajectory, reference: Reference, options) -> dict[str, Series]:
     """Divergences of each window from all of the reference."""
-    torsions = metrics.measure_torsions(trajectory)
+    torsions = dihedrals.measure_torsions(trajectory)
     if torsions.names != reference.torsions.names:
         raise SystemExit(
             f"The torsions of the run ({', '.join(torsions.names)}) are not those of the reference "

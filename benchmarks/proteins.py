@@ -30,8 +30,7 @@ import torch
 from common import circumstances, parser, table, write
 from openmm.app import PDBFile
 
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import shapes as ensemble
+from openmm_starmd.evaluation.metrics import dihedrals, filters, shapes
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -51,37 +50,38 @@ class Runs:
     topology: mdtraj.Topology
 
     def __post_init__(self):
-        self.ca = metrics.ca_atoms(self.topology)[0]
+        self.ca = filters.ca_atoms(self.topology)[0]
         flat = self.positions.reshape(-1, *self.positions.shape[-2:]).astype(np.float32)
-        self.torsions = metrics.measure_torsions(mdtraj.Trajectory(flat, self.topology))
+        self.torsions = dihedrals.measure_torsions(mdtraj.Trajectory(flat, self.topology))
 
     def aligned(self, mean: np.ndarray) -> np.ndarray:
         """CA (R, T, N, 3) superposed on a mean structure (N, 3)."""
         ca = self.positions[:, :, self.ca]
-        return ensemble.superpose(ca.reshape(-1, *ca.shape[-2:]), mean).reshape(ca.shape)
+        return shapes.superpose(ca.reshape(-1, *ca.shape[-2:]), mean).reshape(ca.shape)
 
     def hops(self) -> np.ndarray:
         """Share of strides that turn each torsion (K,) further than 60 degrees."""
         angles = self.torsions.angles.reshape(*self.positions.shape[:2], -1)
-        return (np.abs(metrics.wrap(np.diff(angles, axis=1), self.torsions.periods)) > HOP).mean((0, 1))
+        return (np.abs(dihedrals.wrap(np.diff(angles, axis=1), self.torsions.periods)) > HOP).mean((0, 1))
 
 
 def rmsd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Least RMSD (R) of structures (R, N, 3), nm."""
-    moved = [ensemble.superpose(x[None], y)[0] for x, y in zip(a, b, strict=True)]
+    moved = [shapes.superpose(x[None], y)[0] for x, y in zip(a, b, strict=True)]
     return np.sqrt(((np.stack(moved) - b) ** 2).sum(-1).mean(-1))
 
 
 def summary(runs: Runs, reference: Runs, tokens: ResidueTokens) -> dict[str, float]:
     """The rows of a column."""
-    mean = ensemble.mean_structure(reference.positions[:, :, reference.ca].reshape(-1, len(reference.ca), 3))
+    mean = shapes.mean_structure(reference.positions[:, :, reference.ca].reshape(-1, len(reference.ca), 3))
     own, others = runs.aligned(mean), reference.aligned(mean)
 
     def rmsf(x: np.ndarray) -> np.ndarray:
         return np.sqrt(x.reshape(-1, *x.shape[2:]).var(0).sum(-1))
 
     start = runs.starts[:, runs.ca]
-    divergence = metrics.torsion_jsd(reference.torsions.angles, runs.torsions.angles, reference.torsions.periods, 50)
+    both, periods = (reference.torsions.angles, runs.torsions.angles), reference.torsions.periods
+    divergence = dihedrals.torsion_jsd(*(dihedrals.torsion_counts(angles, periods, 50) for angles in both))
     backbone, hops, expected = reference.torsions.backbone, runs.hops(), reference.hops()
     with np.errstate(invalid="ignore", divide="ignore"):
         rows = {"RMSF r": float(np.corrcoef(rmsf(own), rmsf(others))[0, 1])}

@@ -45,8 +45,7 @@ from openmm import Platform
 from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import contacts, kinetics, markov
+from openmm_starmd.evaluation.metrics import contacts, dihedrals, markov, samples, shapes, slow_modes
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
@@ -66,7 +65,7 @@ class Reference:
     pdb: PDBFile
     tokens: ResidueTokens
     trajectory: mdtraj.Trajectory
-    torsions: metrics.Torsions
+    torsions: dihedrals.Torsions
     interval: float
 
     @classmethod
@@ -75,7 +74,7 @@ class Reference:
         topology = mdtraj.Topology.from_openmm(pdb.topology)
         trajectory = mdtraj.load(str(path.with_suffix(".xtc")), top=topology)
         tokens = ResidueTokens.from_topology(pdb.topology)
-        torsions = metrics.measure_torsions(trajectory)
+        torsions = dihedrals.measure_torsions(trajectory)
         return cls(path.stem, pdb, tokens, trajectory, torsions, float(trajectory.time[1] - trajectory.time[0]))
 
     @property
@@ -148,22 +147,34 @@ def turns(reference: Reference, model, starts: np.ndarray, stride: float, steps:
     """Torsions (2, K) before and after jumps from positions (B, A, 3)."""
     ends = jump(model, reference.tokens, starts, stride, steps, seed)[:, -1].numpy()
     both = np.stack([starts, ends], 1).astype(np.float32)
-    return [metrics.measure_torsions(mdtraj.Trajectory(x, reference.trajectory.topology)).angles for x in both]
+    return [dihedrals.measure_torsions(mdtraj.Trajectory(x, reference.trajectory.topology)).angles for x in both]
+
+
+def hop_rate(angles: np.ndarray, periods: np.ndarray, lag: int = 1) -> np.ndarray:
+    """Share of steps of ``lag`` frames, from every frame of torsions (T, K), in which each hops, (K,)."""
+    hops, steps = dihedrals.hop_counts(angles[:-lag], angles[lag:], periods)
+    return hops / steps
+
+
+def turn_divergence(one: list[np.ndarray], other: list[np.ndarray], periods: np.ndarray) -> float:
+    """Mean Jensen-Shannon divergence, bits, of the turns between torsions (2, K) before and after jumps."""
+    counts = (dihedrals.torsion_counts(np.array([b - a for a, b in pairs]), periods) for pairs in (one, other))
+    return float(dihedrals.torsion_jsd(*counts).mean())
 
 
 def consistency(reference: Reference, model, positions: np.ndarray, options) -> dict[str, float]:
     """Ten short jumps against one long one, from evenly spaced frames of a run, positions (B, T, A, 3)."""
     if options.stride / SHORTER < model.domain.min_stride:
         return {}
-    starts = metrics.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
+    starts = samples.subsample(positions.reshape(-1, *positions.shape[2:]), STARTS)
     long, again = (turns(reference, model, starts, options.stride, 1, seed) for seed in (1, 2))
     short = turns(reference, model, starts, options.stride / SHORTER, SHORTER, 3)
     periods = reference.torsions.periods
     return {
-        "stride consistency, turns": kinetics.stride_consistency(short, long, 1, periods)[0].mean(),
-        "stride consistency, turns of itself": kinetics.stride_consistency(again, long, 1, periods)[0].mean(),
-        "hop rate in one jump": np.mean([kinetics.hop_rate(pair, periods) for pair in long]),
-        "hop rate in ten short jumps": np.mean([kinetics.hop_rate(pair, periods) for pair in short]),
+        "stride consistency, turns": turn_divergence(short, long, periods),
+        "stride consistency, turns of itself": turn_divergence(again, long, periods),
+        "hop rate in one jump": np.mean([hop_rate(pair, periods) for pair in long]),
+        "hop rate in ten short jumps": np.mean([hop_rate(pair, periods) for pair in short]),
     }
 
 
@@ -174,7 +185,7 @@ def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[s
     starts = reference.trajectory.xyz[index].astype(float)
     pairs = turns(reference, model, starts, options.stride, 1, 4)
     hops, expected = (
-        np.mean([kinetics.hop_rate(pair, periods) for pair in both], 0)
+        np.mean([hop_rate(pair, periods) for pair in both], 0)
         for both in (pairs, [torsions.angles[[k, k + scorer.lag]] for k in index])
     )
     difference = float(np.abs(hops - expected).mean())
@@ -204,7 +215,7 @@ def torsions_of_others(reference: Reference, others: list[Reference], n: int, rn
             if other.split()[0] == kind
         ]
         drawn = rng.choice(np.concatenate(pool), n) if pool else rng.uniform(-period / 2, period / 2, n)
-        columns.append(metrics.wrap(drawn, period))
+        columns.append(dihedrals.wrap(drawn, period))
     return np.stack(columns, 1)
 
 
@@ -215,37 +226,34 @@ class Judge:
         torsions = reference.torsions
         self.angles, self.periods, self.backbone = torsions.angles, torsions.periods, torsions.backbone
         self.lag, self.stride = max(1, round(stride / reference.interval)), stride
-        features = metrics.torsion_features(self.angles, self.periods)
-        self.tica = metrics.fit_tica(features, self.lag)
+        features = dihedrals.torsion_features(self.angles, self.periods)
+        self.tica = slow_modes.fit_tica(features, self.lag)
         self.projection = self.tica.transform(features)
         self.states = markov.fit_states(self.projection, N_STATES, seed)
         self.discrete = self.states.transform(self.projection)
-        self.hops = kinetics.hop_rate(self.angles, self.periods, lag=self.lag)
-        self.timescale = self._timescale([self.discrete])
-        low, high = kinetics.block_bootstrap(self._timescale, self.discrete, n_blocks=10, seed=seed)
-        self.interval = float(low), float(high)
-
-    def _timescale(self, pieces) -> float:
-        """ps, of pieces of the reference."""
-        return markov.slowest_timescale([p for p in pieces if len(p) > self.lag], self.lag) * self.stride / self.lag
+        self.hops = hop_rate(self.angles, self.periods, lag=self.lag)
+        found = markov.implied_timescales(self.discrete, [self.lag], 1, n_blocks=10, n_resamples=200, seed=seed)
+        values = np.nan_to_num([found.values, found.low, found.high]).ravel() * stride / self.lag
+        self.timescale, *self.interval = map(float, values)  # ps
 
     def project(self, angles):
-        return self.tica.transform(metrics.torsion_features(angles, self.periods))
+        return self.tica.transform(dihedrals.torsion_features(angles, self.periods))
 
     def divergences(self, angles: np.ndarray, against: np.ndarray | None = None) -> dict[str, float]:
         """Of torsions (T, K) against all of the reference, or against other torsions."""
         against = self.angles if against is None else against
-        jsd = metrics.torsion_jsd(against, angles, self.periods)
-        tica = metrics.tica_jsd(self.project(against), self.project(angles))
+        jsd = dihedrals.torsion_jsd(*(dihedrals.torsion_counts(a, self.periods) for a in (against, angles)))
+        tica = slow_modes.tica_jsd(self.project(against), self.project(angles))
         side = jsd[~self.backbone]
         values = (jsd[self.backbone].mean(), side.mean() if len(side) else math.nan, *tica)
         return dict(zip(DIVERGENCES, map(float, values), strict=True))
 
     def rates(self, angles: list[np.ndarray], lag: int = 1) -> dict[str, float]:
         """Kinetics of trajectories (T, K), one step of the model being ``lag`` frames."""
-        hops = np.mean([kinetics.hop_rate(a, self.periods, lag=lag) for a in angles], 0)
+        hops = np.mean([hop_rate(a, self.periods, lag=lag) for a in angles], 0)
         states = [self.states.transform(self.project(a)) for a in angles]
-        timescale = markov.slowest_timescale(states, lag) * self.stride / lag
+        counts = markov.transition_counts(states, lag)[0]
+        timescale = np.nan_to_num(markov.timescales_of_counts(counts, lag, 1))[0] * self.stride / lag
         side = hops[~self.backbone]
         return {
             "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,
@@ -277,7 +285,7 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
     columns["model"] = contact_scores(
         np.concatenate([contacts.side_chain_contacts(run, pairs) for run in runs]), touching
     )
-    runs = [metrics.measure_torsions(run).angles for run in runs]
+    runs = [dihedrals.measure_torsions(run).angles for run in runs]
     columns["model"] |= scorer.divergences(np.concatenate(runs)) | scorer.rates(runs)
     columns["model"] |= drift(positions, extra, reference) | consistency(reference, model, positions, options)
     of_md, of_model = from_md(reference, model, scorer, options)
@@ -300,10 +308,10 @@ def judge(reference: Reference, others: list[Reference], model, options) -> dict
 def drift(positions: np.ndarray, extra: dict, reference: Reference) -> dict[str, float]:
     """Validity, speed and slopes (per 1,000 steps, with standard errors) of positions (B, T, A, 3)."""
     heavy = reference.tokens.heavy_atoms
-    gyration = np.mean([metrics.radius_of_gyration(p[:, heavy]) for p in positions], 0)
+    gyration = np.mean([shapes.radius_of_gyration(p[:, heavy]) for p in positions], 0)
     result = {key: value for key, value in extra.items() if key != "valid"}
     for name, series in (("validity", extra["valid"]), ("Rg (nm)", gyration)):
-        value, error = kinetics.slope(series, min(20, len(series)))
+        value, error = samples.slope(series, min(20, len(series)))
         result |= {f"slope of {name}": 1000 * value, f"error of slope of {name}": 1000 * error}
     return result
 

@@ -30,8 +30,8 @@ from quality import Judge, Reference, propagate
 
 from openmm_starmd import StarMDModel, load_model
 from openmm_starmd.diffusion.sampler import SAMPLERS
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
+from openmm_starmd.evaluation.metrics import dihedrals
+from openmm_starmd.evaluation.metrics.samples import percentile_interval
 from openmm_starmd.protein.validity import STRAINED, check_positions
 
 STRIDE = 100.0  # ps
@@ -61,7 +61,7 @@ class Sampled:
         self.seconds = (time.process_time() - begin) / positions[..., 0, 0].size
         topology = reference.trajectory.topology
         self.angles = [
-            metrics.measure_torsions(mdtraj.Trajectory(x.astype(np.float32), topology)).angles for x in positions
+            dihedrals.measure_torsions(mdtraj.Trajectory(x.astype(np.float32), topology)).angles for x in positions
         ]
         checked = check_positions(torch.from_numpy(positions), reference.tokens, limits=STRAINED)
         self.judge, self.valid = judge, checked.passes_bioemu.double().mean(1).numpy()

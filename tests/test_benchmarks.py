@@ -5,7 +5,6 @@ import importlib
 import json
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +16,7 @@ from scipy.signal import lfilter
 
 pytest.importorskip("lightning_fabric")
 
-from openmm_starmd.evaluation.metrics import kinetics
-from openmm_starmd.evaluation.metrics import shapes as ensemble  # noqa: E402
+from openmm_starmd.evaluation.metrics import dihedrals, samples  # noqa: E402
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402
@@ -132,14 +130,14 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     same = compare.Measurement([reference.xyz], INTERVAL, 3600.0)
     scorer = compare.Scorer(what, same, options)
     row = scorer(same, is_md=False)
-    samples = kinetics.effective_samples(scorer.judge.projection[:, 0])
-    assert row["effective samples an hour"] == pytest.approx(samples, rel=1e-3)
-    assert row["effective samples it rests on"] == pytest.approx(samples, rel=1e-3)
+    expected = samples.effective_samples(scorer.judge.projection[:, 0])
+    assert row["effective samples an hour"] == pytest.approx(expected, rel=1e-3)
+    assert row["effective samples it rests on"] == pytest.approx(expected, rel=1e-3)
     assert row["JSD backbone"] == pytest.approx(0, abs=1e-6)
     short = compare.Measurement([reference.xyz[:40]], INTERVAL, 360.0)
     of_md = scorer(short, is_md=True)
     assert of_md["autocorrelation time (ps)"] == row["autocorrelation time (ps)"]
-    assert of_md["effective samples an hour"] == pytest.approx(samples)  # a tenth of the frames in a tenth of the time
+    assert of_md["effective samples an hour"] == pytest.approx(expected)  # a tenth of the frames in a tenth of the time
     without = compare.Scorer(what, same, SimpleNamespace(reference=None, seed=1))
     assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
 
@@ -365,7 +363,7 @@ def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeyp
         return torch.as_tensor(xyz[np.array(index) + scorer.lag])[:, None]
 
     monkeypatch.setattr(quality, "jump", jump_as_md)
-    monkeypatch.setattr(kinetics, "hop_rate", partial(kinetics.hop_rate, threshold=0.3))  # these residues only jitter
+    monkeypatch.setattr(dihedrals, "HOP", 0.3)  # these residues only jitter
     of_md, of_model = quality.from_md(reference, None, scorer, SimpleNamespace(stride=100.0))
     assert of_md["hop rate from MD frames"] > 0
     assert of_model["hop rate from MD frames"] == pytest.approx(of_md["hop rate from MD frames"])
@@ -586,7 +584,7 @@ def test_a_trajectory_of_atlas_against_itself(script, atlas):
         assert everything[name] == pytest.approx(value, abs=1e-6)
     assert 0 < row["PCA recall"] < 1
     ca = module.Candidate(chain.load(1, 1)).ca
-    assert chain.wander[[0, 2]] == pytest.approx(ensemble.rmsd_against_lag(ca, [12, 36]))
+    assert chain.wander[[0, 2]] == pytest.approx(module.rmsd_against_lag(ca, [12, 36]))
     assert chain.score(chain.coarse.taking(np.zeros(80, int)))["tICA-0 JSD"] > 0.8
     assert module.Chain(atlas / "md", "1abc_A", "1us").coarse.trajectory.n_frames == 40
 

@@ -1,6 +1,7 @@
 """The house of architecture: every module imports from lower floors, or from earlier rows of its own floor."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,20 @@ def test_every_module_has_a_room_and_looks_down(path):
         assert top != "torch" or FLOOR_OF[room] > 0, f"{room} imports torch: floor 0 knows numpy at most"
 
 
+def test_no_circle_of_imports():
+    """Imports of functions and of type checkers count, too."""
+    modules = {module_name(path): path for path in MODULES}
+
+    def module(name):
+        name = name.removeprefix("openmm_starmd.")
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    found = {name: {module(other) for other in imports(path)} - {"", name} for name, path in modules.items()}
+    graphlib.TopologicalSorter(found).prepare()  # raises a CycleError that names the modules
+
+
 def test_inner_packages_open_no_back_doors():
     for path in PACKAGE.rglob("__init__.py"):
         folder = module_name(path).removesuffix("__init__").rstrip(".")
@@ -79,7 +94,7 @@ def test_the_root_holds_no_other_modules():
 
 def test_what_the_example_needs_comes_with_a_bare_installation():
     """Libraries of extras are imported where they are needed only."""
-    extras = "deeptime sklearn typer rich lightning_fabric h5py tables tensorboard distributed".split()
+    extras = "deeptime jinja2 sklearn typer rich lightning_fabric h5py tables tensorboard distributed".split()
     example = (PACKAGE.parent / "examples" / "simulate_peptide.py").read_text(encoding="utf-8")
     imports = [line for line in example.splitlines() if line.startswith(("import", "from"))]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n" + "\n".join(imports)

@@ -141,17 +141,17 @@ def check_positions(
     lost, place = np.nonzero(~np.isfinite(atoms[:, tokens.protein_atoms.numpy()]).all(-1))
     finite = np.setdiff1d(np.arange(len(atoms)), lost)
     atoms, centres, planes = atoms[finite], tokens.chiral_centres.numpy(), tokens.peptide_planes.numpy()
-    hands, cis = _left_handed(atoms, centres), _cis(atoms, planes)
+    hands, cis = left_handed(atoms, centres), _cis(atoms, planes)
     if before is None:
         old_hands, old_cis = False, cis & _before_proline(tokens)
     else:
         old = np.broadcast_to(_as_array(before), positions.shape).reshape(-1, *positions.shape[-2:])[finite]
-        old_hands, old_cis = _left_handed(old, centres), _cis(old, planes)
+        old_hands, old_cis = left_handed(old, centres), _cis(old, planes)
     found = {
-        "ca_breaks": _longer(atoms, tokens.adjacent_ca, MAX_ADJACENT_CA),
-        "peptide_breaks": _longer(atoms, tokens.peptide_bonds, MAX_PEPTIDE_BOND),
-        "bond_breaks": _longer(atoms, tokens.inner_bonds, limits.bond),
-        "disulfide_breaks": _longer(atoms, tokens.disulfide_bonds, limits.disulfide),
+        "ca_breaks": longer_pairs(atoms, tokens.adjacent_ca.numpy(), MAX_ADJACENT_CA),
+        "peptide_breaks": longer_pairs(atoms, tokens.peptide_bonds.numpy(), MAX_PEPTIDE_BOND),
+        "bond_breaks": longer_pairs(atoms, tokens.inner_bonds.numpy(), limits.bond),
+        "disulfide_breaks": longer_pairs(atoms, tokens.disulfide_bonds.numpy(), limits.disulfide),
         **_heavy_atoms_too_close(atoms, tokens, limits),
         "ca_clashes": _ca_too_close(atoms, tokens),
         "inversions": _where(hands != old_hands, centres[:, :1]),
@@ -180,13 +180,13 @@ def _where(failed: np.ndarray, culprits: np.ndarray) -> Offenders:
     return frame, culprits[place]
 
 
-def _longer(atoms: np.ndarray, bonds: Tensor, limit: float) -> Offenders:
-    """Bonds (M, 2) of atoms (F, A, 3) longer than ``limit``."""
-    first, second = bonds.T.numpy()
-    return _where(np.linalg.norm(atoms[:, first] - atoms[:, second], axis=-1) > limit, bonds.numpy())
+def longer_pairs(atoms: np.ndarray, pairs: np.ndarray, limit: float) -> Offenders:
+    """Frame and atoms (M, 2) of the ``pairs`` (P, 2) of atoms (F, A, 3) that are farther apart than ``limit``."""
+    first, second = pairs.T
+    return _where(np.linalg.norm(atoms[:, first] - atoms[:, second], axis=-1) > limit, pairs)
 
 
-def _left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Whether each of the chiral centres (K, 4) of atoms (F, A, 3) is the mirror image of the natural one, (F, K)."""
     centre, *others = np.moveaxis(atoms[:, centres], 2, 0)
     a, b, c = (other - centre for other in others)
@@ -212,7 +212,7 @@ def _tree(points: np.ndarray) -> cKDTree:
     return cKDTree(np.concatenate([points, frame], -1).reshape(-1, 4), balanced_tree=False, compact_nodes=False)
 
 
-def _close_pairs(points: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def close_pairs(points: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frame and the two indices, the lower first, of every two of points (F, M, 3) closer than ``limit``."""
     first, second = _tree(points).query_pairs(limit, output_type="ndarray").T
     return first // points.shape[1], first % points.shape[1], second % points.shape[1]
@@ -226,7 +226,7 @@ def _marked(n: int, frames: np.ndarray) -> np.ndarray:
 def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Limits) -> dict[str, Offenders]:
     """Clashes and close contacts of atoms (F, A, 3)."""
     heavy = atoms[:, tokens.heavy_atoms.numpy()]
-    frame, first, second = _close_pairs(heavy, max(MIN_HEAVY, limits.contact))
+    frame, first, second = close_pairs(heavy, max(MIN_HEAVY, limits.contact))
     distance = np.linalg.norm(heavy[frame, first] - heavy[frame, second], axis=-1)
     clash, contact = distance < MIN_HEAVY, distance < limits.contact
     weights = np.array([heavy.shape[1], 1])  # one number for each pair
@@ -238,7 +238,7 @@ def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Lim
 def _ca_too_close(atoms: np.ndarray, tokens: ResidueTokens) -> Offenders:
     """Two CA of atoms (F, A, 3) that are not bonded and too close."""
     ca = tokens.backbone[:, 1].numpy()
-    frame, first, second = _close_pairs(atoms[:, ca], MIN_CA)
+    frame, first, second = close_pairs(atoms[:, ca], MIN_CA)
     strangers = (second != first + 1) | (tokens.features.n_end.numpy()[second] != BONDED)
     return frame[strangers], ca[np.stack([first, second], -1)[strangers]]
 

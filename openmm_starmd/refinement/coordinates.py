@@ -8,7 +8,7 @@ import mdtraj
 import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.evaluation.metrics import arrays, markov, shapes
+from openmm_starmd.evaluation.metrics import dihedrals, filters, markov, slow_modes
 from openmm_starmd.evaluation.scoring.projection import PEPTIDE_RESIDUES
 
 Features = Callable[[mdtraj.Trajectory], np.ndarray]
@@ -27,19 +27,19 @@ def protein_features(trajectory: mdtraj.Trajectory) -> np.ndarray:
     TrajectoryError
         If the topology holds neither.
     """
-    torsions = arrays.measure_torsions(trajectory)
+    torsions = dihedrals.measure_torsions(trajectory)
     if torsions.names and trajectory.topology.n_residues <= PEPTIDE_RESIDUES + 2:
-        return arrays.torsion_features(torsions.angles, torsions.periods)
-    ca = trajectory.xyz[:, arrays.ca_atoms(trajectory.topology)[0]]
+        return dihedrals.torsion_features(torsions.angles, torsions.periods)
+    ca = trajectory.xyz[:, filters.ca_atoms(trajectory.topology)[0]]
     if ca.shape[1] < 2:
         raise TrajectoryError(
             "The topology holds no torsions and fewer than two CA: expected a peptide or a protein; give `features`, "
             "a function of an mdtraj.Trajectory."
         )
-    return shapes.ca_distances(ca, 3 if ca.shape[1] > 6 else 1)
+    return slow_modes.ca_distances(ca, 3 if ca.shape[1] > 6 else 1)
 
 
-def slow_coordinates(features: Sequence[np.ndarray], lag: int) -> arrays.SlowModes:
+def slow_coordinates(features: Sequence[np.ndarray], lag: int) -> slow_modes.SlowModes:
     """Time-lagged independent components of trajectories (T, F) that are longer than the lag (frames).
 
     Raises
@@ -48,7 +48,7 @@ def slow_coordinates(features: Sequence[np.ndarray], lag: int) -> arrays.SlowMod
         If none is longer, or nothing moves.
     """
     try:
-        return arrays.fit_tica(list(features), lag, DIMENSIONS)
+        return slow_modes.fit_tica(list(features), lag, DIMENSIONS)
     except ValueError as error:
         raise TrajectoryError(f"Slow coordinates cannot be found: {error}.") from None
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.evaluation.metrics import markov
-from openmm_starmd.evaluation.metrics.kinetics import block_bootstrap
-from openmm_starmd.evaluation.metrics.shapes import GAS_CONSTANT
+from openmm_starmd.evaluation.metrics.differences import GAS_CONSTANT
+from openmm_starmd.evaluation.metrics.samples import block_bootstrap
 from openmm_starmd.refinement.connections import NONE_SEEN, Connections, find_connections
 from openmm_starmd.refinement.posterior import (
     Posterior,

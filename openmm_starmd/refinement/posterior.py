@@ -15,7 +15,7 @@ from deeptime.markov.msm import MarkovStateModel
 from deeptime.markov.tools.estimation.dense.tmat_sampling.tmatrix_sampler import TransitionMatrixSampler
 
 from openmm_starmd.evaluation.metrics import markov
-from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
+from openmm_starmd.evaluation.metrics.samples import percentile_interval
 from openmm_starmd.seeds import derived
 
 N_DRAWS, SWEEPS = 200, 20

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
 from openmm_starmd.evaluation.metrics.markov import ChapmanKolmogorov
+from openmm_starmd.evaluation.metrics.samples import percentile_interval
 from openmm_starmd.files import replacing
 
 CANNOT = "cannot be judged"

@@ -173,7 +173,7 @@ def test_a_run_with_repairs_continues_bit_for_bit(new_simulation, torn, tmp_path
     whole.step(2)
     whole.saveCheckpoint(checkpoint)
     whole.step(4)
-    rest = new_simulation(randomSeed=0)
+    rest = new_simulation(randomSeed=0)  # the seed of the checkpoint
     rest.loadCheckpoint(checkpoint)
     rest.step(4)
     assert np.array_equal(positions_of(rest), positions_of(whole))

@@ -8,7 +8,7 @@ from itertools import combinations
 import mdtraj
 import numpy as np
 
-from openmm_starmd.evaluation.metrics.arrays import subsample
+from openmm_starmd.evaluation.metrics.samples import subsample
 
 BACKBONE = {"N", "CA", "C", "O", "OXT", "CB", "CH3"}
 TOUCH = 0.45  # nm, between heavy atoms

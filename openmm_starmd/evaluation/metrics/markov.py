@@ -2,6 +2,8 @@
 
 ``states`` are integers (T,) from 0 on, or a list of such trajectories; times are in frames. Models are deeptime's
 maximum-likelihood reversible ones, from counts in a sliding window, on the connected set of states with most of them.
+Intervals come from drawing blocks of time: deeptime's Bayesian models take counts for independent, which those of a
+sliding window are not, and its Chapman-Kolmogorov test takes for granted that all models connect the same states.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from deeptime.util.exceptions import NotConvergedWarning
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
-from openmm_starmd.evaluation.metrics.arrays import as_trajectories, subsample
-from openmm_starmd.evaluation.metrics.kinetics import percentile_interval
+from openmm_starmd.evaluation.metrics.samples import as_trajectories, percentile_interval, subsample
 
 States = np.ndarray | Sequence[np.ndarray]
 
@@ -37,6 +38,13 @@ def fit_states(reference: np.ndarray, n_states: int = 20, seed: int = 0):
     return KMeans(n_states, max_iter=200, fixed_seed=seed).fit_fetch(points)
 
 
+def pair_counts(before: np.ndarray, after: np.ndarray, n_states: int, n_blocks: int = 1) -> np.ndarray:
+    """Transitions between states (P,) and (P,), shape (n_blocks, n_states, n_states), in blocks of equal length."""
+    block = np.arange(len(before)) * n_blocks // max(1, len(before))
+    moves = (block * n_states + before) * n_states + after
+    return np.bincount(moves, minlength=n_blocks * n_states**2).reshape(n_blocks, n_states, n_states)
+
+
 def transition_counts(states: States, lag: int, n_states: int | None = None, n_blocks: int = 1) -> np.ndarray:
     """Transitions i -> j within a lag, from every frame, shape (n_blocks, n_states, n_states).
 
@@ -50,9 +58,8 @@ def transition_counts(states: States, lag: int, n_states: int | None = None, n_b
             f"{longest} frames at most"
         )
     n = 1 + int(max(t.max(initial=-1) for t in trajectories)) if n_states is None else n_states
-    moves = np.concatenate([t[:-lag] * n + t[lag:] for t in trajectories if len(t) > lag])
-    block = np.arange(len(moves)) * n_blocks // len(moves)
-    return np.bincount(block * n * n + moves, minlength=n_blocks * n * n).reshape(n_blocks, n, n)
+    before, after = (np.concatenate(x) for x in zip(*((t[:-lag], t[lag:]) for t in trajectories), strict=True))
+    return pair_counts(before, after, n, n_blocks)
 
 
 def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,18 +87,8 @@ def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
         return MaximumLikelihoodMSM().fit_fetch(model.submodel(np.flatnonzero(most)))
 
 
-def estimate_msm(states: States, lag: int = 1) -> MarkovStateModel:
-    """Markov state model; ``msm.count_model.state_symbols`` are the states (of ``states``) that it connects."""
-    return fit_counts(transition_counts(states, lag)[0], lag)
-
-
-def stationary_populations(states: States, lag: int, n_states: int) -> np.ndarray:
-    """Equilibrium population of each state by a Markov state model, (n_states,); 0 outside the connected set."""
-    return populations_of_counts(transition_counts(states, lag, n_states)[0])
-
-
 def populations_of_counts(counts: np.ndarray) -> np.ndarray:
-    """`stationary_populations` of counts (n, n)."""
+    """Equilibrium population of each state by a Markov state model of counts (n, n); 0 outside the connected set."""
     msm = fit_counts(counts)
     populations = np.zeros(len(counts))
     populations[msm.count_model.state_symbols] = msm.stationary_distribution
@@ -107,9 +104,16 @@ def timescales_of_counts(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
     return found
 
 
-def slowest_timescale(states: States, lag: int = 1) -> float:
-    """Slowest implied timescale, -lag / ln(lambda_2), frames; 0 if a single state is connected, or lambda_2 <= 0."""
-    return float(np.nan_to_num(timescales_of_counts(transition_counts(states, lag)[0], lag, 1)[0]))
+def _bootstrapped(function, states: States, lags: Sequence[int], n_states: int | None, options: dict) -> np.ndarray:
+    """Value, low and high of a function of counts (n, n) and lag, at each lag, by drawing blocks of transitions."""
+    n_blocks = options["n_blocks"]
+    draws = np.random.default_rng(options["seed"]).integers(n_blocks, size=(options["n_resamples"], n_blocks))
+    found = []
+    for lag in lags:
+        blocks = transition_counts(states, lag, n_states, n_blocks)
+        resampled = [function(blocks[draw].sum(0), lag) for draw in draws]
+        found.append((function(blocks.sum(0), lag), *percentile_interval(np.array(resampled), options["confidence"])))
+    return np.array(found).swapaxes(0, 1)
 
 
 @dataclass(frozen=True)
@@ -154,16 +158,9 @@ def implied_timescales(
     confidence : float
     seed : int
     """
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(n_blocks, size=(n_resamples, n_blocks))
-    values, intervals = [], []
-    for lag in lags:
-        blocks = transition_counts(states, lag, n_blocks=n_blocks)
-        values.append(timescales_of_counts(blocks.sum(0), lag, n_timescales))
-        resampled = [timescales_of_counts(blocks[draw].sum(0), lag, n_timescales) for draw in draws]
-        intervals.append(percentile_interval(np.array(resampled), confidence))
-    low, high = np.array(intervals).swapaxes(0, 1)
-    return ImpliedTimescales(np.asarray(lags), np.array(values), low, high)
+    options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
+    found = _bootstrapped(lambda c, lag: timescales_of_counts(c, lag, n_timescales), states, lags, None, options)
+    return ImpliedTimescales(np.asarray(lags), *found)
 
 
 def metastable_sets(msm: MarkovStateModel, n_sets: int, n_states: int) -> np.ndarray:
@@ -270,45 +267,16 @@ def chapman_kolmogorov(
     n_blocks, n_resamples, confidence, seed
         Of the block bootstrap of the estimates, as in `implied_timescales`.
     """
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(n_blocks, size=(n_resamples, n_blocks))
+    options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
+    lags = lag * np.asarray(multiples)
+    estimated = _bootstrapped(lambda c, lag: _between_sets(fit_counts(c, lag), sets), states, lags, len(sets), options)
     tested = fit_counts(transition_counts(states, lag, len(sets))[0], lag)
-    estimated, intervals = [], []
-    for k in multiples:
-        blocks = transition_counts(states, k * lag, len(sets), n_blocks)
-        estimated.append(_between_sets(fit_counts(blocks.sum(0), k * lag), sets))
-        resampled = [_between_sets(fit_counts(blocks[draw].sum(0), k * lag), sets) for draw in draws]
-        intervals.append(percentile_interval(np.array(resampled), confidence))
-    low, high = np.array(intervals).swapaxes(0, 1)
     predicted = np.array([_between_sets(tested, sets, k) for k in multiples])
-    return ChapmanKolmogorov(lag * np.asarray(multiples), predicted, np.array(estimated), low, high)
+    return ChapmanKolmogorov(lags, predicted, *estimated)
 
 
-@dataclass(frozen=True)
-class DetailedBalance:
-    """Are there as many transitions i -> j as back?
-
-    Parameters
-    ----------
-    z : ndarray, shape (n, n)
-        (C_ij - C_ji) / sqrt(C_ij + C_ji), antisymmetric; 0 where too few transitions were seen.
-    n_pairs : int
-        Pairs that were tested.
-    p_value : float
-        Of the largest |z|, times ``n_pairs`` (Bonferroni), at most 1; 1 if no pair was tested.
-    net_flux : float
-        Sum of |C_ij - C_ji| over that of C_ij + C_ji, of the pairs tested: 0 balanced, 1 one-way; noise alone gives
-        about 1 / sqrt(counts of a pair).
-    """
-
-    z: np.ndarray
-    n_pairs: int
-    p_value: float
-    net_flux: float
-
-
-def detailed_balance(states: States, lag: int, min_count: int = 10) -> DetailedBalance:
-    """z-test of the counts C_ij against C_ji of an equilibrium trajectory.
+def detailed_balance(states: States, lag: int, min_count: int = 10) -> float:
+    """p-value of a z-test of the counts C_ij against C_ji of an equilibrium trajectory; nan if no pair can be tested.
 
     Transitions are counted one after another, not in a sliding window, so that none shares its time with another. In a
     reversible Markov chain returns make the difference vary less than that of independent counts: the test errs on the
@@ -321,15 +289,17 @@ def detailed_balance(states: States, lag: int, min_count: int = 10) -> DetailedB
         Frames of one transition.
     min_count : int
         Pairs with fewer transitions, both ways together, are not tested.
+
+    Returns
+    -------
+    float
+        Of the largest |C_ij - C_ji| / sqrt(C_ij + C_ji), times the number of pairs (Bonferroni), at most 1.
     """
     n = transition_counts(states, lag).shape[-1]  # or says what is wrong with the lag
     apart = [t[::lag] for t in as_trajectories(states) if len(t) > lag]
     counts = transition_counts(apart, 1, n)[0].astype(np.float64)
-    total, net = counts + counts.T, counts - counts.T
-    tested = (total >= min_count) & ~np.eye(n, dtype=bool)
-    z = np.divide(net, np.sqrt(total), out=np.zeros_like(net), where=tested)
-    n_pairs = int(tested.sum()) // 2
-    if n_pairs == 0:
-        return DetailedBalance(z, 0, 1.0, 0.0)
-    p_value = min(1.0, 2 * norm.sf(z.max()) * n_pairs)
-    return DetailedBalance(z, n_pairs, float(p_value), float(np.abs(net[tested]).sum() / total[tested].sum()))
+    tested = np.triu(counts + counts.T >= min_count, 1)
+    if not tested.any():
+        return float("nan")
+    z = np.abs(counts - counts.T)[tested] / np.sqrt((counts + counts.T)[tested])
+    return float(min(1.0, 2 * norm.sf(z.max()) * tested.sum()))

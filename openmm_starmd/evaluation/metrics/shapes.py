@@ -1,26 +1,20 @@
-"""Shapes that generated trajectories take, beside those of the reference: arrays of CA positions or of any features.
+"""Shapes of trajectories: superposition, principal components, fluctuations and RMSD.
 
-Positions are (T, N, 3), nm. Fits look at 20,000 evenly spaced frames at most.
+Positions are (T, N, 3), nm. Fits look at 20,000 evenly spaced frames at most. Sums add up over pieces of trajectories.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mdtraj.geometry.distance import compute_distances_core
-from openmm.unit import MOLAR_GAS_CONSTANT_R, kelvin, kilojoules_per_mole
-from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
 
-from openmm_starmd.evaluation.metrics.arrays import as_trajectories, jensen_shannon, subsample
+from openmm_starmd.evaluation.metrics.samples import subsample
 from openmm_starmd.geometry import rigid
 
-GAS_CONSTANT = MOLAR_GAS_CONSTANT_R.value_in_unit(kilojoules_per_mole / kelvin)
 PCA_BINS = 10
-SURFACE_BINS = 50
 
 
 def superpose(positions: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -107,19 +101,9 @@ def fit_pca(reference: np.ndarray, bins: int = PCA_BINS) -> PrincipalPlane:
     return PrincipalPlane(mean, pca, tuple(np.linspace(a, b, bins + 1) for a, b in zip(low, high, strict=True)))
 
 
-def pca_jsd(space: PrincipalPlane, reference: np.ndarray, generated: np.ndarray) -> float:
-    """Divergence, in bits, of points (T, 2) and (T', 2) on PC1-PC2.
-
-    All that lies outside the range of the reference that the plane was fitted to falls into one more bin, so that a
-    molecule that has come apart scores badly and is not left out.
-    """
-    return jensen_shannon(space.counts(reference), space.counts(generated))
-
-
-def recall(space: PrincipalPlane, reference: np.ndarray, generated: np.ndarray) -> float:
-    """Share of the PC1-PC2 bins with points (T, 2) of the reference that have points (T', 2) of the generated."""
-    occupied = space.counts(reference)[:-1] > 0
-    return float((space.counts(generated)[:-1][occupied] > 0).mean())
+def recall(reference: np.ndarray, generated: np.ndarray) -> float:
+    """Share of the bins with frames of the reference that have generated ones, from `PrincipalPlane.counts` of both."""
+    return float((generated[:-1][reference[:-1] > 0] > 0).mean())
 
 
 def paired_rmsd(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -133,142 +117,34 @@ def paired_rmsd(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(square, 0) / x.shape[1])
 
 
-def rmsd_against_lag(
-    positions: np.ndarray | Sequence[np.ndarray], lags: Sequence[int], max_pairs: int = 2_000
-) -> np.ndarray:
-    """Mean RMSD of structures a lag apart, nm.
+def rmsd_sums(before: np.ndarray, after: np.ndarray, max_pairs: int) -> np.ndarray:
+    """Sum of the RMSD of structures (P, N, 3) and (P, N, 3), nm, and number of pairs, (2,).
 
-    Parameters
-    ----------
-    positions : ndarray, shape (T, N, 3), or sequence of them
-    lags : sequence of int
-        Frames.
-    max_pairs : int
-        Evenly spaced pairs of each trajectory at each lag.
-
-    Returns
-    -------
-    ndarray, shape (L,)
-        nan at a lag that no trajectory is longer than.
+    Of more than ``max_pairs`` only as many evenly spaced ones are looked at, and stand for all.
     """
-    curve = []
-    for lag in lags:
-        found = []
-        for trajectory in as_trajectories(positions):
-            starts = subsample(np.arange(len(trajectory) - lag), max_pairs)
-            if len(starts):
-                found.append(paired_rmsd(trajectory[starts], trajectory[starts + lag]))
-        curve.append(np.concatenate(found).mean() if found else np.nan)
-    return np.array(curve)
+    rows = subsample(np.arange(len(before)), max_pairs)
+    found = paired_rmsd(before[rows], after[rows]) if len(rows) else np.zeros(0)
+    return np.array([len(before) / max(1, len(found)) * found.sum(), len(before)])
 
 
-def mean_absolute_difference(reference: np.ndarray, generated: np.ndarray) -> float:
-    """Mean of the absolute difference of two curves of one shape, where both are numbers; nan if nowhere."""
-    both = np.abs(np.asarray(generated, dtype=float) - np.asarray(reference, dtype=float))
-    both = both[np.isfinite(both)]
-    return float(both.mean()) if both.size else float("nan")
+def mean_rmsd(sums: np.ndarray) -> np.ndarray:
+    """Mean RMSD at each lag, nm, from `rmsd_sums` (L, 2) -> (L,); nan where there is no pair."""
+    return sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], np.nan)
 
 
-def rmsf(positions: np.ndarray) -> np.ndarray:
-    """Root mean square fluctuation of each atom about the mean structure, (T, N, 3) -> (N,), nm."""
-    few = subsample(positions)
-    moved = superpose(few, mean_structure(few)).astype(np.float64)
-    return np.sqrt(moved.var(0).sum(-1))
+def moments(positions: np.ndarray) -> np.ndarray:
+    """Sums over superposed frames (T, N, 3) of x, y, z, their square and 1, (N, 5)."""
+    positions = positions.astype(np.float64)
+    square = (positions**2).sum((0, 2))
+    return np.column_stack([positions.sum(0), square, np.full(len(square), len(positions))])
 
 
-def correlation(reference: np.ndarray, generated: np.ndarray) -> float:
-    """Pearson r of two profiles (N,), such as RMSF; 0 where one of them is flat (to 1e-6) and so explains nothing."""
-    if len(reference) < 2 or min(np.std(reference), np.std(generated)) < 1e-6:
-        return 0.0
-    return float(pearsonr(reference, generated).statistic)
+def rmsf(sums: np.ndarray) -> np.ndarray:
+    """Root mean square fluctuation of each atom about its mean, nm, from `moments` (N, 5) -> (N,)."""
+    mean = sums[:, :4] / sums[:, 4:]
+    return np.sqrt(np.maximum(mean[:, 3] - (mean[:, :3] ** 2).sum(1), 0))
 
 
-def ca_distances(positions: np.ndarray, min_separation: int = 3, max_pairs: int = 200) -> np.ndarray:
-    """Distances of CA, features of a protein's tICA, (T, N, 3) -> (T, P), nm, float32.
-
-    All pairs at least ``min_separation`` places apart in the sequence, or ``max_pairs`` of them, evenly spaced.
-    """
-    pairs = np.stack(np.triu_indices(positions.shape[1], min_separation), 1)
-    if len(pairs) == 0:
-        raise ValueError(
-            f"expected more than {min_separation} residues for distances of CA, "
-            f"found {positions.shape[1]}; use torsions"
-        )
-    pairs = subsample(pairs, max_pairs).astype(np.int32)
-    return compute_distances_core(np.ascontiguousarray(positions, np.float32), pairs, periodic=False)
-
-
-@dataclass(frozen=True)
-class FreeEnergySurface:
-    """Free energy on a grid of one or two features.
-
-    Parameters
-    ----------
-    energy : ndarray, shape (bins,) or (bins, bins)
-        kJ/mol above the lowest bin; inf where no frame has been.
-    probability : ndarray, same shape
-        Share of the frames in each bin.
-    edges : tuple of ndarray, shape (bins + 1,)
-        Of each feature, in its order.
-    n_frames : int
-    temperature : float
-        Kelvin.
-    """
-
-    energy: np.ndarray
-    probability: np.ndarray
-    edges: tuple[np.ndarray, ...]
-    n_frames: int
-    temperature: float
-
-
-def free_energy(
-    points: np.ndarray,
-    temperature: float,
-    bins: int = SURFACE_BINS,
-    limits: Sequence[tuple[float, float]] | None = None,
-) -> FreeEnergySurface:
-    """-kT ln p of points on a grid.
-
-    Parameters
-    ----------
-    points : ndarray, shape (T, D)
-        One or two features.
-    temperature : float
-        Kelvin.
-    bins : int
-        Per axis.
-    limits : sequence of (float, float), optional
-        Range of each feature; by default that of the points. `joint_limits` gives one for several ensembles.
-    """
-    limits = joint_limits(points) if limits is None else limits
-    counts, edges = np.histogramdd(points, bins, range=limits)
-    if counts.sum() == 0:
-        raise ValueError(f"expected points within {limits}, found none of {len(points)} there")
-    probability = counts / len(points)
-    with np.errstate(divide="ignore"):
-        energy = GAS_CONSTANT * temperature * np.log(probability.max() / probability)
-    return FreeEnergySurface(energy, probability, tuple(edges), len(points), temperature)
-
-
-def joint_limits(*points: np.ndarray) -> list[tuple[float, float]]:
-    """Range of each feature over several arrays (T, D), never of width 0."""
-    if any(p.size == 0 for p in points):
-        raise ValueError(f"expected points with features, found arrays of shape {[p.shape for p in points]}")
-    low, high = np.min([p.min(0) for p in points], 0), np.max([p.max(0) for p in points], 0)
-    return list(zip(low, np.maximum(high, low + 1e-6), strict=True))
-
-
-def free_energy_difference(reference: FreeEnergySurface, generated: FreeEnergySurface, below: float = 4.0) -> float:
-    """Root mean square difference of -kT ln p, kJ/mol, over the bins of the reference below so many kT.
-
-    Both surfaces have the same grid. Probabilities sum to one over all frames, so no constant is free. A bin where the
-    generated trajectory has not been counts as visited by half a frame.
-    """
-    if any(not np.array_equal(a, b) for a, b in zip(reference.edges, generated.edges, strict=True)):
-        raise ValueError("expected two surfaces on one grid, found different edges; give both the same limits")
-    thermal = GAS_CONSTANT * reference.temperature
-    low = reference.energy < below * thermal
-    visited = np.maximum(generated.probability[low], 0.5 / generated.n_frames)
-    difference = thermal * np.log(reference.probability[low] / visited)
-    return float(np.sqrt((difference**2).mean()))
+def radius_of_gyration(positions: np.ndarray) -> np.ndarray:
+    """Unweighted radius of gyration, (T, A, 3) -> (T,), nm."""
+    return np.sqrt(((positions - positions.mean(1, keepdims=True)) ** 2).sum(-1).mean(1))

@@ -40,8 +40,11 @@ from mdtraj.geometry.distance import compute_distances_core
 from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array, eye_array
 
-from openmm_starmd.evaluation.metrics.arrays import TWO_PI, heavy_atoms, subsample
+from openmm_starmd.evaluation.metrics.dihedrals import TWO_PI
+from openmm_starmd.evaluation.metrics.filters import heavy_atoms
+from openmm_starmd.evaluation.metrics.samples import subsample
 from openmm_starmd.protein.residues import canonical_name, torsion_period
+from openmm_starmd.protein.validity import left_handed
 
 CLASH_FRACTION = 0.8
 N_SIGMA = 4.0
@@ -328,16 +331,9 @@ def _rates_of_piece(piece: mdtraj.Trajectory, terms: Terms, ranges: dict, region
         low, high = ranges[name]
         rates[name] = ((values < low) | (values > high)).mean(1)
     if len(terms.centres):
-        rates["inverted centres"] = inverted_centres(piece.xyz, terms.centres)
+        rates["inverted centres"] = left_handed(piece.xyz, terms.centres).sum(1)
     if len(terms.omega):
         omega = np.abs(_measure(piece, terms.omega))
         rates["cis peptides"] = ((omega < np.pi / 2) & ~terms.before_proline).sum(1)
         rates["twisted peptides"] = ((omega > np.pi / 6) & (omega < 5 * np.pi / 6)).sum(1)
     return rates
-
-
-def inverted_centres(positions: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Number of chiral centres (K, 4) of ``Terms.centres`` that are not of the natural hand, (T, A, 3) -> (T,)."""
-    centre, *others = np.moveaxis(positions[:, centres], 2, 0)
-    a, b, c = (other - centre for other in others)
-    return (np.einsum("tki,tki->tk", np.cross(a, b), c) < 0).sum(1)

@@ -1,4 +1,4 @@
-"""`evaluate`: is a generated trajectory as good as MD? Scores, a verdict, and a page to look at."""
+"""Comparison of a generated trajectory with MD: scores, a verdict, and a page to look at."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from openmm_starmd.evaluation.report.page import render
+from openmm_starmd.evaluation.scoring import judge
 from openmm_starmd.evaluation.scoring.causes import causes
-from openmm_starmd.evaluation.scoring.judge import Judge
+from openmm_starmd.evaluation.scoring.comparison import Comparison
 from openmm_starmd.evaluation.scoring.jumps import jump_scores, read_jumps
-from openmm_starmd.evaluation.scoring.measures import DISTRIBUTIONS, KINETICS, VALIDITY
 from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
-from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, written
+from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
 from openmm_starmd.evaluation.scoring.unscored import unscored
-from openmm_starmd.evaluation.scoring.verdict import verdict
+from openmm_starmd.evaluation.scoring.verdict import CAPTIONS, verdict
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
-
-GROUPS = (DISTRIBUTIONS, KINETICS, VALIDITY)
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Evaluation:
         Two or three plain sentences.
     settings : dict
         What was compared: files, lengths, intervals, atoms, lag time.
-    reference, generated : Side
-    judge : Judge
+    comparison : Comparison
+        Frames of both sides, which figures are drawn from.
     unscored : tuple of str
         Sentences on what has no scores, and why; the verdict ends with them.
     """
@@ -45,9 +43,7 @@ class Evaluation:
     scores: tuple[Score, ...]
     verdict: str
     settings: dict
-    reference: Side
-    generated: Side
-    judge: Judge
+    comparison: Comparison
     unscored: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Score:
@@ -60,14 +56,11 @@ class Evaluation:
     def table(self) -> str:
         """Markdown table, a row a score."""
         lines = ["| Score | generated | 95 % | MD itself | frozen | shuffled | |", "|---" * 7 + "|"]
-        for group in GROUPS:
+        for group in CAPTIONS:
             lines.append(f"| **{group}** |" + " |" * 6)
             for s in (s for s in self.scores if s.group == group):
-                low, high, *values = (
-                    written(value, s.unit) for value in (s.low, s.high, s.value, s.oracle, s.frozen, s.shuffled)
-                )
-                interval = "–" if math.isnan(s.low) else f"{low} to {high}"
-                cells = [s.name, values[0], interval, *values[1:], s.light.replace(NONE, "")]
+                value, *others = (written(value, s.unit) for value in (s.value, s.oracle, s.frozen, s.shuffled))
+                cells = [s.name, value, interval(s), *others, s.light.replace(NONE, "")]
                 lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -83,7 +76,8 @@ class Evaluation:
 
     def to_html(self, path: str | os.PathLike) -> None:
         """A page with verdict, table, figures and both trajectories to play, that loads nothing from elsewhere."""
-        Path(path).write_text(render(self), encoding="utf-8")
+        page = render(self.scores, self.verdict, self.settings, self.comparison)
+        Path(path).write_text(page, encoding="utf-8")
 
     def to_markdown(self, path: str | os.PathLike) -> None:
         """Verdict, what was compared, and the table."""
@@ -192,8 +186,8 @@ def evaluate(
     progress("measuring the reference", 0.0)
     projection = Projection(one, lag_time)
     progress("measuring the generated trajectory", 0.5)
-    judge = Judge(projection, projection.frames(two), temperature, not no_kinetics)
-    scores = tuple(judge.scores(progress))
+    comparison = Comparison((one, two), projection, projection.frames(two), temperature, not no_kinetics)
+    scores = tuple(judge.scores(comparison, progress))
     settings = _settings(one, two, lag_time, temperature, projection)
     absent = unscored(scores, one.topology, no_kinetics)
     if notes := _notes(one, two, lag_time, not no_kinetics):
@@ -206,4 +200,4 @@ def evaluate(
                 for word, value in (("median", np.median(known)), ("mean", known.mean())):
                     settings[f"{word} energy {when} relaxation (kJ/mol)"] = round(float(value), 1)
         settings["milliseconds a jump"] = round(1000 * reported.seconds.sum() / max(1, reported.counts.sum()), 1)
-    return Evaluation(scores, verdict(scores, wrong, absent), settings, one, two, judge, absent)
+    return Evaluation(scores, verdict(scores, wrong, absent), settings, comparison, absent)

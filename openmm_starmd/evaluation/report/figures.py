@@ -1,11 +1,10 @@
-"""Figures of an `Evaluation`, for its page."""
+"""Figures of a `Comparison`, for its page."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,18 +12,17 @@ from deeptime.util.exceptions import NotConvergedWarning
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import kinetics, markov
-from openmm_starmd.evaluation.metrics import shapes as ensemble
+from openmm_starmd.evaluation.metrics import dihedrals, kinetics, markov, shapes
+from openmm_starmd.evaluation.metrics.differences import free_energy
+from openmm_starmd.evaluation.metrics.samples import subsample
+from openmm_starmd.evaluation.metrics.slow_modes import grid_counts
 from openmm_starmd.evaluation.report import plots
-from openmm_starmd.evaluation.scoring.measures import surface, torsion_divergences
-
-if TYPE_CHECKING:
-    from openmm_starmd.evaluation.report.evaluation import Evaluation
-    from openmm_starmd.evaluation.scoring.judge import Judge
+from openmm_starmd.evaluation.scoring.comparison import Comparison, total
+from openmm_starmd.evaluation.scoring.measures import torsion_counts
 
 MAX_POINTS = 20_000
-MAX_LAGS = 300
+MAX_BARS = 40
+N_LAGS = 30
 N_SETS = 3
 MD, GENERATED = "MD", "generated"
 
@@ -39,124 +37,130 @@ class Drawn:
     wide: bool = False
 
 
-def _both(judge: Judge) -> dict[str, list]:
-    return {MD: judge.reference, GENERATED: judge.generated}
+def _both(comparison: Comparison) -> dict[str, list]:
+    return {MD: comparison.reference, GENERATED: comparison.generated}
+
+
+def _intervals(comparison: Comparison) -> dict[str, float]:
+    """ps between the frames of each side."""
+    return {name: comparison.projection.lag_time / side[0].lag for name, side in _both(comparison).items()}
 
 
 def _axes(n: int = 1):
     """One figure for half the page, or two side by side for all of it."""
-    figure, axes = plt.subplots(1, n, figsize=(5.2 * n, 3.9), layout="constrained")
-    return figure, axes
+    return plt.subplots(1, n, figsize=(5.2 * n, 3.9), layout="constrained")
 
 
-def _states(judge: Judge, name: str) -> list[np.ndarray]:
-    return [frames.states for frames in _both(judge)[name]]
+def _joined(side: list, name: str) -> np.ndarray:
+    return np.concatenate([getattr(frames, name) for frames in side])
 
 
-def ramachandran(judge: Judge) -> tuple[Figure, str] | None:
+def _states(side: list) -> list[np.ndarray]:
+    return [frames.states for frames in side]
+
+
+def ramachandran(comparison: Comparison) -> tuple[Figure, str] | None:
     """phi and psi of every residue that has both."""
-    labels = judge.projection.torsions.names
+    labels = comparison.projection.torsions.names
     residues = [name.split()[1] for name in labels if name.startswith("phi") and f"psi {name.split()[1]}" in labels]
     if not residues:
         return None
     figure, axes = _axes(2)
-    for ax, (title, side) in zip(axes, _both(judge).items(), strict=True):
-        angles = metrics.subsample(np.concatenate([frames.angles for frames in side]), MAX_POINTS)
+    for ax, (title, side) in zip(axes, _both(comparison).items(), strict=True):
+        angles = subsample(_joined(side, "angles"), MAX_POINTS)
         phi, psi = (angles[:, [labels.index(f"{kind} {r}") for r in residues]] for kind in ("phi", "psi"))
         for mesh in plots.plot_ramachandran(phi, psi, ax, title).collections:
             mesh.set_rasterized(True)
     return figure, "Backbone torsions of all residues together, logarithmic density."
 
 
-def free_energies(judge: Judge) -> tuple[Figure, str]:
-    """Both sides on the same bins."""
+def free_energies(comparison: Comparison) -> tuple[Figure, str]:
+    """Free energy of both sides on the same bins."""
     figure, axes = _axes(2)
-    bins, temperature = metrics.TICA_BINS_2D, judge.temperature
-    for i, (ax, (title, side)) in enumerate(zip(axes, _both(judge).items(), strict=True)):
-        tics = np.concatenate([frames.tics[:, :2] for frames in side])
-        counts, *edges = np.histogram2d(*tics.T, bins, judge.limits)
-        plots.plot_free_energy(surface(counts, edges, temperature), ax, title, ("tICA-0", "tICA-1"), colorbar=i == 1)
+    edges = comparison.edges[2]
+    for i, (ax, (title, side)) in enumerate(zip(axes, _both(comparison).items(), strict=True)):
+        energy = free_energy(grid_counts(_joined(side, "tics"), edges), comparison.temperature)
+        plots.plot_free_energy(energy, edges, ax, title, ("tICA-0", "tICA-1"), colorbar=i == 1)
     return figure, "On the two slowest modes of the reference; dark is most populated."
 
 
-def torsion_bars(judge: Judge) -> tuple[Figure, str] | None:
+def torsion_bars(comparison: Comparison) -> tuple[Figure, str] | None:
     """Divergence of each torsion, beside that of MD against itself."""
-    names, counts = judge.projection.torsions.names, judge.torsion_counts()
+    names, count = comparison.projection.torsions.names, torsion_counts(comparison.projection)
     if not names:
         return None
-    divergences = {
-        "MD against itself": torsion_divergences(counts["half"], counts["other half"]),
-        GENERATED: torsion_divergences(counts["reference"], counts["generated"]),
-    }
+    half, _, thin = comparison.halves
+    pairs = {"MD against itself": (half, thin), GENERATED: (comparison.reference, comparison.generated)}
+    divergences = {n: dihedrals.torsion_jsd(*(total(count, side) for side in sides)) for n, sides in pairs.items()}
     figure, ax = plt.subplots(figsize=(10.4, 3.9), layout="constrained")
-    most = 40
-    chosen = np.sort(np.argsort(-divergences[GENERATED])[:most])
-    shown = {name: values[chosen] for name, values in divergences.items()}
-    plots.plot_torsion_jsd(shown, [names[i] for i in chosen], ax)
-    which = "Each torsion" if len(names) <= most else f"The {most} torsions that differ most, of {len(names)}"
+    chosen = np.sort(np.argsort(-divergences[GENERATED])[:MAX_BARS])
+    plots.plot_torsion_jsd({n: values[chosen] for n, values in divergences.items()}, [names[i] for i in chosen], ax)
+    few = len(names) <= MAX_BARS
+    which = "Each torsion" if few else f"The {MAX_BARS} torsions that differ most, of {len(names)}"
     return figure, f"{which}: 0 for equal distributions, 1 for disjoint ones."
 
 
-def fluctuations(judge: Judge) -> tuple[Figure, str] | None:
+def fluctuations(comparison: Comparison) -> tuple[Figure, str] | None:
     """RMSF of CA; very short peptides are not compared by these."""
-    if not judge.projection.by_alpha:
+    if not comparison.projection.by_alpha:
         return None
     figure, ax = _axes()
-    shapes = {name: np.concatenate([frames.shape for frames in side]) for name, side in _both(judge).items()}
-    plots.plot_rmsf({name: ensemble.rmsf(shape) for name, shape in shapes.items()}, ax)
+    profiles = {n: shapes.rmsf(total(lambda f: shapes.moments(f.shape), s)) for n, s in _both(comparison).items()}
+    plots.plot_rmsf(profiles, ax)
     return figure, "Root mean square fluctuation about the mean structure."
 
 
-def decorrelation(judge: Judge) -> tuple[Figure, str] | None:
+def decorrelation(comparison: Comparison) -> tuple[Figure, str] | None:
     """Autocorrelation of the torsions over a tenth of the shorter side."""
-    if not judge.projection.torsions.names:
+    torsions = comparison.projection.torsions
+    if not torsions.names:
         return None
-    lag, periods = judge.projection.lag_time, judge.projection.torsions.periods
-    longest = max(2, judge.multiples[-1]) * lag
-    curves, intervals = {}, {}
-    for name, side in _both(judge).items():
-        step = max(1, int(longest * side[0].lag / lag / MAX_LAGS))
-        intervals[name] = step * lag / side[0].lag
-        angles = [frames.angles[::step].astype(float) for frames in side]
-        reach = min(int(longest / intervals[name]), max(map(len, angles)) - 1)
-        curves[name] = kinetics.decorrelation(angles, max(1, reach), periods)
+    multiples = np.unique(np.geomspace(1, max(2, comparison.multiples[-1]), N_LAGS).round().astype(int))
+    curves = {}
+    for name, side in _both(comparison).items():
+        sums = 0.0
+        for frames in side:
+            features = dihedrals.torsion_features(frames.angles, torsions.periods.astype(np.float32))
+            pairs = [(features[: -k * frames.lag], features[k * frames.lag :]) for k in multiples]
+            sums = sums + np.stack([kinetics.correlation_sums(*pair) for pair in pairs])
+        curves[name] = kinetics.decorrelation(sums).reshape(len(multiples), 2, -1).mean(1)  # of cosine and sine
     figure, ax = _axes()
-    plots.plot_decorrelation(curves, intervals, ax)
+    plots.plot_decorrelation(curves, multiples * comparison.projection.lag_time, ax)
     return figure, "How long torsions remember: mean, and the middle 80 % of them."
 
 
-def timescales(judge: Judge) -> tuple[Figure, str]:
+def timescales(comparison: Comparison) -> tuple[Figure, str]:
     """Implied timescales of both sides on the same states."""
-    found, intervals = {}, {}
-    for name, side in _both(judge).items():
-        lags = [multiple * side[0].lag for multiple in judge.multiples[:6]]
-        found[name] = markov.implied_timescales(_states(judge, name), lags, 2)
-        intervals[name] = judge.projection.lag_time / side[0].lag
+    found = {
+        name: markov.implied_timescales(_states(side), [k * side[0].lag for k in comparison.multiples[:6]], 2)
+        for name, side in _both(comparison).items()
+    }
     figure, ax = _axes()
-    plots.plot_implied_timescales(found, intervals, ax)
+    plots.plot_implied_timescales(found, _intervals(comparison), ax)
     ax.xaxis.set_minor_formatter(NullFormatter())
     return figure, "Of Markov state models on the reference's states, with 95 % intervals; level curves can be trusted."
 
 
-def chapman_kolmogorov(judge: Judge) -> tuple[Figure, str]:
+def chapman_kolmogorov(comparison: Comparison) -> tuple[Figure, str]:
     """The same metastable sets, of the reference, on both sides."""
-    msm = markov.estimate_msm(_states(judge, MD), judge.reference[0].lag)
-    sets = markov.metastable_sets(msm, min(N_SETS, msm.n_states), judge.projection.states.n_clusters)
+    lag, n_states = comparison.reference[0].lag, comparison.projection.states.n_clusters
+    msm = markov.fit_counts(markov.transition_counts(_states(comparison.reference), lag, n_states)[0], lag)
+    sets = markov.metastable_sets(msm, min(N_SETS, msm.n_states), n_states)
     figure, axes = _axes(2)
-    for ax, (name, side) in zip(axes, _both(judge).items(), strict=True):
+    for ax, (name, side) in zip(axes, _both(comparison).items(), strict=True):
         lag = side[0].lag
         longest = max(map(len, side)) // lag
         multiples = [k for k in (1, 2, 3, 5, 8) if k < longest // 2]
-        test = markov.chapman_kolmogorov(_states(judge, name), lag, sets, multiples)
-        plots.plot_chapman_kolmogorov(test, judge.projection.lag_time / lag, ax, name)
+        test = markov.chapman_kolmogorov(_states(side), lag, sets, multiples)
+        plots.plot_chapman_kolmogorov(test, comparison.projection.lag_time / lag, ax, name)
     return figure, "Does a Markov model of the shortest lag predict longer ones? Points should lie on the lines."
 
 
-def validity(judge: Judge) -> tuple[Figure, str]:
+def validity(comparison: Comparison) -> tuple[Figure, str]:
     """BioEmu's filter along time, first trajectory of each side."""
-    intervals = {name: judge.projection.lag_time / side[0].lag for name, side in _both(judge).items()}
     figure, ax = _axes()
-    plots.plot_validity({n: side[0].checks[:, 0] > 0 for n, side in _both(judge).items()}, intervals, ax, title="")
+    valid = {name: side[0].checks[:, 0] > 0 for name, side in _both(comparison).items()}
+    plots.plot_validity(valid, _intervals(comparison), ax, title="")
     return figure, "Frames of the first trajectory of each side that pass BioEmu's filter."
 
 
@@ -173,16 +177,16 @@ FIGURES: tuple[tuple[str, Callable, bool], ...] = (
 KINETIC = (decorrelation, timescales, chapman_kolmogorov)
 
 
-def figures(evaluation: Evaluation) -> Iterator[Drawn]:
-    """All figures that this comparison has data for, one after another, or why one is not there."""
+def figures(comparison: Comparison) -> Iterator[Drawn]:
+    """All figures that a comparison has data for, one after another, or why one is not there."""
     for title, draw, wide in FIGURES:
-        if draw in KINETIC and not evaluation.judge.kinetic:
+        if draw in KINETIC and not comparison.kinetic:
             yield Drawn(title, "Not drawn: kinetics are not scored.", None, wide)
             continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotConvergedWarning)
-                drawn = draw(evaluation.judge)
+                drawn = draw(comparison)
         except ValueError as error:
             plt.close("all")
             yield Drawn(title, f"Not drawn: {error}.", None, wide)

@@ -16,7 +16,6 @@ from matplotlib.colors import LogNorm
 
 if TYPE_CHECKING:  # the example of the README draws without the libraries that these modules need
     from openmm_starmd.evaluation.metrics.markov import ChapmanKolmogorov, ImpliedTimescales
-    from openmm_starmd.evaluation.metrics.shapes import FreeEnergySurface
 
 COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # told apart by colour-blind eyes, too
 MAX_ENERGY = 15.0  # kJ/mol, 6 kT at 300 K: where 10,000 frames leave off
@@ -68,17 +67,18 @@ def _clean(ax, columns: int = 1, place: str = "best"):
 
 
 def plot_free_energy(
-    surface: FreeEnergySurface,
+    energy: np.ndarray,
+    edges: Sequence[np.ndarray],
     ax=None,
     title: str = "",
     labels: tuple[str, str] = ("tIC 1", "tIC 2"),
     max_energy: float = MAX_ENERGY,
     colorbar: bool = True,
 ):
-    """Free-energy surface on two features; one colour scale (0 to ``max_energy``, kJ/mol) for all, for side by side."""
+    """Free energy (X, Y), kJ/mol, on the bins of two features, in one colour scale (0 to ``max_energy``) for all."""
     ax = plt.gca() if ax is None else ax
-    energy = np.ma.masked_invalid(surface.energy).T
-    mesh = ax.pcolormesh(*surface.edges, energy, vmin=0, vmax=max_energy, cmap="viridis", rasterized=True)
+    energy = np.ma.masked_invalid(energy).T
+    mesh = ax.pcolormesh(*edges, energy, vmin=0, vmax=max_energy, cmap="viridis", rasterized=True)
     ax.set(xlabel=labels[0], ylabel=labels[1], title=title)
     ax.spines[["top", "right"]].set_visible(False)
     if colorbar:
@@ -87,17 +87,15 @@ def plot_free_energy(
     return ax
 
 
-def plot_rmsf(profiles: dict[str, np.ndarray], ax=None, residues: Sequence[str] | None = None, title: str = ""):
-    """RMSF (N,), nm, of each CA in several ensembles; up to 20 residues are named if ``residues`` are given."""
+def plot_rmsf(profiles: dict[str, np.ndarray], ax=None, title: str = ""):
+    """RMSF (N,), nm, of each CA in several ensembles."""
     ax = plt.gca() if ax is None else ax
     n = max(map(len, profiles.values()))
     for colour, (name, profile) in zip(COLOURS, profiles.items(), strict=False):
         marker = "o" if n <= 50 else None
         ax.plot(np.arange(1, len(profile) + 1), profile, color=colour, label=name, marker=marker, markersize=4)
     ax.set(xlabel="residue", ylabel="RMSF of CA (nm)", title=title, ylim=(0, None))
-    if residues is not None and n <= 20:
-        ax.set_xticks(np.arange(1, n + 1), residues, rotation=45, ha="right", rotation_mode="anchor")
-    elif n <= 20:
+    if n <= 20:
         ax.set_xticks(np.arange(1, n + 1))
     return _clean(ax)
 
@@ -158,14 +156,13 @@ def plot_validity(
     return _clean(ax, len(valid), "lower center")
 
 
-def plot_decorrelation(curves: dict[str, np.ndarray], interval: Interval, ax=None, title: str = ""):
-    """Decorrelation (L, K) of the torsions: mean, and the band that holds the middle 80 % of them."""
+def plot_decorrelation(curves: dict[str, np.ndarray], lags: np.ndarray, ax=None, title: str = ""):
+    """Autocorrelation (L, K) of torsions at ``lags`` (L,), ps: mean, and the band of the middle 80 % of them."""
     ax = plt.gca() if ax is None else ax
     for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
-        lags = np.arange(1, len(curve)) * _nanoseconds(interval, name)
-        low, high = np.quantile(curve[1:], [0.1, 0.9], axis=1)
-        ax.plot(lags, curve[1:].mean(1), color=colour, label=name)
-        ax.fill_between(lags, low, high, color=colour, alpha=0.15, linewidth=0)
+        low, high = np.quantile(curve, [0.1, 0.9], axis=1)
+        ax.plot(lags / 1000, curve.mean(1), color=colour, label=name)
+        ax.fill_between(lags / 1000, low, high, color=colour, alpha=0.15, linewidth=0)
     ax.axhline(0, color="0.6", linewidth=0.8)
     ax.set(xscale="log", xlabel="lag time (ns)", ylabel="autocorrelation of torsions", title=title)
     return _clean(ax)

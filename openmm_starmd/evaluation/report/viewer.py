@@ -28,12 +28,12 @@ def _shown(topology: mdtraj.Topology) -> tuple[str, np.ndarray]:
     return "trace", np.array([atom.index for atom in topology.atoms if atom.name == "CA"])
 
 
-def _frames(side: Side, broken: list[np.ndarray], n: int) -> tuple[np.ndarray, list[float], list[int]]:
+def _frames(side: Side, broken: np.ndarray, n: int) -> tuple[np.ndarray, list[float], list[int]]:
     """Positions, times (ns) and whether they are broken of ``n`` evenly spaced frames of the first trajectory."""
     trajectory = side.trajectories[0]
     rows = np.unique(np.linspace(0, trajectory.n_frames - 1, n).round().astype(int))
     times = [float(f"{(row + 1) * (side.interval or 1000) / 1000:.5g}") for row in rows]
-    return trajectory.xyz[rows], times, broken[0][rows].astype(int).tolist()
+    return trajectory.xyz[rows], times, broken[rows].astype(int).tolist()
 
 
 def _superposed(positions: np.ndarray, target: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -43,14 +43,14 @@ def _superposed(positions: np.ndarray, target: np.ndarray, alpha: np.ndarray) ->
     return moved.superpose(mdtraj.Trajectory(target[None], None), atom_indices=chosen).xyz
 
 
-def viewer_data(sides: dict[str, tuple[Side, list[np.ndarray]]]) -> dict:
+def viewer_data(sides: dict[str, tuple[Side, np.ndarray]]) -> dict:
     """What ``viewer.js`` draws, to be written as JSON.
 
     Parameters
     ----------
     sides : dict
-        By title: a side, and for each of its trajectories which frames are broken, (T,) of bool. The first trajectory
-        of each side is shown, superposed on the first frame of the first side.
+        By title: a side, and which frames of its first trajectory are broken, (T,) of bool. This trajectory is shown,
+        superposed on the first frame of the first side.
     """
     first = next(iter(sides.values()))[0]
     topology = first.topology

@@ -6,7 +6,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.evaluation.metrics.structure import Terms, inverted_centres
+from openmm_starmd.evaluation.metrics.structure import Terms
+from openmm_starmd.protein.validity import left_handed
 from openmm_starmd.trajectories.sides import Side
 
 LOOKED_AT = 50  # frames of a side, evenly spaced
@@ -59,7 +60,7 @@ def _units_or_order(side: Side) -> str:
 
 def _mirrored(side: Side) -> bool:
     centres = Terms(side.topology).centres
-    return bool(len(centres)) and float(np.median(inverted_centres(_frames(side), centres))) > len(centres) / 2
+    return bool(len(centres)) and float(np.median(left_handed(_frames(side), centres).sum(1))) > len(centres) / 2
 
 
 def copies(side: Side) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation.scoring.judge import SAMPLES
 from openmm_starmd.evaluation.scoring.measures import KINETICS, VALIDITY
-from openmm_starmd.evaluation.scoring.scores import NONE, Score
+from openmm_starmd.evaluation.scoring.scores import Score
 from openmm_starmd.reporters import HEADERS
 
 
@@ -113,15 +113,11 @@ def _numbers(fields) -> np.ndarray:
 
 def jump_scores(jumps: Jumps, scores: Sequence[Score]) -> list[Score]:
     """What the tables add to the scores, for information: accepted conformations, and independent samples an hour."""
-    nan = math.nan
     samples = next(score.value for score in scores if score.name == SAMPLES)
     seconds = jumps.seconds.sum()
-    hourly = samples * 3600 / seconds if seconds else nan
-    rows = (
-        ("accepted conformations", VALIDITY, jumps.accepted, "share"),
-        ("accepted before repair", VALIDITY, jumps.accepted_at_first, "share"),
-        (f"{SAMPLES} an hour", KINETICS, hourly, ""),
-    )
+    hourly = samples * 3600 / seconds if seconds else math.nan
     return [
-        Score(name, group, value, nan, nan, nan, nan, nan, unit, "higher", NONE) for name, group, value, unit in rows
+        Score.noted("accepted conformations", VALIDITY, jumps.accepted, "share"),
+        Score.noted("accepted before repair", VALIDITY, jumps.accepted_at_first, "share"),
+        Score.noted(f"{SAMPLES} an hour", KINETICS, hourly, ""),
     ]

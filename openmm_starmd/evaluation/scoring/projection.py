@@ -8,9 +8,8 @@ import mdtraj
 import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.evaluation.metrics import arrays as metrics
-from openmm_starmd.evaluation.metrics import contacts, markov, structure
-from openmm_starmd.evaluation.metrics import shapes as ensemble
+from openmm_starmd.evaluation.metrics import contacts, dihedrals, filters, markov, shapes, slow_modes, structure
+from openmm_starmd.evaluation.metrics.samples import subsample
 from openmm_starmd.trajectories.sides import Side
 
 PEPTIDE_RESIDUES = 20  # up to here tICA looks at torsions, beyond at distances of CA
@@ -187,11 +186,11 @@ class Projection:
 
     Attributes
     ----------
-    torsions : metrics.Torsions
+    torsions : dihedrals.Torsions
         Names, periods and kinds (and the angles of the first reference trajectory).
     reference : list of Frames
         The reference itself.
-    plane : ensemble.PrincipalPlane
+    plane : shapes.PrincipalPlane
     by_torsions : bool
         Whether tICA looks at torsions, else at distances of CA. It is fitted to all of the reference, or to its first
         half where that has few frames for so many features: MD against itself then shows what was only fitted.
@@ -210,10 +209,9 @@ class Projection:
         self.atoms = _shape_atoms(reference.topology)
         self.by_alpha = all(reference.topology.atom(int(i)).name == "CA" for i in self.atoms)
         measured = [self._measure(trajectory) for trajectory in reference.trajectories]
-        self.torsions = metrics.measure_torsions(reference.trajectories[0][:1])
+        self.torsions = dihedrals.measure_torsions(reference.trajectories[0][:1])
         self.by_torsions = bool(self.torsions.names) and reference.topology.n_residues <= PEPTIDE_RESIDUES + 2
-        shapes = np.concatenate([shape for _, shape in measured])
-        self.plane = ensemble.fit_pca(shapes)
+        self.plane = shapes.fit_pca(np.concatenate([shape for _, shape in measured]))
         self.limits = structure.calibrate(_joined(halves(list(reference.trajectories))[0]))
         self.checks = (*FILTERS, *self.limits.thresholds)
         self.pairs = contacts.side_chain_pairs(_joined(list(reference.trajectories)))
@@ -221,10 +219,10 @@ class Projection:
         few = sum(map(len, features)) < FRAMES_A_FEATURE * features[0].shape[1]
         try:
             lag = max(1, round(lag_time / reference.interval))
-            self.tica = metrics.fit_tica(halves(features)[0] if few else features, lag, TICS)
+            self.tica = slow_modes.fit_tica(halves(features)[0] if few else features, lag, TICS)
         except ValueError as error:
             raise TrajectoryError(f"The reference cannot be analysed: {error}.") from None
-        tics = metrics.subsample(np.concatenate([self._tics(f) for f in features]))
+        tics = subsample(np.concatenate([self._tics(f) for f in features]))
         self.states = markov.fit_states(tics, max(2, min(N_STATES, len(tics) // 20)))
         self.reference = [
             self._frames(trajectory, pair, reference.interval)
@@ -236,13 +234,13 @@ class Projection:
         return [self._frames(t, self._measure(t), side.interval) for t in side.trajectories]
 
     def _measure(self, trajectory):
-        angles = metrics.measure_torsions(trajectory).angles.astype(np.float32)
+        angles = dihedrals.measure_torsions(trajectory).angles.astype(np.float32)
         return angles, trajectory.xyz[:, self.atoms]
 
     def _features(self, angles, shape):
         if self.by_torsions:
-            return metrics.torsion_features(angles, self.torsions.periods.astype(np.float32))
-        return ensemble.ca_distances(shape, 3 if shape.shape[1] > 6 else 1)
+            return dihedrals.torsion_features(angles, self.torsions.periods.astype(np.float32))
+        return slow_modes.ca_distances(shape, 3 if shape.shape[1] > 6 else 1)
 
     def _tics(self, features):
         tics = self.tica.transform(features)
@@ -256,8 +254,8 @@ class Projection:
             tics=tics.astype(np.float32),
             states=self.states.transform(tics),
             plane=self.plane.transform(shape).astype(np.float32),
-            shape=ensemble.superpose(shape, self.plane.mean),
-            gyration=metrics.radius_of_gyration(trajectory.xyz),
+            shape=shapes.superpose(shape, self.plane.mean),
+            gyration=shapes.radius_of_gyration(trajectory.xyz),
             checks=self._checks(trajectory),
             contacts=contacts.side_chain_contacts(trajectory, self.pairs),
             lag=max(1, round(self.lag_time / (interval or self.lag_time))),
@@ -265,8 +263,6 @@ class Projection:
         )
 
     def _checks(self, trajectory):
-        positions, ca, bonds = metrics.heavy_atom_arrays(trajectory)
-        chains = metrics.ca_atoms(trajectory.topology)[1]
         found = structure.check_structure(trajectory, self.limits)
-        filters = metrics.bioemu_valid(positions, ca, bonds, chains), metrics.ca_valid(positions[:, ca], chains)
-        return np.stack([*filters, found.valid, *found.rates.values()], 1).astype(np.float32)
+        columns = filters.bioemu_valid(trajectory), filters.ca_valid(trajectory), found.valid, *found.rates.values()
+        return np.stack(columns, 1).astype(np.float32)

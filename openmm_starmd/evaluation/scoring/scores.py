@@ -70,6 +70,12 @@ class Score:
     direction: str
     light: str
 
+    @classmethod
+    def noted(cls, name, group, value, unit, oracle=math.nan, *, frozen=math.nan, light=NONE) -> Score:
+        """A score without interval, the higher the better; for information by default."""
+        nan = math.nan
+        return cls(name, group, value, nan, nan, oracle, frozen, nan, unit, "higher", light)
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -198,3 +204,9 @@ def written(value: float, unit: str = "") -> str:
     else:
         text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{text} {unit}" if unit in ("bits", "nm", "kJ/mol") else text
+
+
+def interval(score: Score) -> str:
+    """The interval of a score for a table; a dash where there is none."""
+    low, high = written(score.low, score.unit), written(score.high, score.unit)
+    return "–" if math.isnan(score.low) else f"{low} to {high}"

@@ -10,6 +10,11 @@ from openmm_starmd.evaluation.scoring.measures import DISTRIBUTIONS, KINETICS, L
 from openmm_starmd.evaluation.scoring.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score, percent, written
 
 NOTICEABLE = 1.2  # factor between timescales that the verdict tells even where MD's own error is larger
+CAPTIONS = {
+    DISTRIBUTIONS: "Which conformations are visited, and how often",
+    KINETICS: "How fast they turn into one another",
+    VALIDITY: "Whether single frames are sound, and stay so",
+}
 ENOUGH_SAMPLES = 50  # independent samples of the reference's slowest mode, below which the verdict tells their number
 
 
@@ -135,12 +140,3 @@ def verdict(scores: Sequence[Score], causes: Sequence[str] = (), unscored: Seque
         *causes, _distributions(scores), _kinetics(scores), _validity(scores), _too_short(scores), *unscored
     )  # fmt: skip
     return " ".join(part for part in parts if part)
-
-
-def caption(group: str) -> str:
-    """What a group of scores is about."""
-    return {
-        DISTRIBUTIONS: "Which conformations are visited, and how often",
-        KINETICS: "How fast they turn into one another",
-        VALIDITY: "Whether single frames are sound, and stay so",
-    }[group]

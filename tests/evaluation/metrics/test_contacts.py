@@ -1,13 +1,10 @@
 """Side chains that touch, against distances of single atoms."""
 
-from types import SimpleNamespace
-
 import mdtraj
 import numpy as np
 import pytest
 
 from openmm_starmd.evaluation.metrics import contacts
-from openmm_starmd.evaluation.scoring.measures import _contact_counts, _contact_difference
 
 
 @pytest.fixture
@@ -49,16 +46,3 @@ def test_neighbours_along_a_chain_are_no_pair(build_peptide):
     topology, x = build_peptide("AVK")
     trajectory = mdtraj.Trajectory(x[None].astype(np.float32), mdtraj.Topology.from_openmm(topology))
     assert contacts.side_chain_pairs(trajectory).tolist() == [[0, 2]]
-
-
-def test_the_score_is_the_mean_difference_of_shares():
-    reference, generated = np.array([5.0, 0, 10]), np.array([1.0, 1, 4])
-    assert _contact_difference(reference, generated) == pytest.approx((0.25 + 0.25) / 2)
-
-
-def test_counts_of_pieces_add_up():
-    rng = np.random.default_rng(1)
-    whole = rng.random((40, 3)) < 0.3
-    pieces = [SimpleNamespace(own=lambda _, part=part: part) for part in (whole, whole[:15], whole[15:])]
-    total, *parts = map(_contact_counts, pieces)
-    np.testing.assert_array_equal(total, sum(parts))

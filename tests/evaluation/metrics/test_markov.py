@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from openmm_starmd.evaluation.metrics import markov
 
@@ -34,6 +35,18 @@ def stationary(matrix):
     return vector / vector.sum()
 
 
+def slowest(states, lag=1):
+    return np.nan_to_num(markov.timescales_of_counts(markov.transition_counts(states, lag)[0], lag, 1))[0]
+
+
+def populations(states, lag, n_states):
+    return markov.populations_of_counts(markov.transition_counts(states, lag, n_states)[0])
+
+
+def fit(states, lag=1):
+    return markov.fit_counts(markov.transition_counts(states, lag)[0], lag)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(12)
@@ -48,23 +61,23 @@ def states():
 def test_implied_timescale_of_a_two_state_chain(rng, lag):
     p, q = 0.02, 0.05
     states = simulate(np.array([[1 - p, p], [q, 1 - q]]), 200_000, rng)
-    assert markov.slowest_timescale(states, lag) == pytest.approx(-1 / np.log(1 - p - q), rel=0.05)
+    assert slowest(states, lag) == pytest.approx(-1 / np.log(1 - p - q), rel=0.05)
 
 
 def test_trajectories_are_not_joined_across_their_ends():
     apart = [np.repeat([0, 1], 50), np.repeat([1, 0], 50)]
-    joined = markov.slowest_timescale(np.concatenate([np.repeat([0, 1], 50), np.repeat([0, 1], 50)]))
-    assert markov.slowest_timescale(apart) != pytest.approx(joined, rel=0.01)
-    assert markov.slowest_timescale(apart) == pytest.approx(-1 / np.log(1 - 2 / 99), rel=1e-3)
+    joined = slowest(np.concatenate([np.repeat([0, 1], 50), np.repeat([0, 1], 50)]))
+    assert slowest(apart) != pytest.approx(joined, rel=0.01)
+    assert slowest(apart) == pytest.approx(-1 / np.log(1 - 2 / 99), rel=1e-3)
 
 
 def test_a_frozen_trajectory_has_no_timescale():
     still = np.full(100, 3)
-    assert markov.slowest_timescale(still) == 0.0
+    assert slowest(still) == 0.0
     assert np.isnan(markov.implied_timescales(still, [1, 5]).values).all()
-    assert markov.stationary_populations(still, 1, 5).tolist() == [0, 0, 0, 1, 0]
+    assert populations(still, 1, 5).tolist() == [0, 0, 0, 1, 0]
     with pytest.raises(ValueError, match="metastable sets"):
-        markov.metastable_sets(markov.estimate_msm(still), 2, 5)
+        markov.metastable_sets(fit(still), 2, 5)
 
 
 def test_states_of_separate_clusters(rng):
@@ -98,7 +111,7 @@ def test_blocks_hold_every_transition_once(rng):
 
 
 def test_populations_of_a_known_chain(states):
-    assert markov.stationary_populations(states, 2, 6) == pytest.approx([*stationary(CHAIN), 0, 0], abs=0.02)
+    assert populations(states, 2, 6) == pytest.approx([*stationary(CHAIN), 0, 0], abs=0.02)
 
 
 @pytest.mark.slow
@@ -106,7 +119,7 @@ def test_populations_are_those_of_equilibrium_though_the_runs_all_start_in_one_w
     runs = [simulate(CHAIN, 40, rng, start=0) for _ in range(3_000)]
     exact, visited = stationary(CHAIN), np.bincount(np.concatenate(runs)) / 120_000
     assert np.abs(visited - exact).max() > 0.1
-    assert markov.stationary_populations(runs, 1, 4) == pytest.approx(exact, abs=0.04)
+    assert populations(runs, 1, 4) == pytest.approx(exact, abs=0.04)
 
 
 def test_implied_timescales_and_their_intervals(states):
@@ -132,7 +145,7 @@ def test_intervals_of_implied_timescales_cover_the_truth(rng):
 
 
 def test_pcca_finds_the_wells_and_passes_over_unconnected_states(states):
-    sets = markov.metastable_sets(markov.estimate_msm(states), 2, 5)
+    sets = markov.metastable_sets(fit(states), 2, 5)
     assert sets[0] == sets[1] != sets[2] == sets[3] and sets[4] == -1 and set(sets[:4]) == {0, 1}
 
 
@@ -143,19 +156,19 @@ def test_first_passage_times_by_linear_algebra(states):
         weight = stationary(CHAIN)[start]
         return (weight * times[np.searchsorted(rest, start)]).sum() / weight.sum()
 
-    times = markov.first_passage_times(markov.estimate_msm(states), SETS)
+    times = markov.first_passage_times(fit(states), SETS)
     assert times[0, 1] == pytest.approx(exact([0, 1], [2, 3]), rel=0.06)
     assert times[1, 0] == pytest.approx(exact([2, 3], [0, 1]), rel=0.06)
     assert times[0, 0] == times[1, 1] == 0
-    single = markov.first_passage_times(markov.estimate_msm(states), np.array([0, -1, -1, 1]))
+    single = markov.first_passage_times(fit(states), np.array([0, -1, -1, 1]))
     assert single[0, 1] == pytest.approx(exact([0], [3]), rel=0.06)
-    slower = markov.first_passage_times(markov.estimate_msm(states, 3), SETS)
+    slower = markov.first_passage_times(fit(states, 3), SETS)
     assert slower[0, 1] == pytest.approx(times[0, 1], rel=0.1)  # in frames, whatever the lag
 
 
 def test_sets_that_are_not_reached_have_no_passage_time(rng):
     one_well = simulate(CHAIN[:2, :2] / CHAIN[:2, :2].sum(1, keepdims=True), 2_000, rng)
-    times = markov.first_passage_times(markov.estimate_msm(one_well), SETS)
+    times = markov.first_passage_times(fit(one_well), SETS)
     assert times[0, 0] == 0 and np.isnan([times[0, 1], times[1, 0], times[1, 1]]).all()
     test = markov.chapman_kolmogorov(one_well, 1, SETS, n_resamples=5)
     assert np.isnan(test.predicted[:, 1]).all() and test.predicted[:, 0, 0] == pytest.approx(1) and test.error < 1e-6
@@ -163,15 +176,15 @@ def test_sets_that_are_not_reached_have_no_passage_time(rng):
 
 def test_disconnected_wells_count_the_larger_one(rng):
     apart = [np.tile([0, 1], 40), np.tile([2, 3], 20)]
-    assert markov.stationary_populations(apart, 1, 4) == pytest.approx([0.5, 0.5, 0, 0])
+    assert populations(apart, 1, 4) == pytest.approx([0.5, 0.5, 0, 0])
 
 
 def test_the_set_with_most_frames_counts_not_that_with_most_states():
     trip = np.concatenate([np.tile([0, 1, 2], 5), np.tile([3, 4], 50)])
-    assert markov.stationary_populations(trip, 1, 6) == pytest.approx([0, 0, 0, 0.5, 0.5, 0])
+    assert populations(trip, 1, 6) == pytest.approx([0, 0, 0, 0.5, 0.5, 0])
     never_back = np.arange(10)
-    assert markov.slowest_timescale(never_back) == 0
-    assert markov.stationary_populations(never_back, 1, 10).sum() == 1
+    assert slowest(never_back) == 0
+    assert populations(never_back, 1, 10).sum() == 1
     assert np.isnan(markov.implied_timescales(never_back, [1, 9]).values).all()
 
 
@@ -195,30 +208,20 @@ def test_chapman_kolmogorov_fails_for_a_lumped_chain(rng):
 
 
 def test_detailed_balance_holds_in_a_reversible_chain(rng):
-    p_values = []
-    for _ in range(20):
-        result = markov.detailed_balance(simulate(CHAIN, 20_000, rng), 2)
-        assert (result.z == -result.z.T).all()
-        p_values.append(result.p_value)
-    assert min(p_values) > 0.001 and result.n_pairs == 5 and result.net_flux < 0.05
+    assert min(markov.detailed_balance(simulate(CHAIN, 20_000, rng), 2) for _ in range(20)) > 0.001
 
 
 def test_detailed_balance_is_broken_by_a_cycle(rng):
     states = simulate(CYCLE, 3_000, rng)
-    result = markov.detailed_balance(states, 1)
-    assert result.p_value < 1e-10 and result.n_pairs == 3
-    assert result.net_flux == pytest.approx(0.7 / 0.9, abs=0.05)
-    assert result.z[0, 1] > 10 and result.z[1, 2] > 10 and result.z[2, 0] > 10
-    backwards = markov.detailed_balance(states[::-1], 1)
-    assert (backwards.z == -result.z).all()
+    assert markov.detailed_balance(states, 1) < 1e-10
+    assert markov.detailed_balance(states[::-1], 1) == markov.detailed_balance(states, 1)
 
 
 def test_transitions_for_balance_do_not_share_time():
-    states = np.tile([0, 0, 0, 1, 1, 1], 100)
-    result = markov.detailed_balance(states, 3)
-    total = (np.diff(states[::3]) != 0).sum()
-    assert result.n_pairs == 1 and abs(result.z[0, 1]) == pytest.approx(1 / np.sqrt(total))
-    nothing = markov.detailed_balance(np.zeros(50, dtype=int), 1)
-    assert (nothing.n_pairs, nothing.p_value, nothing.net_flux) == (0, 1.0, 0.0)
+    there_and_back = np.tile([0, 0, 0, 1, 1, 1], 100)
+    assert markov.detailed_balance(there_and_back, 3) == pytest.approx(2 * norm.sf(1 / np.sqrt(199)))
+    round_trip = np.repeat(np.tile([0, 1, 2], 100), 3)  # 299 transitions, 100 one way and 0 back at most
+    assert markov.detailed_balance(round_trip, 3) == pytest.approx(3 * 2 * norm.sf(10))
+    assert np.isnan(markov.detailed_balance(np.zeros(50, dtype=int), 1))
     with pytest.raises(ValueError, match="lag"):
-        markov.detailed_balance(states, 600)
+        markov.detailed_balance(there_and_back, 600)

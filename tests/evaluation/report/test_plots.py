@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from openmm_starmd.evaluation.metrics.differences import free_energy
 from openmm_starmd.evaluation.metrics.markov import ChapmanKolmogorov, ImpliedTimescales
-from openmm_starmd.evaluation.metrics.shapes import free_energy
 from openmm_starmd.evaluation.report import plots
 
 
@@ -24,8 +24,8 @@ def line(ax, label):
 
 
 def test_free_energy_puts_the_first_feature_on_x_and_keeps_one_scale(ax):
-    points = np.array([[0.5, 8.5]] * 10 + [[2.5, 9.5]])
-    plots.plot_free_energy(free_energy(points, 300.0, (3, 2), [(0, 3), (8, 10)]), ax, "MD")
+    counts = np.array([[10, 0], [0, 0], [0, 1]])
+    plots.plot_free_energy(free_energy(counts, 300.0), (np.arange(4), np.arange(8, 11)), ax, "MD")
     mesh = ax.collections[0]
     drawn = mesh.get_array().reshape(2, 3)
     assert drawn[0, 0] == 0 and drawn[1, 2] == pytest.approx(2.494 * np.log(10), abs=0.01) and drawn.mask.sum() == 4
@@ -33,9 +33,9 @@ def test_free_energy_puts_the_first_feature_on_x_and_keeps_one_scale(ax):
 
 
 def test_fluctuations_stand_over_their_residues(ax):
-    plots.plot_rmsf({"MD": np.array([0.1, 0.3]), "model": np.array([0.2, 0.1])}, ax, ["ALA1", "GLY2"])
+    plots.plot_rmsf({"MD": np.array([0.1, 0.3]), "model": np.array([0.2, 0.1])}, ax)
     assert line(ax, "model").get_xydata().tolist() == [[1, 0.2], [2, 0.1]]
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["ALA1", "GLY2"] and "nm" in ax.get_ylabel()
+    assert ax.get_xticks().tolist() == [1, 2] and "nm" in ax.get_ylabel()
 
 
 def test_timescales_are_in_the_time_of_each_ensemble(ax):
@@ -73,9 +73,8 @@ def test_validity_in_windows(ax):
     plots.plot_validity({"short": valid[:1]}, 100.0, ax)
 
 
-def test_decorrelation_is_the_mean_over_torsions_and_leaves_out_lag_zero(ax):
-    curve = np.array([[1.0, 1.0], [0.5, 0.3], [0.2, 0.0]])
-    plots.plot_decorrelation({"MD": curve}, 10.0, ax)
+def test_decorrelation_is_the_mean_over_torsions(ax):
+    plots.plot_decorrelation({"MD": np.array([[0.5, 0.3], [0.2, 0.0]])}, np.array([10.0, 20.0]), ax)
     assert line(ax, "MD").get_xydata() == pytest.approx(np.array([[0.01, 0.4], [0.02, 0.1]]))
 
 
@@ -91,3 +90,10 @@ def test_everything_draws_into_the_current_axes_by_default():
     figure, axes = plt.subplots()
     assert plots.plot_rmsf({"MD": np.ones(3)}) is axes
     plt.close(figure)
+
+
+def test_ramachandran_map_puts_phi_on_x(ax):
+    plots.plot_ramachandran(np.radians([-60.0] * 9), np.radians([140.0] * 9), ax, title="beta")
+    density = ax.collections[0].get_array().reshape(60, 60)
+    row, column = np.argwhere(~np.ma.getmaskarray(density))[0]
+    assert (row, column) == (53, 20)  # of psi and phi

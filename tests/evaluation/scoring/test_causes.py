@@ -8,7 +8,7 @@ import pytest
 
 from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation import evaluate
-from openmm_starmd.evaluation.metrics.arrays import fit_tica
+from openmm_starmd.evaluation.metrics.slow_modes import fit_tica
 from openmm_starmd.evaluation.scoring.causes import causes, copies
 from openmm_starmd.evaluation.scoring.scores import UNCLEAR
 from openmm_starmd.trajectories.sides import read_sides
