@@ -183,7 +183,7 @@ def test_a_steered_run_continues_bit_for_bit(boxes, tiny_model, snapshot, tmp_pa
         simulation.context.setPositions(modeller.positions)
         return simulation
 
-    whole, rest = create(7), create(9)
+    whole, rest = create(7), create(0)  # a seed that is given would win over the saved one
     whole.step(2)
     getattr(whole, f"save{way}")(str(tmp_path / "saved"))
     whole.step(2)

@@ -100,7 +100,7 @@ def test_large_proteins_are_a_trace_of_ca(build_peptide):
         topology = topology.join(one.topology)
         xyz.append(one.xyz + 3 * i)
     xyz = np.concatenate(xyz, 1) + np.random.default_rng(0).normal(0, 0.01, (30, 5 * one.n_atoms, 3))
-    large = mdtraj.Trajectory(xyz, topology, np.arange(30.0))
+    large = mdtraj.Trajectory(xyz, topology, 10 * np.arange(30.0))
     side, _ = read_sides(large, large)
     assert side.topology.n_atoms > STICKS_UP_TO
     data = viewer_data({"MD": (side, np.zeros(30, dtype=bool))})
