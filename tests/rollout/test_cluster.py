@@ -100,10 +100,10 @@ def test_a_rejected_replica_stops_alone(run, samples, client):
 def test_when_a_batch_fails_the_others_go_on(run, tmp_path, client, monkeypatch):
     whole, accept = run("whole", 6, 4, batch_size=2), Replica.accept
 
-    def broken(self, positions, history):
+    def broken(self, *accepted):
         if self.number == 2 and self.step == 2:
             raise OSError("no more")
-        accept(self, positions, history)
+        accept(self, *accepted)
 
     with monkeypatch.context() as patch:
         patch.setattr(Replica, "accept", broken)
