@@ -79,7 +79,8 @@ def paper_model(precision: str = "32-true") -> StarMDModel:
 
 def new_propagator(model: StarMDModel, recorded: bool, n: int = 4, device: str = DEVICE, context: int | None = None):
     """For a chain of n residues; recorded with room for later frames, as on a GPU."""
-    tokens = SimpleNamespace(features=chain(n, 1, "cpu")[0], n_residues=n)
+    features = chain(n, 1, "cpu")[0]
+    tokens = SimpleNamespace(features=features, n_residues=n, gaps=[], residue_labels=n * ["ALA"])
     made = Propagator(model.on(device), tokens, STRIDE, TEMPERATURE, context_frames=context, strict=False)
     made._roomy, made._recordings = recorded, made._recordings if recorded else None
     return made, made.start(chain(n, REPLICAS, device)[1])

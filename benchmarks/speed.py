@@ -170,7 +170,7 @@ def paper_frame(
     config = replace(model.config, sampler=sampler, precision=precision)
     chosen = StarMDModel(model.denoiser, config, model.domain)
     features, start = chain(n, 1, model.device)
-    tokens = SimpleNamespace(features=features, n_residues=n)
+    tokens = SimpleNamespace(features=features, n_residues=n, gaps=[], residue_labels=n * ["ALA"])
     jump = Jump(chosen, tokens, start, context, context_frames=context + 1, denoising_steps=steps)
     if way == "eager":
         jump.propagator._roomy, jump.propagator._recordings = False, None

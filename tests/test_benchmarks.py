@@ -140,7 +140,7 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     assert without(same, is_md=True).keys() == {k for k in row if not k.startswith("JSD")}
 
 
-TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --molecules GAG --frames 2 --least 0.01 "
+TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --molecules GAGA --frames 2 --least 0.01 "
 TINY += "--scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
 
 
@@ -168,7 +168,7 @@ def test_speed_prints_every_figure(run, script, tmp_path):
     beside = written["results"]["against_md"]
     ways = ("no relaxation", "relaxed")
     assert list(beside) == [
-        f"GAG, stride 100 ps, {replicas} replica(s), {way}{model}"
+        f"GAGA, stride 100 ps, {replicas} replica(s), {way}{model}"
         for model in ("", ", fast")
         for replicas in (1, 2)
         for way in ways
