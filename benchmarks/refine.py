@@ -8,8 +8,8 @@ reference. All MD is made by recipes/engines/lanes.py, in ff14SB and OBC2 at 300
 population of each metastable set, by the learned run, by the swarm and by plain MD, with intervals of 95 %. "saved" is
 how many times more plain MD an interval as narrow (in the logarithm of the timescale or of the odds) would take, by
 the square-root law from the width of the reference's own interval; the nanoseconds of the swarm count with those of
-its equilibration. "from one basin" is an adversarial start: the swarm starts from set 0 alone. A stopped run goes on
-with the trajectories that its folder holds.
+its equilibration. A swarm that cannot be judged saves nothing. "From one basin" is an adversarial start: the swarm
+starts from set 0 alone. A stopped run goes on with the trajectories that its folder holds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from openmm_starmd.errors import StarMDError
 from openmm_starmd.refinement.coordinates import cut_into_states, protein_features, slow_coordinates
 from openmm_starmd.refinement.estimation import estimate
 from openmm_starmd.refinement.posterior import sample_posterior, set_populations, slow_timescales
+from openmm_starmd.refinement.refined import CANNOT
 from openmm_starmd.refinement.starts import choose_starts
 from openmm_starmd.refinement.swarm import relax_strain
 from openmm_starmd.systems import peptide_system
@@ -109,14 +110,17 @@ def compare(result, reference_states):
             width = np.ptp(np.log(limits / (1 - limits)), axis=1)
         else:
             continue
-        rows[f"{quantity.name} {quantity.unit}".strip()] = {
+        row = {
             "learned": f"{quantity.learned:.3g}",
-            "refined": f"{quantity.value:.3g} ({quantity.low:.3g} to {quantity.high:.3g})",
+            "refined": CANNOT,
             "plain MD": f"{value:.3g} ({low:.3g} to {high:.3g})",
-            "intervals overlap": "yes" if quantity.low <= high and low <= quantity.high else "no",
-            "plain MD for this width, ns": reference_ns * (width[1] / width[0]) ** 2,
-            "saved": reference_ns * (width[1] / width[0]) ** 2 / nanoseconds,
         }
+        if result.judged:
+            row["refined"] = f"{quantity.value:.3g} ({quantity.low:.3g} to {quantity.high:.3g})"
+            row["intervals overlap"] = "yes" if quantity.low <= high and low <= quantity.high else "no"
+            row["plain MD for this width, ns"] = reference_ns * (width[1] / width[0]) ** 2
+            row["saved"] = row["plain MD for this width, ns"] / nanoseconds
+        rows[f"{quantity.name} {quantity.unit}".strip()] = row
     return rows
 
 
@@ -159,6 +163,11 @@ def study(args, name, model):
     except StarMDError as error:
         told, against = str(error), {}
     text = f"{table(rows, 'quantity')}\n\n{result.verdict} The lag is {result.lag:g} ps.\n\nFrom one basin: {told}"
+    for row in against.values():  # its slowest process is another one, so that widths do not compare
+        row.pop("plain MD for this width, ns", None)
+        row.pop("saved", None)
+    if against:
+        text += f"\n\n{table(against, 'from one basin')}"
     lengths = {"reference, ns": np.prod(reference.shape[:2]) * INTERVAL / 1000, "swarm, ns": result.nanoseconds}
     return text, {"rows": rows, "verdict": result.verdict, "from one basin": told, "its rows": against} | lengths
 
