@@ -75,6 +75,7 @@ def test_counts_and_recall_on_the_principal_plane(shape, rng):
     everywhere, some, rest = map(space.counts, (points, points[:30], points[30:]))
     assert (everywhere == [*[1] * 100, 0]).all() and (some + rest == everywhere).all()
     assert shapes.recall(everywhere, some) == pytest.approx(0.3) and shapes.recall(some, everywhere) == 1
+    assert shapes.recall(some, some) == 1 and shapes.recall(some, rest) == 0  # bins of the reference alone count
     away = space.counts(points + 100.0)
     assert (away == [*[0] * 100, 100]).all() and shapes.recall(everywhere, away) == 0
 
