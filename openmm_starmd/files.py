@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -23,6 +25,19 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, np.ndarray]]:
+    """Rows of a table in an ``.npz`` file: arrays of one name lie one behind the other, ``NAME.lengths`` parts them."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    columns = {}
+    for name, array in arrays.items():
+        if f"{name}.lengths" in arrays:
+            columns[name] = np.split(array, arrays[f"{name}.lengths"].cumsum()[:-1])
+        elif not name.endswith(".lengths"):
+            columns[name] = list(array)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def save_tensors(tensors: dict, path: str | os.PathLike, metadata: dict[str, str]) -> None:

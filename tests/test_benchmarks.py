@@ -146,6 +146,26 @@ TINY = "--residues 5 --context 2 --steps 3 2 --replicas 2 --molecules GAGA --fra
 TINY += "--scan-residues 4 8 --scan-frames 1 2 --scan-replicas 1 2"
 
 
+@pytest.mark.slow
+def test_proteins_are_judged_beside_md_and_null_models(run, build_peptide, tmp_path):
+    """What stands still keeps its start and never hops; MD again, here the reference itself, is perfect."""
+    topology, positions = build_peptide("SVAGT")
+    for k in (101, 102, 103, 104):
+        save(tmp_path, f"SVAGT_{k}", topology, jitter(topology, positions, 40, (k - 101) // 2), INTERVAL)
+    save(tmp_path, "OTHER_101", topology, jitter(topology, positions, 40, 9), INTERVAL)
+    words = [tmp_path, "--names", "SVAGT_*", "--model", "elastic", "--stride", 2 * INTERVAL, "--jumps", 5]
+    run("proteins", *words, "--output", tmp_path / "out")
+    text, written = read(tmp_path / "out")
+    assert list(written["results"]) == ["SVAGT"] and "## SVAGT, 4 replicas" in text
+    columns = written["results"]["SVAGT"]
+    again, model, elastic, frozen = (columns[name] for name in ("MD again", "model", "elastic", "frozen"))
+    assert again["RMSF r"] == pytest.approx(1) and again["JSD Ramachandran"] == pytest.approx(0, abs=1e-9)
+    assert frozen["hops, side chain"] == 0 and frozen["RMSD to start, last"] < 1e-6
+    assert frozen["CA autocorrelation, 1"] == pytest.approx(1)
+    assert model["jumps"] == 5 and {**model, "seconds a jump": 0} == {**elastic, "seconds a jump": 0}
+    assert model["RMSD to start, last"] > 0.005
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")
 @pytest.mark.slow
 def test_speed_prints_every_figure(run, script, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import openmm
@@ -97,11 +98,17 @@ def _differsFromFF14SB(system: openmm.System, topology: Topology, tokens: Residu
     if len(tokens.protein_atoms) != topology.getNumAtoms():
         return False
     try:
-        reference = ForceField(FF14SB).createSystem(topology)
+        reference = _ff14sb().createSystem(topology)
     except ValueError:  # no template: nothing to compare with
         return False
     ours, theirs = _parameters(system), _parameters(reference)
     return ours is not None and not all(map(_alike, ours, theirs))
+
+
+@cache
+def _ff14sb() -> ForceField:
+    """Reading it takes longer than making a System of it."""
+    return ForceField(FF14SB)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:

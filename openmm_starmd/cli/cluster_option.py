@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
+]
 Authority = Annotated[
     Path | None, typer.Option(help="Of a scheduler at tls://..., as of `dask worker`: its authority's certificate.")
 ]

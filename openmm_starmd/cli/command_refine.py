@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from openmm_starmd.cli.cluster_option import Authority, Certificate, Key, dask
+from openmm_starmd.cli.cluster_option import Authority, Certificate, Key, Scheduler, dask
 from openmm_starmd.cli.terminal import plain_table, progress
 
 
@@ -26,9 +26,7 @@ def refine(
     seed: Annotated[int, typer.Option(help="Of velocities and noise; 0 is a seed like any other.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Trajectories at a time, one CPU thread each.")] = 1,
     platform: Annotated[str, typer.Option(help="OpenMM platform.")] = "CPU",
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
-    ] = None,
+    scheduler: Scheduler = None,
     tls_ca_file: Authority = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from openmm_starmd.cli.cluster_option import Authority, Certificate, Key, dask
+from openmm_starmd.cli.cluster_option import Authority, Certificate, Key, Scheduler, dask
 from openmm_starmd.cli.terminal import progress
 
 
@@ -39,9 +39,7 @@ def rollout(
         list[str] | None,
         typer.Option(help="Warn where the model's domain is left for this reason, such as length; may be repeated."),
     ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask scheduler; its workers must see the output folder.")
-    ] = None,
+    scheduler: Scheduler = None,
     tls_ca_file: Authority = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,

@@ -121,7 +121,7 @@ class Ensemble:
         """
         new, settings = self.new_propagator, (self.tokens, self.stride, self.temperature)
         new.require(*settings)
-        found = [told for start in self.starts for told in new.outside(*settings, start)]
+        found = [told for start in np.unique(self.starts, axis=0) for told in new.outside(*settings, start)]
         of_starts = list(dict.fromkeys(told for told in found if told not in self.outside))
         new.refuse(of_starts[:1])
         if self._relaxes and (unknown := unknownForces(self.system, self.topology, self.tokens, new.force_field)):

@@ -144,6 +144,7 @@ class Replica:
         try:
             with safe_open(self._state, "pt") as file:
                 identity, clock = file.metadata()["identity"], json.loads(file.metadata()["clock"])
+                clock = {name: clock[name] for name in ("step", "dropped", "bytes", "excess")}
                 vector, times, positions = (file.get_tensor(name) for name in ("history", "times", "positions"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise HistoryError(f"{self._state} is damaged ({error}); remove it to start this replica anew.") from error

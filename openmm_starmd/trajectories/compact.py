@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.files import read_rows
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.trajectories.packed import NUMBERS, StoredConformations
 
@@ -33,15 +34,7 @@ def rows(index: Path) -> list[dict[str, np.ndarray]]:
 
 @lru_cache(maxsize=16)
 def _rows(index: Path, _modified: int) -> list[dict[str, np.ndarray]]:
-    with np.load(index, allow_pickle=False) as file:
-        arrays = dict(file)
-    columns = {}
-    for name, array in arrays.items():
-        if f"{name}.lengths" in arrays:
-            columns[name] = np.split(array, arrays[f"{name}.lengths"].cumsum()[:-1])
-        elif not name.endswith(".lengths"):
-            columns[name] = list(array)
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return read_rows(index)
 
 
 def load(index: Path, place: str) -> tuple[str, ResidueFeatures, float, StoredConformations]:

@@ -13,14 +13,13 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
-from openmm_starmd.systems import peptide_system
-from openmm_starmd.systems.peptide import file_name, minimized_peptide
+from openmm_starmd.systems.peptide import file_name
 from openmm_starmd.training.simulate import seed_of
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "engines"))
-from lanes import LANES, Lanes  # noqa: E402
+sys.path.append(str(Path(__file__).resolve().parents[1] / "starmd-peptide"))
+from simulate_starts import FRAME_STEPS, LANES, thermalised  # noqa: E402
 
-FRAME, FRAME_STEPS = 0.01, 2500  # ns, of 4 fs
+FRAME = 0.01  # ns
 
 
 def simulate(molecule: str, output: Path, nanoseconds: float) -> str:
@@ -28,14 +27,9 @@ def simulate(molecule: str, output: Path, nanoseconds: float) -> str:
     name = file_name(molecule)
     if (output / f"{name}.xtc").exists():
         return f"{name}: there"
-    seed, count = seed_of(name, 20261130), round(nanoseconds / FRAME / LANES)
-    topology, positions = minimized_peptide(molecule, seed)
-    lanes = Lanes(peptide_system(topology), positions - positions.mean(0), seed)
-    lanes.draw_velocities(300)
-    for steps, temperature in ((2_500, 300), (10_000, 600), (15_000, 300)):
-        lanes.step(steps, temperature)
+    topology, positions, lanes = thermalised(molecule, seed_of(name, 20261130))
     frames = []
-    for _ in range(count):
+    for _ in range(round(nanoseconds / FRAME / LANES)):
         lanes.step(FRAME_STEPS, 300)
         frames.append(lanes.positions.astype(np.float32))
     topology = mdtraj.Topology.from_openmm(topology)

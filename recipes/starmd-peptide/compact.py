@@ -3,10 +3,7 @@
     python recipes/starmd-peptide/compact.py pack FOLDER [FOLDER ...] OUTPUT    # of trajectories for training
     python recipes/starmd-peptide/compact.py unpack FOLDER OUTPUT               # to encoded trajectories for training
 
-A folder holds ``length_N.npy``, int16 (frames, N, 13), the conformations of all peptides of N residues, one trajectory
-behind the other, and ``index.npz``, which says where each begins. The 13 numbers of a residue are those of
-`openmm_starmd.trajectories.packed.pack`: translations from the centre of all CA in units of 1e-4 nm, all others in
-units of pi / 32767.
+`openmm_starmd.trajectories.compact` tells what a folder holds.
 """
 
 from __future__ import annotations
@@ -26,10 +23,8 @@ from peptide_set import FEATURES
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training.dataset import TrajectoryDataset
-from openmm_starmd.trajectories.packed import NUMBERS, Writer, pack
-
-UNITS = np.full(NUMBERS, np.pi / 32767)
-UNITS[:3] = 1e-4  # nm
+from openmm_starmd.trajectories import compact
+from openmm_starmd.trajectories.packed import Writer, pack
 
 
 class Trajectory(NamedTuple):
@@ -81,7 +76,7 @@ def integers(numbers: np.ndarray) -> np.ndarray:
     """Numbers of `pack` (*, N, 13) in 16 bits; what is no number becomes 0."""
     numbers = numbers.copy()
     numbers[..., :3] -= numbers[..., :3].mean(-2, keepdims=True)
-    return np.where(np.isfinite(numbers), np.clip(np.rint(numbers / UNITS), -32767, 32767), 0).astype(np.int16)
+    return np.where(np.isfinite(numbers), np.clip(np.rint(numbers / compact.UNITS), -32767, 32767), 0).astype(np.int16)
 
 
 def _atoms(molecule: dict[str, np.ndarray]) -> np.ndarray:
@@ -119,25 +114,20 @@ def write(
         own.append(numbers[kept].reshape(-1, *numbers.shape[2:]))
         facts = {"replica": kept, "first": first, "frames": numbers.shape[1], "interval": interval}
         index.append(facts | {name: molecule[name] for name in ("name", "sequence", *FEATURES)})
-    for old in (folder / "index.npz", *folder.glob("length_*.npy")):
+    for old in (folder / compact.INDEX, *folder.glob("length_*.npy")):
         old.unlink(missing_ok=True)
     for length, own in parts.items():
         np.save(folder / f"length_{length}.npy", np.concatenate(own))
-    peptide_set.write(folder / "index.npz", index)
+    peptide_set.write(folder / compact.INDEX, index)
 
 
 def read(folder: Path) -> Iterator[Trajectory]:
-    """All trajectories of a folder; the files of numbers are mapped, not read at once."""
-    files = {}
-    for row in peptide_set.read(Path(folder) / "index.npz"):
-        length, frames = len(row["residue_type"]), int(row["frames"])
-        if length not in files:
-            files[length] = np.load(Path(folder) / f"length_{length}.npy", mmap_mode="r")
-        features = ResidueFeatures(**{name: torch.from_numpy(row[name]) for name in FEATURES if name in row})
+    """All trajectories of a folder."""
+    index = Path(folder) / compact.INDEX
+    for number, row in enumerate(compact.rows(index)):
         for place, replica in enumerate(row["replica"].tolist()):
-            first = int(row["first"]) + place * frames
-            numbers = (files[length][first : first + frames] * UNITS).astype(np.float32)
-            yield Trajectory(str(row["name"]), replica, str(row["sequence"]), features, float(row["interval"]), numbers)
+            sequence, features, interval, stored = compact.load(index, f"{number}/{place}")
+            yield Trajectory(str(row["name"]), replica, sequence, features, interval, stored.numbers(slice(None)))
 
 
 def pack_folders(*sources: Path):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from openmm_starmd.files import replacing
+from openmm_starmd.files import read_rows, replacing
 
 FEATURES = "residue_type residue_index chain_index n_end c_end torsion_mask torsion_period variant".split()
 TOKENS = (
@@ -37,17 +37,11 @@ def write(path: Path, molecules: list[dict[str, np.ndarray]]):
 
 def read(path: Path) -> list[dict[str, np.ndarray]]:
     """Inverse of `write`."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    columns = {}
-    for name, array in arrays.items():
-        if f"{name}.lengths" in arrays:
-            columns[name] = np.split(array, arrays[f"{name}.lengths"].cumsum()[:-1])
-        elif not name.endswith(".lengths"):
-            columns[name] = list(array)
-    if "residue_type" in columns and "variant" not in columns:  # a file from before there were variants
-        columns["variant"] = [np.zeros_like(types) for types in columns["residue_type"]]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = read_rows(path)
+    for row in rows:
+        if "residue_type" in row:  # a file from before there were variants has none
+            row.setdefault("variant", np.zeros_like(row["residue_type"]))
+    return rows
 
 
 def token_arrays(tokens) -> dict[str, np.ndarray]:

@@ -32,19 +32,24 @@ from lanes import LANES, Lanes  # noqa: E402
 FRAMES, FRAME_STEPS = 50, 2500  # of 4 fs: 10 ps
 
 
+def thermalised(molecule: str, seed: int):
+    """Topology, minimised positions (A, 3), nm, and lanes of a peptide, 100 ps on, of which 40 were at 600 K."""
+    topology, positions = minimized_peptide(molecule, seed)
+    lanes = Lanes(peptide_system(topology), positions - positions.mean(0), seed)
+    lanes.draw_velocities(300)
+    for steps, temperature in ((2_500, 300), (10_000, 600), (15_000, 300)):
+        lanes.step(steps, temperature)
+    return topology, positions, lanes
+
+
 def simulate(molecule: str, output: Path, count: int = FRAMES) -> str:
     """Write NAME_K.pdb, NAME_K.xtc and NAME_K.done of every replica K that is sound; returns a line for the log."""
     name = file_name(molecule)
     finished = output / f"{name}.finished"
     if finished.exists():
         return f"{name}: there"
-    seed = seed_of(name, 20261122)
-    topology, positions = minimized_peptide(molecule, seed)
+    topology, _, lanes = thermalised(molecule, seed_of(name, 20261122))
     tokens, topology_of_files = ResidueTokens.from_topology(topology), mdtraj.Topology.from_openmm(topology)
-    lanes = Lanes(peptide_system(topology), positions - positions.mean(0), seed)
-    lanes.draw_velocities(300)
-    for steps, temperature in ((2_500, 300), (10_000, 600), (15_000, 300)):
-        lanes.step(steps, temperature)
     start, frames = lanes.positions, []
     for _ in range(count):
         lanes.step(FRAME_STEPS, 300)

@@ -176,17 +176,24 @@ def test_constraints_hold_after_a_jump(new_simulation, peptide, relaxation):
         assert np.linalg.norm(x[i] - x[j]) == pytest.approx(distance._value, rel=1e-4)
 
 
-@pytest.mark.parametrize("relaxation", [None, Relaxation()])
-def test_virtual_sites_follow(peptide, tiny_model, relaxation):
+def with_a_virtual_site(peptide, charge):
+    """Topology and System of the peptide with a site between the atoms 0 and 4, its positions, and the site's index."""
     topology, positions, vacuum = peptide
     extended = copy.deepcopy(topology)
     extended.addAtom("VS", None, extended.addResidue("SITE", extended.addChain()))
     system = openmm.XmlSerializer.clone(vacuum)
     site = system.addParticle(0)
     system.setVirtualSite(site, openmm.TwoParticleAverageSite(0, 4, 0.25, 0.75))
-    for force in system.getForces():
-        if isinstance(force, openmm.NonbondedForce):
-            force.addParticle(0, 0.1, 0)
+    (nonbonded,) = (force for force in system.getForces() if isinstance(force, openmm.NonbondedForce))
+    nonbonded.addParticle(charge, 0.1, 0)
+    for other in range(6):
+        nonbonded.addException(other, site, 0, 0.1, 0)
+    return extended, positions, system, site
+
+
+@pytest.mark.parametrize("relaxation", [None, Relaxation()])
+def test_virtual_sites_follow(peptide, tiny_model, relaxation):
+    extended, positions, system, site = with_a_virtual_site(peptide, charge=0)
     integrator = StarMDIntegrator(extended, 300, 100, tiny_model, randomSeed=1, relaxation=relaxation)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
     context.setPositions(np.vstack([positions._value, [[0, 0, 0]]]))
@@ -334,17 +341,7 @@ def test_the_stride_can_be_changed(new_simulation):
 
 def test_virtual_sites_that_were_never_placed_are_placed_before_the_jump(peptide, tiny_model):
     """At NaN or in one place with an atom the energy before the jump would be NaN, and every jump rejected."""
-    topology, positions, vacuum = peptide
-    extended = copy.deepcopy(topology)
-    extended.addAtom("VS", None, extended.addResidue("SITE", extended.addChain()))
-    system = openmm.XmlSerializer.clone(vacuum)
-    site = system.addParticle(0)
-    system.setVirtualSite(site, openmm.TwoParticleAverageSite(0, 4, 0.25, 0.75))
-    for force in system.getForces():
-        if isinstance(force, openmm.NonbondedForce):
-            force.addParticle(0.1, 0.1, 0)
-            for other in (0, 1, 2, 3, 4, 5):
-                force.addException(other, site, 0, 0.1, 0)
+    extended, positions, system, site = with_a_virtual_site(peptide, charge=0.1)
     integrator = StarMDIntegrator(extended, 300, 100, tiny_model, randomSeed=1, maxRetries=0)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
     context.setPositions(np.vstack([positions._value, [positions._value[10]]]))

@@ -18,6 +18,7 @@ from openmm.app import Modeller, PDBFile
 from openmm.unit import nanometer
 from terms import GAS_CONSTANT, terms
 
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.systems import build_peptide, peptide_system
@@ -440,7 +441,7 @@ def test_a_write_that_is_interrupted_leaves_no_index(prepared, tmp_path, monkeyp
     with pytest.raises(OSError, match="no space"):
         compact.write(tmp_path, prepared, [5 * x for x in encoded], 3 * [np.array([0])], 10.0)
     assert len(saved) == 2
-    with pytest.raises(FileNotFoundError, match="index"):
+    with pytest.raises(StarMDError, match="no index"):
         list(compact.read(tmp_path))
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import openmm
 import openmm.app
@@ -147,6 +148,18 @@ def test_starts_are_written_as_training_data_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_references_are_what_benchmarks_read(tmp_path):
+    """One trajectory of all replicas, one behind the other, and made once."""
+    script = Path(simulate_starts.__file__).parents[1] / "starmd-dipeptide" / "simulate_references.py"
+    command = [sys.executable, script, tmp_path, "ace-A-nme", "--nanoseconds", str(3 * LANES * 0.01)]
+    lines = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() for _ in range(2)]
+    assert lines == ["ACE_A_NME: 0.48 ns", "ACE_A_NME: there"]
+    frames = mdtraj.load(tmp_path / "ACE_A_NME.xtc", top=tmp_path / "ACE_A_NME.pdb")
+    np.testing.assert_allclose(frames.time, 10 * np.arange(1, 3 * LANES + 1))
+    steps = np.abs(np.diff(frames.xyz, axis=0)).max((1, 2))
+    assert steps.min() > 1e-3
+
+
 def test_a_file_that_fails_leaves_the_others_of_proteins(tmp_path):
     """Two files are asked for: the one that is missing is named, the other simulated."""
     topology, positions = build_peptide("GAG", False, False, 1)

@@ -12,6 +12,7 @@ from filelock import FileLock
 from openmm import unit
 from openmm.app import Modeller
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from openmm_starmd import (
     HistoryError,
@@ -271,6 +272,15 @@ def test_foreign_and_damaged_states_are_refused(run, tmp_path):
     whole = state.read_bytes()
     state.write_bytes(whole[:-20])
     with pytest.raises(HistoryError, match="damaged"):
+        run("a", 4)
+    state.write_bytes(whole)
+    tensors = load_file(state)
+    with safe_open(state, "pt") as file:
+        metadata = file.metadata()
+    clock = json.loads(metadata["clock"])
+    del clock["excess"]  # as in states from before energies had a base
+    save_file(tensors, state, metadata | {"clock": json.dumps(clock)})
+    with pytest.raises(HistoryError, match="damaged.*excess"):
         run("a", 4)
     state.write_bytes(whole)
     (tmp_path / "a" / "replica0000.xtc").write_bytes(b"")

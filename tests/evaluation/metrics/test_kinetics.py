@@ -6,21 +6,12 @@ import pytest
 from openmm_starmd.evaluation.metrics import kinetics
 
 
-def ornstein_uhlenbeck(tau, n, rng):
-    """Unit-variance process with autocorrelation exp(-lag / tau)."""
-    decay = np.exp(-1 / tau)
-    noise, x = rng.normal(size=n) * np.sqrt(1 - decay**2), np.zeros(n)
-    for i in range(1, n):
-        x[i] = decay * x[i - 1] + noise[i]
-    return x
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(11)
 
 
-def test_autocorrelation_of_an_ornstein_uhlenbeck_process_at_each_lag(rng):
+def test_autocorrelation_of_an_ornstein_uhlenbeck_process_at_each_lag(rng, ornstein_uhlenbeck):
     x = np.stack([ornstein_uhlenbeck(8.0, 200_000, rng), ornstein_uhlenbeck(30.0, 200_000, rng)], 1) + [1.0, -3.0]
     lags = np.array([1, 4, 16])
     sums = np.stack([kinetics.correlation_sums(x[:-lag], x[lag:]) for lag in lags])
@@ -36,7 +27,7 @@ def test_sums_add_up_over_pieces(rng):
         assert parts == pytest.approx(sums(x[:-7], x[7:]))
 
 
-def test_vamp2_of_ornstein_uhlenbeck_processes(rng):
+def test_vamp2_of_ornstein_uhlenbeck_processes(rng, ornstein_uhlenbeck):
     slow, fast = ornstein_uhlenbeck(50.0, 100_000, rng), ornstein_uhlenbeck(10.0, 100_000, rng)
     mixed = np.stack([slow, fast], 1) @ np.array([[1.0, 0.4], [-0.7, 1.0]]) + 3
     lag = 5

@@ -6,21 +6,12 @@ import pytest
 from openmm_starmd.evaluation.metrics import samples
 
 
-def ornstein_uhlenbeck(tau, n, rng):
-    """Unit-variance process with autocorrelation exp(-lag / tau)."""
-    decay = np.exp(-1 / tau)
-    noise, x = rng.normal(size=n) * np.sqrt(1 - decay**2), np.zeros(n)
-    for i in range(1, n):
-        x[i] = decay * x[i - 1] + noise[i]
-    return x
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(11)
 
 
-def test_slope_and_its_error_of_a_correlated_series(rng):
+def test_slope_and_its_error_of_a_correlated_series(rng, ornstein_uhlenbeck):
     results = [samples.slope(ornstein_uhlenbeck(5.0, 4_000, rng)) for _ in range(100)]
     z = np.array([value / error for value, error in results])
     assert 0.8 < z.std() < 1.4  # the stated error is the true spread
@@ -31,7 +22,7 @@ def test_slope_and_its_error_of_a_correlated_series(rng):
         samples.slope(np.zeros(7))
 
 
-def test_block_bootstrap_covers_the_mean_of_a_correlated_series(rng):
+def test_block_bootstrap_covers_the_mean_of_a_correlated_series(rng, ornstein_uhlenbeck):
     covered = 0
     for seed in range(60):
         x = ornstein_uhlenbeck(10.0, 4_000, rng)
@@ -64,7 +55,7 @@ def test_effective_samples_are_about_the_mean_of_all_trajectories():
 
 
 @pytest.mark.parametrize("tau", [2.0, 20.0])
-def test_effective_samples_of_an_ornstein_uhlenbeck_process(rng, tau):
+def test_effective_samples_of_an_ornstein_uhlenbeck_process(rng, tau, ornstein_uhlenbeck):
     n = 200_000
     x = ornstein_uhlenbeck(tau, n, rng)
     expected = 1 / np.tanh(1 / (2 * tau))  # 1 + 2 sum exp(-k / tau)
