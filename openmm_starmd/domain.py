@@ -154,7 +154,7 @@ class Domain:
 
 
 def _of_positions(tokens: ResidueTokens, positions: torch.Tensor):
-    """What no model of natural proteins knows about positions (A, 3)."""
+    """Violations of positions (A, 3) that no model of natural proteins knows."""
     lengths = (positions[tokens.peptide_bonds[:, 0]] - positions[tokens.peptide_bonds[:, 1]]).norm(dim=-1)
     owner = dict(zip(tokens.protein_atoms.tolist(), tokens.owner.tolist(), strict=True))
     for bond in torch.nonzero(lengths > LONGEST_BOND)[:, 0].tolist():

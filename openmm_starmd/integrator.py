@@ -261,11 +261,11 @@ class StarMDIntegrator(CompoundIntegrator):
         self._newPropagator.refuse([told for told in self._outside(positions) if told not in outside])
 
     def _outside(self, positions=None) -> list[Violation]:
-        """What lies outside the domain of the model."""
+        """Violations of the domain of the model."""
         return self._newPropagator.outside(self._tokens, self._propagator.stride, self._temperature, positions)
 
     def _tried(self, context, before, base: float, old, shifts, conformation: Conformation, attempt: int):
-        """What `_toContext` returns for a conformation (1, N), or the checks that fail before it."""
+        """Result of `_toContext` for a conformation (1, N), or the checks that fail before it."""
         with self._statistics.timed("backmapping"):
             way, failures = self._toPositions(conformation, old)
         return (None, None, failures) if failures else self._toContext(context, before, base, old, shifts, way, attempt)

@@ -65,7 +65,7 @@ class JumpPropagator(Protocol):
         ...
 
     def context_copy(self, conformation: Conformation, generator) -> Conformation:
-        """What the history keeps of a conformation (B, N); by default the conformation."""
+        """Copy that the history keeps of a conformation (B, N); by default the conformation."""
         return conformation
 
     def start(self, conformation: Conformation, time: float = 0.0) -> History:
@@ -92,7 +92,7 @@ class JumpPropagator(Protocol):
 
 @runtime_checkable
 class Resampler(Protocol):
-    """What a `JumpPropagator` may be as well: one whose conformations can be repaired residue by residue.
+    """A `JumpPropagator` whose conformations can be repaired residue by residue.
 
     Where a sampled conformation fails the checks at some residues, the integrator and the rollout have these residues
     and their neighbours sampled again before they give the conformation up. They do without where this method is

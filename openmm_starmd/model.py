@@ -74,7 +74,7 @@ class StarMDModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.denoiser.parameters()).device
 
     def on(self, device: str | torch.device) -> StarMDModel:

@@ -103,16 +103,16 @@ class NewPropagator:
 
     @property
     def name(self) -> str:
-        """What messages call the model."""
+        """Name of the model in messages."""
         return self.source.name
 
     @property
     def force_field(self) -> str:
-        """What the model was trained with; empty where it does not say."""
+        """Force field that the model was trained with; empty where it does not say."""
         return self.source.domain.force_field if self.source.domain else ""
 
     def outside(self, tokens: ResidueTokens, stride: float, temperature: float, positions=None) -> list[Violation]:
-        """What lies outside of the domain, see `Domain.check`; nothing where a propagator states none."""
+        """Violations of the domain, see `Domain.check`; nothing where a propagator states none."""
         domain = self.source.domain
         return domain.check(tokens, stride, temperature, positions) if domain else []
 
@@ -126,7 +126,7 @@ class NewPropagator:
             self.refuse(found, models_for(tokens, stride, temperature))
 
     def on(self, device: str | torch.device) -> NewPropagator:
-        """The same on another device."""
+        """Equal maker of propagators on another device."""
         device = choose_device(device)
         source = self.source.on(device) if isinstance(self.source, StarMDModel) else self.source
         return replace(self, source=source, device=device)

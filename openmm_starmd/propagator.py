@@ -173,7 +173,7 @@ class Propagator(JumpPropagator):
         return step
 
     def _repeated(self, use, variant, function: Callable, frames: Conformation) -> Replayed | Eager:
-        """What runs a function of tensors about some frames: a recording of it, on a CPU if they are small."""
+        """Runner of a function of tensors about some frames: a recording of it, on a CPU if they are small."""
         small = frames.angles.numel() * frames.shape[-1] <= PAIRS_AT_ONCE
         worth = self._recordings and (small or self._roomy)
         return self._recordings.of(use, variant, function) if worth else Eager(function)
@@ -213,7 +213,7 @@ class Propagator(JumpPropagator):
         return self._system.expand(batch)
 
     def _moments_of_times(self) -> Moments:
-        """Of all denoising steps; the same in every jump."""
+        """Moments of all denoising steps; equal in every jump."""
         if self._moments is None:
             process, times = self.model.process, self.here(self.sampler.times())[None]
             levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
@@ -221,7 +221,7 @@ class Propagator(JumpPropagator):
         return self._moments
 
     def _spread_of_noise(self) -> torch.Tensor:
-        """Of the noise that the reverse process starts from, (4,); about the last frame steps are part of it."""
+        """Spread (4,) of the noise that the reverse process starts from; about the last frame steps are part of it."""
         if self._spread is None:
             one = torch.ones((), device=self.model.device)
             step = self.model.denoiser.step_size(self.stride * one)

@@ -34,7 +34,7 @@ def watchContexts():
 
 
 def unwatched(context: Context, name: str, *args):
-    """What a method of a Context returns that is not watched."""
+    """Result of a method of a Context as OpenMM has it, unwatched."""
     return getattr(Context, name).__wrapped__(context, *args)
 
 
@@ -89,7 +89,7 @@ def _isRemnant(integrator: CompoundIntegrator) -> bool:
 
 
 def isWater(residue: openmm.app.topology.Residue) -> bool:
-    """Whether a residue is water, with or without its hydrogens and virtual sites."""
+    """True if a residue is water, with or without its hydrogens and virtual sites."""
     elements = sorted(atom.element.symbol for atom in residue.atoms() if atom.element is not None)
     return elements in (["H", "H", "O"], ["O"])
 

@@ -36,7 +36,7 @@ FF14SB = "amber14/protein.ff14SB.xml"
 
 
 def unknownForces(system: openmm.System, topology: Topology, tokens: ResidueTokens, trainedWith: str) -> list[str]:
-    """What of a System a model does not know, a phrase each: restraints, biases, solvent, force field, short cutoffs.
+    """Parts of a System that a model does not know: restraints, biases, solvent, force field, short cutoffs.
 
     Parameters
     ----------
@@ -88,13 +88,13 @@ def _solvent(forces, topology: Topology):
 
 
 def _isOBC2(force: openmm.CustomGBForce) -> bool:
-    """Whether the Born radii are those of Onufriev, Bashford and Case's second set of constants (1, 0.8, 4.85)."""
+    """True if the Born radii are those of Onufriev, Bashford and Case's second set of constants (1, 0.8, 4.85)."""
     values = [force.getComputedValueParameters(k)[1] for k in range(force.getNumComputedValues())]
     return any("4.85*psi^3" in value.replace(" ", "") for value in values)
 
 
 def _differsFromFF14SB(system: openmm.System, topology: Topology, tokens: ResidueTokens) -> bool:
-    """Whether charges, Lennard-Jones parameters or the strength of the torsions differ; only a protein is compared."""
+    """True if charges, Lennard-Jones parameters or the strength of the torsions differ; only a protein is compared."""
     if len(tokens.protein_atoms) != topology.getNumAtoms():
         return False
     try:

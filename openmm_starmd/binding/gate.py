@@ -68,7 +68,7 @@ class ValidityGate:
         return [{} if valid else checked.culprits(k) for k, valid in enumerate(checked.valid.tolist())]
 
     def residues(self, failures: Failures) -> torch.Tensor:
-        """Which residues (N,) have an atom where a check fails, or are bonded to one that has."""
+        """Mask of the residues (N,) with an atom where a check fails, and of those bonded to them."""
         atoms = torch.tensor([atom for places in failures.values() for place in places for atom in place], dtype=int)
         failing = torch.zeros(self._tokens.n_residues, dtype=torch.bool)
         failing[self._tokens.owner[torch.isin(self._tokens.protein_atoms, atoms)]] = True
@@ -79,7 +79,7 @@ class ValidityGate:
         return near
 
     def rejection(self, before, attempts: int, counts: Counter, last: dict, outside=()) -> str:
-        """What tells the user why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed.
+        """Message that says why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed.
 
         Parameters
         ----------

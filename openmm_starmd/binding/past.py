@@ -58,7 +58,7 @@ class Past:
         return propagator.replace(known, self._measured(positions), self._store.elapsed, noise)
 
     def known(self, propagator: JumpPropagator, stored: np.ndarray) -> History | None:
-        """What the store holds, if the backbone is still where it was then; ``stored`` positions are the Context's."""
+        """History in the store, if the backbone is still where it was then; ``stored`` positions are the Context's."""
         known = self._store.read(propagator.device)
         if known is None:
             return None

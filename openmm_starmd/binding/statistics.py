@@ -73,7 +73,7 @@ class JumpStatistics:
             self._seconds[phase] += time.perf_counter() - start
 
     def asDict(self) -> dict:
-        """What `StarMDIntegrator.getStatistics` returns."""
+        """Statistics as `StarMDIntegrator.getStatistics` returns them."""
         seconds = {phase: self._seconds[phase] for phase in PHASES}
         seconds["other"] = self._seconds["total"] - sum(seconds.values())
         return acceptance(self._counts) | {"failed": dict(self._failed), "seconds": seconds, "last": self._last}

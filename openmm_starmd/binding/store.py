@@ -100,7 +100,7 @@ class HistoryStore(CustomIntegrator):
         self._known = tag, (history, backbone.astype(np.float32))
 
     def read(self, device="cpu") -> tuple[History, np.ndarray] | None:
-        """What was written last, or before the checkpoint or State that was loaded since; None if there is nothing.
+        """History written last, or before the checkpoint or State that was loaded since; None if there is nothing.
 
         Raises
         ------

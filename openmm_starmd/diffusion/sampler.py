@@ -32,7 +32,7 @@ NEVER = 1e30  # period of what is not periodic
 
 @dataclass(frozen=True)
 class Places:
-    """Where residues are, in two tensors: a move does the same to everything that is flat.
+    """Places of residues in two tensors: a move does the same to everything that is flat.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class Places:
 
     @classmethod
     def of(cls, x: Conformation) -> Places:
-        """Those of a conformation (*, N)."""
+        """Places of a conformation (*, N)."""
         return cls(x.frames.rotations, torch.cat([x.frames.translations, x.torsions, x.angles[..., None]], -1))
 
     def conformation(self) -> Conformation:
-        """As a conformation, which shares the memory."""
+        """Conformation that shares the memory."""
         translations, torsions, angles = self.flat.split([3, 6, 1], -1)
         return Conformation(Rigid(self.rotations, translations), torsions, angles[..., 0])
 
@@ -66,7 +66,7 @@ class Places:
         return torch.cat([way, logarithm(self.rotations.transpose(-1, -2) @ rotations)], -1)
 
     def displaced(self, by: Places, growth: Tensor | float = 1.0) -> Places:
-        """What is flat times ``growth``; then displaced as residues at rest that get to the places ``by``."""
+        """Places, flat ones times ``growth``; then displaced as residues at rest that get to the places ``by``."""
         return Places(self.rotations @ by.rotations, by.flat + growth * self.flat)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Places:
@@ -230,7 +230,7 @@ class Sampler(ABC):
 
     @staticmethod
     def seen(moves: Moves, state: State) -> Conformation:
-        """What the denoiser sees of the noisy conformation (B, N): centred, also where residues are held."""
+        """Noisy conformation (B, N) as the denoiser sees it: centred, also where residues are held."""
         x = state.x.conformation()
         return x if moves.held is None else grown(x, 1.0)
 

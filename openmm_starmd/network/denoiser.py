@@ -203,7 +203,7 @@ class Denoiser(nn.Module):
         index: Tensor,
         reference: Conformation | None = None,
     ) -> Conditions:
-        """What is computed before frames are looked at; shapes as in `FrameInputs`."""
+        """Conditions, computed before frames are looked at; shapes as in `FrameInputs`."""
         atoms, head_width = previous.backbone(), self.config.width // self.config.heads
         neighbours, way_back = self._neighbours(atoms, statics.present), None
         residues = self.residues.given(statics.residues, statics.torsion_mask, previous)

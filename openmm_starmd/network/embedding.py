@@ -36,7 +36,7 @@ FREQUENCIES = 8
 
 @dataclass(frozen=True)
 class Statics:
-    """What a rollout or a training window computes once.
+    """Tensors that a rollout or a training window computes once.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class FrameInputs:
 
 
 class Moments(NamedTuple):
-    """What diffusion times and strides give, whatever the conformations; see `Conditions`."""
+    """Features of diffusion times and strides, whatever the conformations; see `Conditions`."""
 
     alpha: Tensor
     sigma: Tensor
@@ -183,7 +183,7 @@ class Conditions:
         return replace(self, **{name: getattr(self, name).index_select(1, k) for name in Moments._fields})
 
     def behind(self, k: int) -> Conditions:
-        """What the output part takes, of the frames from position k on."""
+        """Input of the output part for the frames from position k on."""
         parts = {name: getattr(self, name) for name in ("previous", "held", *Moments._fields)}
         parts = {name: None if x is None else x[:, k:] for name, x in parts.items()}
         way = self.way_back

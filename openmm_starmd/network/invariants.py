@@ -78,7 +78,7 @@ def contact_points(conformation: Conformation) -> Tensor:
 
 
 def contact_mask(features: ResidueFeatures) -> Tensor:
-    """Which of the `contact_points` residues (*, N) have, (*, N, 8)."""
+    """Mask (*, N, 8) of the `contact_points` that residues (*, N) have."""
     carbon = (features.residue_type != RESIDUE_TYPES.index("GLY"))[..., None]
     backbone = torch.ones_like(carbon).expand(*carbon.shape[:-1], 3)
     return torch.cat([backbone, carbon, features.torsion_mask[..., 2:]], -1)
@@ -112,7 +112,7 @@ def neighbour_contacts(points: Tensor, mask: Tensor, neighbours: Tensor) -> Tens
 
 @full_precision
 def burial(ca: Tensor, present: Tensor | None = None) -> Tensor:
-    """How many other residues are near residues of CA positions (*, N, 3), nm, as weights (*, N, 8) of the `BURIAL`.
+    """Numbers of other residues near residues of CA positions (*, N, 3), nm, as weights (*, N, 8) of the `BURIAL`.
 
     The weights add up to one: those of the two that the (smooth) number lies between.
     """

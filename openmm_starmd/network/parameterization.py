@@ -92,6 +92,6 @@ def in_parts(numbers: Tensor) -> Displacement:
 
 
 def wrap_rotation(rotvec: Tensor) -> Tensor:
-    """The same rotation with a norm of at most pi."""
+    """Equal rotation with a norm of at most pi."""
     angle = rotvec.square().sum(-1, keepdim=True).add(1e-12).sqrt()
     return rotvec * (wrap(angle) / angle)

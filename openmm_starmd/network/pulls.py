@@ -37,7 +37,7 @@ INPUTS = 2 * len(CENTRES) + len(REACHES) + 2
 
 @dataclass(frozen=True)
 class Holds:
-    """What residues tell about pulls, computed once a rollout.
+    """Features of residues that pulls take, computed once a rollout.
 
     Parameters
     ----------

@@ -32,13 +32,13 @@ BONDED, FREE, CAPPED = range(3)
 
 
 def label(residue: Residue) -> str:
-    """How errors name a residue."""
+    """Name of a residue in errors."""
     number = f"{residue.id}{residue.insertionCode.strip()}"
     return f"residue {residue.name} {number} of chain {chain_label(residue.chain.id)}"
 
 
 def chain_label(name: str) -> str:
-    """How messages name a chain, which may have no name."""
+    """Name of a chain in messages; it may have none of its own."""
     return name.strip() or "' '"
 
 
@@ -142,7 +142,7 @@ class ProteinBondGraph:
         return found
 
     def is_heavy(self, atom: int) -> bool:
-        """Whether an atom is neither hydrogen nor a virtual site."""
+        """True if an atom is neither hydrogen nor a virtual site."""
         return self._symbol(atom) not in ("", "H", "D")
 
     def _symbol(self, atom: int) -> str:
@@ -188,7 +188,7 @@ class ProteinBondGraph:
         return "HIE" if residue_type == "HIS" and not variant and not counts[named["ND1"]] else variant
 
     def _end_variant(self, i: int, end: str) -> str:
-        """What is unusual about an end: a cap other than ACE and NME, or a free one without its charge."""
+        """Variant of an unusual end: a cap other than ACE and NME, or a free one without its charge."""
         atom, cap = self.named[i][end], self._cap_atom(i, end)
         if self.ends(i)[end == "C"] == BONDED:
             return ""
@@ -231,7 +231,7 @@ class ProteinBondGraph:
         return periods
 
     def turning(self, i: int, name: str) -> tuple[tuple[int, int], list[int]]:
-        """What turns in token ``i`` with the N-CA-C angle or a torsion.
+        """Atoms that turn in token ``i`` with the N-CA-C angle or a torsion.
 
         Returns
         -------
@@ -312,7 +312,7 @@ class ProteinBondGraph:
         return [i for i in range(1, len(chains)) if chains[i] is chains[i - 1] and not self._follows[i]]
 
     def _open(self, i: int, end: str) -> bool:
-        """Whether an end lacks what a free or capped one has: the second oxygen of C, the further hydrogens of N."""
+        """True if an end lacks what a free or capped one has: the second oxygen of C, the further hydrogens of N."""
         if self._cap_atom(i, end) is not None:
             return False
         atom = self.named[i][end]
@@ -321,7 +321,7 @@ class ProteinBondGraph:
         return self._has_hydrogens(i) and self._count(atom, "H") < self._charged(i) - 1
 
     def _jumps(self, i: int) -> bool:
-        """Whether the residue number rises by more than the residues, caps among them, that stand in the chain."""
+        """True if the residue number rises by more than the residues, caps among them, that stand in the chain."""
         before, residue = self.residues[i - 1], self.residues[i]
         numbered = (before.id + residue.id).isdigit()
         return numbered and int(residue.id) - int(before.id) > residue.index - before.index

@@ -45,7 +45,7 @@ class Conformation:
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers are."""
+        """Device of the numbers."""
         return self.angles.device
 
     def local_backbone(self) -> Tensor:

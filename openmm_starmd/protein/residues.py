@@ -105,7 +105,7 @@ def named_variant(name: str) -> str:
 
 
 def variant_name(residue_type: str, variant: int) -> str:
-    """How a residue of a type and variant is called: ``"ASH"``, ``"GLY (amide cap)"``."""
+    """Name of a residue of a type and variant: ``"ASH"``, ``"GLY (amide cap)"``."""
     name = VARIANTS[variant]
     if name.isupper():
         return name

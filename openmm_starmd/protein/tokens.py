@@ -23,7 +23,7 @@ of each other."""
 
 @dataclass(frozen=True)
 class ResidueFeatures:
-    """What the network sees of a protein besides its conformation.
+    """Features of a protein that the network sees besides its conformation.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class ResidueFeatures:
         return self._map(lambda x: x[index])
 
     def expand(self, *shape: int) -> ResidueFeatures:
-        """The same features for leading axes ``shape``; shape (*shape, N) afterwards."""
+        """Equal features for leading axes ``shape``; shape (*shape, N) afterwards."""
         return self._map(lambda x: x.expand(*shape, *x.shape))
 
     @classmethod

@@ -53,7 +53,7 @@ Offenders = tuple[np.ndarray, np.ndarray]  # frames (M,) that fail a check, and 
 
 @dataclass(frozen=True)
 class Validity:
-    """What is wrong with each of many atom positions; the checks are Tensors of bool, shape (*).
+    """Failures of each of many atom positions; the checks are Tensors of bool, shape (*).
 
     Parameters
     ----------
@@ -187,21 +187,21 @@ def longer_pairs(atoms: np.ndarray, pairs: np.ndarray, limit: float) -> Offender
 
 
 def left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Whether each of the chiral centres (K, 4) of atoms (F, A, 3) is the mirror image of the natural one, (F, K)."""
+    """True where one of the chiral centres (K, 4) of atoms (F, A, 3) is the mirror image of the natural one, (F, K)."""
     centre, *others = np.moveaxis(atoms[:, centres], 2, 0)
     a, b, c = (other - centre for other in others)
     return _dot(np.cross(a, b), c) < 0
 
 
 def _cis(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:
-    """Whether each of the peptide planes (K, 4) of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
+    """True where one of the peptide planes (K, 4) of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
     bonds = np.diff(atoms[:, planes], axis=2)
     normals = np.cross(bonds[:, :, :-1], bonds[:, :, 1:])
     return _dot(normals[:, :, 0], normals[:, :, 1]) > 0
 
 
 def _before_proline(tokens: ResidueTokens) -> np.ndarray:
-    """Which of the peptide planes lead to a PRO, shape (K,)."""
+    """Mask (K,) of the peptide planes that lead to a PRO."""
     proline = tokens.features.residue_type == RESIDUE_TYPES.index("PRO")
     return torch.isin(tokens.peptide_planes[:, 2], tokens.backbone[proline, 0]).numpy()
 

@@ -15,7 +15,7 @@ NONE_SEEN = 3.0  # expected events of which none is seen in one case of twenty: 
 
 @dataclass(frozen=True)
 class Connections:
-    """How the visited states hang together.
+    """Connections among the visited states.
 
     Parameters
     ----------

@@ -121,7 +121,7 @@ def estimate(
 
 
 def _unconnected(connections: Connections, states, learned, learned_interval, nanoseconds: float) -> list[Shortage]:
-    """What keeps states from counting: none seen in T bounds a rate by 3 / T, so ten events take 10 T / 3 at least."""
+    """Shortages of states that do not connect: none seen in T bounds a rate by 3 / T, ten take 10 T / 3."""
     shortages = []
     if connections.apart.any():
         more = (EVENTS / NONE_SEEN - 1) * nanoseconds

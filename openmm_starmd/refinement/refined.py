@@ -97,7 +97,7 @@ class Refinement:
 
     @property
     def judged(self) -> bool:
-        """Whether the swarm is long enough, connected and Markovian."""
+        """True if the swarm is long enough, connected and Markovian."""
         return not self.shortages
 
     @property

@@ -86,7 +86,7 @@ class Swarm:
 
     @cached_property
     def identity(self) -> str:
-        """What files must agree in to be gone on with."""
+        """Settings in which files must agree to be gone on with."""
         numbers = self.temperature, self.frame_interval, self.equilibration, self.time_step, self.seed
         parts = f"{self.system}{numbers}{self.platform}".encode(), np.float64(self.starts).tobytes()
         return blake2b(b"".join(parts), digest_size=16).hexdigest()

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reached(NamedTuple):
-    """How far a replica has come, why it has stopped there, if it has, and what it has sampled on the way."""
+    """Progress of a replica, why it has stopped there, if it has, and what it has sampled on the way."""
 
     number: int
     step: int
@@ -78,7 +78,7 @@ class Ensemble:
         return self.new_propagator(self.tokens, self.stride, self.temperature, **settings)
 
     def on(self, device: str) -> Ensemble:
-        """The same with its propagators on another device."""
+        """Equal ensemble with its propagators on another device."""
         return replace(self, new_propagator=self.new_propagator.on(device))
 
     @cached_property
@@ -89,7 +89,7 @@ class Ensemble:
 
     @property
     def model_name(self) -> str:
-        """What messages call the model."""
+        """Name of the model in messages."""
         return self._described[0]
 
     @cached_property
@@ -108,7 +108,7 @@ class Ensemble:
 
     @cached_property
     def outside(self) -> list[Violation]:
-        """What lies outside the domain of the model, positions aside."""
+        """Violations of the domain of the model, positions aside."""
         return self.new_propagator.outside(self.tokens, self.stride, self.temperature)
 
     def check(self):
@@ -132,7 +132,7 @@ class Ensemble:
             )
 
     def sampler(self) -> BatchSampler:
-        """What samples the steps.
+        """Sampler of the steps.
 
         Raises
         ------

@@ -29,7 +29,7 @@ D_RESIDUES = frozenset("DAL DAR DAS DCY DGL DGN DHI DIL DLE DLY DPN DPR DSG DSN 
 
 
 def is_protein(residue: Residue) -> bool:
-    """Whether a residue is an amino acid or a cap by its name."""
+    """True if a residue is an amino acid or a cap by its name."""
     return canonical_name(residue.name) is not None or residue.name in N_CAPS | C_CAPS
 
 
@@ -52,7 +52,7 @@ def coordinates(fixer: PDBFixer) -> np.ndarray:
 
 
 def is_heavy(atom) -> bool:
-    """Whether an atom is neither hydrogen nor a virtual site."""
+    """True if an atom is neither hydrogen nor a virtual site."""
     return atom.element is not None and atom.element.symbol not in ("H", "D")
 
 
@@ -209,7 +209,7 @@ def split_at_gaps(fixer: PDBFixer) -> list[str]:
 
 
 def _is_end(residue: Residue) -> bool:
-    """Whether a residue is the last of a molecule: a cap, or one with two oxygen atoms on C."""
+    """True if a residue is the last of a molecule: a cap, or one with two oxygen atoms on C."""
     return residue.name in C_CAPS or any(atom.name == "OXT" for atom in residue.atoms())
 
 

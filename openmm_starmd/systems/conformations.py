@@ -27,7 +27,7 @@ _BACKBONE = {"N", "CA", "C"}
 
 @dataclass(frozen=True)
 class AtomRow:
-    """What tells one atom of a file from another; ``segment`` grows at each TER and chain of an mmCIF file."""
+    """Identity of an atom among those of a file; ``segment`` grows at each TER and chain of an mmCIF file."""
 
     segment: int
     place: Place
@@ -38,7 +38,7 @@ class AtomRow:
 
     @property
     def is_hydrogen(self) -> bool:
-        """Whether the name is one of a hydrogen or deuterium atom of an amino acid."""
+        """True if the name is one of a hydrogen or deuterium atom of an amino acid."""
         return self.name.lstrip("0123456789")[:1] in ("H", "D")
 
 

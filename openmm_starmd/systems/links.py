@@ -44,7 +44,7 @@ def bonds_between_residues(fixer: PDBFixer, links: list[Link]) -> tuple[list[tup
 
 
 def tell_impossible_bonds(others: list[tuple], chain_residues: set[Residue]) -> list[str]:
-    """What becomes of the protein's bonds that a record names, but that cannot be made.
+    """Messages about the protein's bonds that a record names, but that cannot be made.
 
     Raises
     ------

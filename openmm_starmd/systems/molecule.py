@@ -12,7 +12,7 @@ from openmm_starmd.systems.peptide import minimized_peptide, split_caps
 
 
 def is_file(molecule: str) -> bool:
-    """Whether a molecule is given as a file: one that exists, or a name that no sequence has."""
+    """True if a molecule is given as a file: one that exists, or a name that no sequence has."""
     return "." in molecule or "/" in molecule or Path(molecule).is_file()
 
 

@@ -73,7 +73,7 @@ def split_caps(molecule: str) -> tuple[str, bool, bool]:
 
 
 def file_name(molecule: str) -> str:
-    """What the files of a molecule like ``"ace-AAAA-nme"`` are called: ``ACE_AAAA_NME``."""
+    """Name of the files of a molecule like ``"ace-AAAA-nme"``: ``ACE_AAAA_NME``."""
     sequence, n_cap, c_cap = split_caps(molecule)
     return ("ACE_" if n_cap else "") + sequence + ("_NME" if c_cap else "")
 

@@ -130,7 +130,7 @@ class _Choices:
 
 
 def _in_place(residue: Residue) -> bool:
-    """Whether the acid's hydrogen is the one that Modeller knows, so that its variant keeps it."""
+    """True if the acid's hydrogen is the one that Modeller knows, so that its variant keeps it."""
     return bool({"HD2", "HE2"} & {atom.name for atom in residue.atoms()})
 
 

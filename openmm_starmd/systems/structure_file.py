@@ -38,7 +38,7 @@ class Link:
 
 @dataclass
 class StructureFile:
-    """What `prepare` works on.
+    """Structure that `prepare` works on.
 
     Attributes
     ----------

@@ -331,14 +331,14 @@ class _Bucket:
         return torch.where(for_direction[:, None] < 0.5, index, index.flip(1)), step * interval
 
     def numbers(self, chosen: Tensor, index: Tensor) -> np.ndarray:
-        """What `unpack` takes (B, L, N, 13), of the frames ``index`` (B, L) of the trajectories ``chosen`` (B)."""
+        """Numbers (B, L, N, 13) for `unpack`, of the frames ``index`` (B, L) of the trajectories ``chosen`` (B)."""
         if self.held:
             return self._frames[(self._starts[chosen][:, None] + index).numpy()]
         found = zip(chosen.tolist(), index, strict=True)
         return np.stack([self._padded(self.trajectories[k].conformations.numbers(frames)) for k, frames in found])
 
     def references(self, chosen: Tensor, uniform: Tensor) -> np.ndarray:
-        """What `unpack` takes (B, N, 13), of reference structures of the trajectories ``chosen`` (B)."""
+        """Numbers (B, N, 13) for `unpack`, of reference structures of the trajectories ``chosen`` (B)."""
         if self._first is None:
             self._first = np.stack([self._padded(t.conformations.numbers(slice(0, 1)))[0] for t in self.trajectories])
         places = []

@@ -112,7 +112,7 @@ def _distilled(model: ModelConfig, config: TrainingConfig) -> ModelConfig:
 
 
 def _trained(module: nn.Module) -> Denoiser:
-    """What training was for."""
+    """Denoiser that training was for."""
     return module.student if isinstance(module, Distillation) else module
 
 

@@ -92,7 +92,7 @@ def launch(config: TrainingConfig) -> Fabric:
 
 
 class _Objective(nn.Module):
-    """What the devices compute: work on the module, so that all of it runs under precision and gradient exchange."""
+    """Work of the devices: work on the module, so that all of it runs under precision and gradient exchange."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -262,7 +262,7 @@ class Run:
 
     @property
     def stopped(self) -> bool:
-        """Whether validation has not improved for as many times as the config has patience."""
+        """True if validation has not improved for as many times as the config has patience."""
         patience = self.config.patience * self.config.validation_steps
         return 0 < patience <= self._validated - self.best["step"]
 

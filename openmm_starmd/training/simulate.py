@@ -41,7 +41,7 @@ EQUILIBRATION_STEPS, RETURN_STEPS = 25_000, 2_500
 
 
 def within_one_residue(first: str, second: str) -> bool:
-    """Whether one substitution, insertion or deletion at most leads from one sequence to the other."""
+    """True if one substitution, insertion or deletion at most leads from one sequence to the other."""
     if len(first) > len(second):
         first, second = second, first
     if len(second) - len(first) > 1:
@@ -148,7 +148,7 @@ def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
 
 
 def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
-    """Where the trajectory starts."""
+    """Start of the trajectory."""
     if run.structure:
         return sound_minimum(run.name, [_read(run)])
     return minimized_peptide(run.molecule, run.run_seed)

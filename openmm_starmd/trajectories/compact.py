@@ -25,7 +25,7 @@ UNITS[:3] = 1e-4  # nm
 
 
 def rows(index: Path) -> list[dict[str, np.ndarray]]:
-    """What an index tells of each molecule: name, sequence, features, interval (ps), replicas, frames and place."""
+    """Rows of an index, one a molecule: name, sequence, features, interval (ps), replicas, frames and place."""
     try:
         return _rows(index, index.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError) as error:

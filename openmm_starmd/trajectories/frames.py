@@ -56,7 +56,7 @@ def load_topology(given: str | os.PathLike | mdtraj.Topology | None) -> mdtraj.T
 
 
 def sane(positions: np.ndarray) -> np.ndarray:
-    """Which frames (T, A, 3), nm, are finite, within 10,000 nm, and not all atoms at one point; bool (T,)."""
+    """Mask of frames (T, A, 3), nm, that are finite, within 10,000 nm, and not all atoms at one point; bool (T,)."""
     near = (np.abs(positions) < FARTHEST).all((1, 2))  # False for NaN, too
     return near & ((positions != positions[:, :1]).any((1, 2)) if positions.shape[1] > 1 else True)
 
@@ -146,7 +146,7 @@ def _reason(error: Exception) -> str:
 
 
 def torn(path: Path, error: Exception) -> str:
-    """What is wrong with a file that cannot be read to its end."""
+    """Message about a file that cannot be read to its end."""
     count = _whole_netcdf_frames(path) if path.suffix.lower() in (".nc", ".netcdf", ".ncdf") else _whole_frames(path)
     if count:
         return f"{path} is torn in frame {count} ({_reason(error)}): {_keep(path, count)}"

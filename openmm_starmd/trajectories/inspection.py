@@ -73,7 +73,7 @@ class Inspection:
         return ~whole | ~sane(positions[:, self._heavy])
 
     def problems(self) -> list[str]:
-        """What was found, a sentence each."""
+        """Problems that were found, a sentence each."""
         if self.wrong_topology:
             return [self.wrong_topology]
         found = []

@@ -126,7 +126,7 @@ def _told_beside(path: Path) -> tuple[float | None, str]:
 
 
 def numbered(source: Source, times: np.ndarray) -> bool:
-    """Whether times (T,), ps, only number the frames 0, 1, 2, ...: mdtraj writes so what has no times.
+    """True if times (T,), ps, only number the frames 0, 1, 2, ...: mdtraj writes so what has no times.
 
     XTC and TRR files of simulations hold other steps than these, even where frames are one ps apart.
     """

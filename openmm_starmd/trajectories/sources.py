@@ -56,7 +56,7 @@ class TrajectoryFile:
 
     @property
     def label(self) -> str:
-        """How errors name it."""
+        """Name in errors."""
         return f"{self.path} ({self.group})" if self.group else str(self.path)
 
     @property
@@ -66,7 +66,7 @@ class TrajectoryFile:
 
     @property
     def place(self) -> tuple[Path, str]:
-        """Where its frames are, whatever it is called."""
+        """Place of its frames, whatever its name is."""
         return self.path.resolve(), self.group
 
     def precomputed(self, kind: str) -> Path:

@@ -17,7 +17,7 @@ _PIECE = 2**24  # distances that are measured at once
 
 
 def only_backbone(topology: mdtraj.Topology) -> bool:
-    """Whether no atom beyond CB is there although some residue has such atoms."""
+    """True if no atom beyond CB is there although some residue has such atoms."""
     branched = any(residue.name not in ("ALA", "GLY") for residue in topology.residues)
     return branched and {atom.name for atom in topology.atoms} <= BACKBONE
 
@@ -43,7 +43,7 @@ def side_chain_pairs(trajectory: mdtraj.Trajectory) -> np.ndarray:
 
 
 def side_chain_contacts(trajectory: mdtraj.Trajectory, pairs: np.ndarray) -> np.ndarray:
-    """Whether heavy atoms of the side chains of two residues come within `TOUCH`, bool (T, P)."""
+    """True where heavy atoms of the side chains of two residues come within `TOUCH`, bool (T, P)."""
     if not len(pairs):
         return np.zeros((len(trajectory), 0), dtype=bool)
     heavy = trajectory.topology.select("sidechain and element != H")

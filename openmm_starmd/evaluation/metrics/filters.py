@@ -46,7 +46,7 @@ def _peptide_bonds(topology: mdtraj.Topology) -> np.ndarray:
 
 
 def _sound(positions: np.ndarray, atoms: np.ndarray, least: float, limits: list[tuple[np.ndarray, float]]):
-    """Which frames (T, A, 3) are finite, without two of the ``atoms`` too close or a pair beyond its limit, (T,)."""
+    """Mask (T,) of finite frames (T, A, 3) without two of the ``atoms`` too close or a pair beyond its limit."""
     sound = np.isfinite(positions[:, atoms]).all((1, 2))
     frames, step = np.flatnonzero(sound), max(1, _CHUNK // max(1, len(atoms)))
     for start in range(0, len(frames), step):
@@ -59,7 +59,7 @@ def _sound(positions: np.ndarray, atoms: np.ndarray, least: float, limits: list[
 
 
 def bioemu_valid(trajectory: mdtraj.Trajectory) -> np.ndarray:
-    """Which frames pass BioEmu's filter of unphysical structures (Lewis et al. 2024), (T,) bool.
+    """Mask of frames that pass BioEmu's filter of unphysical structures (Lewis et al. 2024), (T,) bool.
 
     Adjacent CA of a chain lie within 0.45 nm, C-N within 0.2 nm, and no two heavy atoms closer than 0.1 nm.
     """
@@ -69,7 +69,7 @@ def bioemu_valid(trajectory: mdtraj.Trajectory) -> np.ndarray:
 
 
 def ca_valid(trajectory: mdtraj.Trajectory) -> np.ndarray:
-    """Which frames pass ConfDiff's filter of CA (Wang et al. 2024), (T,) bool.
+    """Mask of frames that pass ConfDiff's filter of CA (Wang et al. 2024), (T,) bool.
 
     No two CA lie closer than 0.3 nm, and those adjacent in one chain within 0.42 nm.
     """

@@ -78,7 +78,7 @@ class Region:
 
     @classmethod
     def fit(cls, angles: np.ndarray, periods: np.ndarray) -> Region:
-        """Of angles (n, D), radian."""
+        """Region of angles (n, D), radian."""
         counts = np.zeros((REGION_BINS,) * angles.shape[-1])
         np.add.at(counts, _bins(angles, periods), 1)
         order = np.argsort(-gaussian_filter(counts, 1.0, mode="wrap"), axis=None, kind="stable")
@@ -89,7 +89,7 @@ class Region:
         return cls(allowed.reshape(counts.shape), periods)
 
     def outside(self, angles: np.ndarray) -> np.ndarray:
-        """Which of angles (..., D) lie outside, shape (...)."""
+        """Mask of angles (..., D) that lie outside, shape (...)."""
         return ~self.allowed[_bins(angles, self.periods)]
 
 
@@ -99,7 +99,7 @@ def _bins(angles: np.ndarray, periods: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 class Terms:
-    """What there is to measure in a topology of heavy atoms; all arrays hold atom indices."""
+    """Terms to measure in a topology of heavy atoms; all arrays hold atom indices."""
 
     def __init__(self, topology: mdtraj.Topology):
         if topology.n_bonds == 0:
@@ -189,7 +189,7 @@ def _heavy(trajectory: mdtraj.Trajectory) -> mdtraj.Trajectory:
 
 @dataclass(frozen=True)
 class StructureLimits:
-    """What `calibrate` found in a reference.
+    """Limits that `calibrate` found in a reference.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ def encode(positions: np.ndarray) -> str:
 
 
 def _shown(topology: mdtraj.Topology) -> tuple[str, np.ndarray]:
-    """Whether sticks or a trace are drawn, and the atoms needed for it."""
+    """Kind of drawing, sticks or a trace, and the atoms needed for it."""
     if topology.n_atoms <= STICKS_UP_TO and topology.n_bonds:
         return "sticks", np.arange(topology.n_atoms)
     return "trace", np.array([atom.index for atom in topology.atoms if atom.name == "CA"])
@@ -44,7 +44,7 @@ def _superposed(positions: np.ndarray, target: np.ndarray, alpha: np.ndarray) ->
 
 
 def viewer_data(sides: dict[str, tuple[Side, np.ndarray]]) -> dict:
-    """What ``viewer.js`` draws, to be written as JSON.
+    """Data of a drawing by ``viewer.js``, to be written as JSON.
 
     Parameters
     ----------

@@ -112,7 +112,7 @@ def _numbers(fields) -> np.ndarray:
 
 
 def jump_scores(jumps: Jumps, scores: Sequence[Score]) -> list[Score]:
-    """What the tables add to the scores, for information: accepted conformations, and independent samples an hour."""
+    """Scores that the tables add, for information: accepted conformations, and independent samples an hour."""
     samples = next(score.value for score in scores if score.name == SAMPLES)
     seconds = jumps.seconds.sum()
     hourly = samples * 3600 / seconds if seconds else math.nan

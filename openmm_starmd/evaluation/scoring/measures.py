@@ -38,7 +38,7 @@ def transition_counts(projection: Projection):
 
 
 def _reach_each_other(*counts: np.ndarray) -> bool:
-    """Whether in each matrix of counts (n, n) several states, with almost all of the transitions, are connected."""
+    """True where in a matrix of counts (n, n) several states, with almost all of the transitions, are connected."""
     return all(
         markov.connected_share(c) >= LEAST_CONNECTED and np.count_nonzero(c.sum(0) + c.sum(1)) > 1 for c in counts
     )

@@ -79,7 +79,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measure:
-    """How to get a score from sums over pieces of trajectories.
+    """Recipe of a score from sums over pieces of trajectories.
 
     Whatever adds up over pieces (histograms, counts of transitions, covariances, numbers of sound frames) is summed
     once for every piece. Bootstrap resamples, halves and totals are then sums of these sums, however long the

@@ -24,7 +24,7 @@ HOPS = "torsions that hop in a lag, difference"
 
 
 def _needs_others(topology: mdtraj.Topology) -> tuple[str, tuple[str, ...]]:
-    """Which atoms alone both sides share, and the scores that need others; empty where side chains are there."""
+    """Only atoms that both sides share, and scores that need others; empty where side chains are there."""
     side_chains = OF_SIDE_CHAINS if only_backbone(topology) else ()
     if not {atom.name for atom in topology.atoms} & {"N", "C"}:
         return "CA alone", (*OF_PEPTIDES, HOPS, *side_chains)

@@ -45,7 +45,7 @@ def _distributions(scores: Sequence[Score]) -> str:
 
 
 def times(ratio: float) -> str:
-    """How many times two values differ, from their ratio, such as ``3.0x``."""
+    """Factor by which two values differ, from their ratio, such as ``3.0x``."""
     factor = max(ratio, 1 / ratio)
     return f"{factor:.1f}x" if factor < 100 else "more than 100x"
 
