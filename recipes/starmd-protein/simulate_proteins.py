@@ -1,6 +1,7 @@
 """Training MD of folded domains: replicas of each PDB file from its native structure at 300 K; resumable.
 
     python recipes/starmd-protein/simulate_proteins.py OUTPUT FILE.pdb ... [--processes 2] [--replicas 16] [--frames 10]
+        [--seed 0]
 
 Each FILE.pdb holds one protein with all hydrogens, as `prepare` writes it. Each replica starts from the minimised
 structure, takes 40 ps at 300 K with velocities of its own, and then keeps FRAMES frames 10 ps apart. lanes.py makes
@@ -41,7 +42,7 @@ def minimized(path: Path):
     return pdb.topology, system, context.getState(positions=True).getPositions(asNumpy=True)._value
 
 
-def simulate(path: Path, output: Path, replicas: int, count: int) -> str:
+def simulate(path: Path, output: Path, replicas: int, count: int, seed: int = 0) -> str:
     """Write NAME_K.pdb, NAME_K.xtc and NAME_K.done of every sound replica K; returns a line for the log."""
     name = path.stem
     finished = output / f"{name}.finished"
@@ -49,7 +50,7 @@ def simulate(path: Path, output: Path, replicas: int, count: int) -> str:
         return f"{name}: there"
     topology, system, positions = minimized(path)
     tokens, topology_of_files = ResidueTokens.from_topology(topology), mdtraj.Topology.from_openmm(topology)
-    lanes = Lanes(system, positions - positions.mean(0), seed_of(name, 20261129), replicas)
+    lanes = Lanes(system, positions - positions.mean(0), seed_of(name, 20261129 + seed), replicas)
     lanes.draw_velocities(300)
     lanes.step(THERMALISATION_STEPS, 300)
     frames = []
@@ -76,10 +77,11 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--replicas", type=int, default=16, help="a multiple of what a register holds, 8 or 16")
     parser.add_argument("--frames", type=int, default=10, help="of each replica, 10 ps apart")
+    parser.add_argument("--seed", type=int, default=0, help="another one for runs to judge by")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(given.processes) as pool:
-        options = given.output, given.replicas, given.frames
+        options = given.output, given.replicas, given.frames, given.seed
         runs = {pool.submit(simulate, path, *options): path for path in given.structures}
         for run in as_completed(runs):
             print(f"{runs[run].stem}: {run.exception()}" if run.exception() else run.result(), flush=True)
