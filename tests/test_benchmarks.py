@@ -12,6 +12,7 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
+from openmm.app import PDBFile
 from scipy.signal import lfilter
 
 pytest.importorskip("lightning_fabric")
@@ -164,6 +165,23 @@ def test_proteins_are_judged_beside_md_and_null_models(run, build_peptide, tmp_p
     assert frozen["CA autocorrelation, 1"] == pytest.approx(1)
     assert model["jumps"] == 5 and {**model, "seconds a jump": 0} == {**elastic, "seconds a jump": 0}
     assert model["RMSD to start, last"] > 0.005
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
+@pytest.mark.slow
+def test_engines_take_turns(run, build_peptide, tmp_path):
+    """Ratios are those of the same round, and an engine beside itself is another column."""
+    topology, positions = build_peptide("GA")
+    with open(tmp_path / "GA.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions, file)
+    engines = FOLDER.parent / "recipes" / "engines"
+    words = [tmp_path / "GA.pdb", "--rounds", 2, "--seconds", 0.05, "--other", engines]
+    run("engines", *words, "--output", tmp_path / "out")
+    text, written = read(tmp_path / "out")
+    result = written["results"]["GA"]
+    assert result["atoms"] == topology.getNumAtoms() and len(result["ns a day"]) == 2
+    ratios = sorted(turn["lanes"] / turn["OpenMM"] for turn in result["ns a day"])
+    assert f"{np.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[1]:.1f})" in text and "lanes / other build" in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times the paper's proteins where there is a GPU")
