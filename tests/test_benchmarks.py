@@ -12,6 +12,7 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
+from openmm import unit
 from openmm.app import PDBFile
 from scipy.signal import lfilter
 
@@ -167,13 +168,31 @@ def test_proteins_are_judged_beside_md_and_null_models(run, build_peptide, tmp_p
     assert model["RMSD to start, last"] > 0.005
 
 
+@pytest.mark.slow
+def test_folds_are_followed_over_relaxed_jumps(run, build_peptide, tmp_path):
+    """RMSD is to the minimised start, of the frames that were written; MD that has not moved is near it."""
+    topology, positions = build_peptide("SVAGT")
+    save(tmp_path / "md", "SVAGT_1", topology, np.repeat(positions[None].astype(np.float32), 3, 0), INTERVAL)
+    with open(tmp_path / "SVAGT.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions * unit.nanometer, file)
+    words = [tmp_path / "SVAGT.pdb", "--model", "elastic", "--jumps", 4, "--md-picoseconds", 0.4]
+    words += ["--md", tmp_path / "md", "--frames", tmp_path / "frames"]
+    run("folds", *words, "--output", tmp_path / "out")
+    row = read(tmp_path / "out")[1]["results"]["SVAGT"]
+    frames = mdtraj.load(tmp_path / "frames" / "SVAGT.xtc", top=tmp_path / "SVAGT.pdb")
+    rmsd = mdtraj.rmsd(frames, mdtraj.load(tmp_path / "SVAGT.pdb"), atom_indices=frames.topology.select("name CA"))
+    assert row["jumps"] == frames.n_frames == 4 and row["end"] == "done"
+    assert row["RMSD, greatest"] == pytest.approx(rmsd.max(), abs=row["RMSD of MD"] + 1e-3)
+    assert row["RMSD, first"] > row["RMSD of MD"] and row["times plain MD"] > 0
+
+
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
 @pytest.mark.slow
 def test_engines_take_turns(run, build_peptide, tmp_path):
     """Ratios are those of the same round, and an engine beside itself is another column."""
     topology, positions = build_peptide("GA")
     with open(tmp_path / "GA.pdb", "w") as file:
-        PDBFile.writeFile(topology, positions, file)
+        PDBFile.writeFile(topology, positions * unit.nanometer, file)
     engines = FOLDER.parent / "recipes" / "engines"
     words = [tmp_path / "GA.pdb", "--rounds", 2, "--seconds", 0.05, "--other", engines]
     run("engines", *words, "--output", tmp_path / "out")

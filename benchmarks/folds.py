@@ -1,0 +1,113 @@
+"""Does a protein keep its fold over many relaxed jumps, how many are accepted, and how fast is it beside plain MD?
+
+    python benchmarks/folds.py villin.pdb 1FME.pdb --jumps 1000 --stride 100 [--md md_folder]
+
+Each FILE.pdb holds one protein with all hydrogens, as `starmd prepare` writes it. An ordinary Simulation with
+`StarMDIntegrator` makes the jumps; then plain MD of the same System (4 fs, OpenMM's CPU platform) is timed. Times are
+CPU times of the process. CA-RMSD is to the minimised start, nm: means of the first, middle and last tenth of the run
+and its greatest value, and of all frames of NAME_K.xtc in --md where there are any. A jump that is given up after its
+retries ends a protein's run, and the table says why.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import torch
+from common import circumstances, openmm_seed, parser, table, write
+from openmm import LangevinMiddleIntegrator, Platform, unit
+from openmm.app import PDBFile, Simulation
+
+from openmm_starmd import StarMDIntegrator
+from openmm_starmd.errors import StarMDError
+from openmm_starmd.systems import peptide_system
+
+TEMPERATURE, TIME_STEP = 300.0, 0.004  # K, ps
+
+
+def simulation_of(pdb: PDBFile, integrator, threads: int) -> Simulation:
+    """At the minimised start."""
+    settings = Platform.getPlatform("CPU"), {"Threads": str(threads)}
+    simulation = Simulation(pdb.topology, peptide_system(pdb.topology), integrator, *settings)
+    simulation.context.setPositions(pdb.positions)
+    simulation.minimizeEnergy(maxIterations=300)
+    return simulation
+
+
+def positions_of(simulation: Simulation) -> np.ndarray:
+    """(A, 3), nm."""
+    return simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+
+
+def seconds(advance, steps: int) -> float:
+    """CPU time of a number of steps."""
+    begin = time.process_time()
+    advance(steps)
+    return time.process_time() - begin
+
+
+def run(path: Path, options) -> dict:
+    """The row of a protein; its frames go to NAME.xtc in the folder of --frames."""
+    pdb = PDBFile(str(path))
+    topology = mdtraj.Topology.from_openmm(pdb.topology)
+    carbons = topology.select("name CA")
+    integrator = StarMDIntegrator(
+        pdb.topology, TEMPERATURE, options.stride, options.model, randomSeed=openmm_seed(options.seed), strict=False
+    )
+    simulation = simulation_of(pdb, integrator, options.threads)
+    start, frames, spent, end = mdtraj.Trajectory(positions_of(simulation), topology), [], 0.0, "done"
+    for _ in range(options.jumps):
+        try:
+            spent += seconds(simulation.step, 1)
+        except StarMDError as error:
+            end = " ".join(str(error).split())[:120]
+            break
+        frames.append(positions_of(simulation))
+    made = len(frames)
+    run = mdtraj.Trajectory(np.stack(frames), topology, time=options.stride * np.arange(1, made + 1))
+    rmsd, tenth = mdtraj.rmsd(run, start, atom_indices=carbons), max(1, made // 10)
+    if options.frames:
+        options.frames.mkdir(parents=True, exist_ok=True)
+        run.save_xtc(str(options.frames / f"{path.stem}.xtc"))
+    row = {"residues": topology.n_residues, "jumps": made, "end": end, "RMSD, first": float(rmsd[:tenth].mean())}
+    row |= {
+        "RMSD, middle": float(rmsd[(made - tenth) // 2 :][:tenth].mean()),
+        "RMSD, last": float(rmsd[-tenth:].mean()),
+    }
+    row["RMSD, greatest"] = float(rmsd.max())
+    if options.md and (found := sorted(options.md.glob(f"{path.stem}_*.xtc"))):
+        md = mdtraj.rmsd(mdtraj.load([str(p) for p in found], top=topology), start, atom_indices=carbons)
+        row |= {"RMSD of MD": float(md.mean()), "RMSD of MD, greatest": float(md.max())}
+    statistics = integrator.getStatistics()
+    acceptance = statistics["acceptance"]
+    row |= {"first try": acceptance["firstTry"], "after repair": acceptance["afterRepair"]}
+    plain = LangevinMiddleIntegrator(TEMPERATURE, 1 / unit.picosecond, TIME_STEP)
+    md_steps = max(100, round(options.md_picoseconds / TIME_STEP))
+    md_second = md_steps * TIME_STEP / seconds(simulation_of(pdb, plain, options.threads).step, md_steps)  # ps
+    row |= {"seconds a jump": spent / made, "times plain MD": options.stride * made / spent / md_second}
+    return row
+
+
+def main() -> None:
+    made = parser(__doc__, "folds")
+    made.add_argument("files", type=Path, nargs="+")
+    made.add_argument("--model", default="starmd-protein")
+    made.add_argument("--stride", type=float, default=100.0, help="ps")
+    made.add_argument("--jumps", type=int, default=1000)
+    made.add_argument("--md", type=Path, help="folder of MD of the same files")
+    made.add_argument("--md-picoseconds", type=float, default=20.0, help="of plain MD that are timed")
+    made.add_argument("--frames", type=Path, help="folder for NAME.xtc of the jumps")
+    options = made.parse_args()
+    torch.set_num_threads(options.threads)
+    facts = circumstances(model=Path(options.model).name, stride=f"{options.stride:g} ps", seed=options.seed)
+    rows = {}
+    for path in options.files:
+        rows[path.stem] = run(path, options)
+        write(options.output, "Folds over many relaxed jumps", facts, {"": table(rows, "protein")}, rows)
+
+
+if __name__ == "__main__":
+    main()
