@@ -95,7 +95,7 @@ def test_the_root_holds_no_other_modules():
 def test_what_the_example_needs_comes_with_a_bare_installation():
     """Libraries of extras are imported where they are needed only."""
     extras = "deeptime jinja2 sklearn typer rich lightning_fabric h5py tables tensorboard distributed".split()
-    example = (PACKAGE.parent / "examples" / "simulate_peptide.py").read_text(encoding="utf-8")
+    example = (PACKAGE.parent / "examples" / "simulate_protein.py").read_text(encoding="utf-8")
     imports = [line for line in example.splitlines() if line.startswith(("import", "from"))]
     code = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n" + "\n".join(imports)
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -78,10 +78,10 @@ def test_the_wheel_of_the_sdist_holds_every_file_of_the_package(wheel):
 
 
 def test_the_main_example_runs_in_a_bare_environment(environment, tmp_path):
-    example = (ROOT / "examples" / "simulate_peptide.py").read_text(encoding="utf-8")
-    assert "jumps, md_steps = 400, 5000" in example
+    example = (ROOT / "examples" / "simulate_protein.py").read_text(encoding="utf-8")
+    assert "jumps, md_steps = 40, 500" in example
     (tmp_path / "examples").mkdir()
-    (tmp_path / "examples" / "example.py").write_text(example.replace("= 400, 5000", "= 10, 50"))
+    (tmp_path / "examples" / "example.py").write_text(example.replace("= 40, 500", "= 3, 20"))
     shutil.copytree(ROOT / "benchmarks" / "validation", tmp_path / "benchmarks" / "validation")
     done = run(environment, "python", "examples/example.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -89,7 +89,7 @@ def test_the_main_example_runs_in_a_bare_environment(environment, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         "trajectory.xtc",
         "topology.pdb",
-        "ramachandran.png",
+        "villin.png",
     }
     script = "import openmm_starmd; print(openmm_starmd.__file__, openmm_starmd.__version__)"
     place, version = run(environment, "python", "-c", script, cwd=tmp_path).stdout.split()
