@@ -27,9 +27,9 @@ from openmm_starmd.binding.context import (
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.loading import Loader
 from openmm_starmd.binding.outputs import LAST_STEP
-from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.repair import repair
 from openmm_starmd.binding.schedule import HybridSchedule
@@ -41,7 +41,7 @@ from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.displacement import way_between
+from openmm_starmd.protein.displacement import path_between
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.seeds import derived
@@ -167,7 +167,7 @@ class StarMDIntegrator(CompoundIntegrator):
         if self._relaxation.active:
             self._relaxation.addProgram(self._store)
         self._gate = self._createGate()
-        self._past, self._loader = Past(self._store, self._tokens, self._random), Loader(self._store)
+        self._tracker, self._loader = HistoryTracker(self._store, self._tokens, self._random), Loader(self._store)
         physics = self._createPhysics(physicalIntegrator)
         self._seedsPhysics = hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0
         self.addIntegrator(physics)
@@ -222,11 +222,11 @@ class StarMDIntegrator(CompoundIntegrator):
         positions, shifts = self._wholeMolecules(context.getState(positions=True))
         before = context.getState(energy=True)
         base = before.getPotentialEnergy()._value
-        if self._past.known(self._propagator, positions - shifts) is None:
+        if self._tracker.known(self._propagator, positions - shifts) is None:
             self._checkPositions(positions)
         else:
             base -= self._store.excess
-        history = self._past.history(self._propagator, positions, shifts)
+        history = self._tracker.history(self._propagator, positions, shifts)
         self._statistics.startJump()
         for attempt in range(self._maxRetries + 1):
             generator = torch.Generator(self._propagator.device).manual_seed(self._random("jump", attempt))
@@ -244,7 +244,7 @@ class StarMDIntegrator(CompoundIntegrator):
                 if repaired is not None:
                     relaxed, energies, found = self._tried(context, before, base, positions, shifts, repaired, attempt)
             if not found:
-                self._past.add(self._propagator, history, *relaxed, generator)
+                self._tracker.add(self._propagator, history, *relaxed, generator)
                 self._store.excess = self._gate.excess(energies[-1] - base, self._freedoms)
                 self._store.jump += 1
                 self._statistics.finishJump(attempt, bool(failures), energies)
@@ -267,20 +267,22 @@ class StarMDIntegrator(CompoundIntegrator):
     def _tried(self, context, before, base: float, old, shifts, conformation: Conformation, attempt: int):
         """Result of `_toContext` for a conformation (1, N), or the checks that fail before it."""
         with self._statistics.timed("backmapping"):
-            way, failures = self._toPositions(conformation, old)
-        return (None, None, failures) if failures else self._toContext(context, before, base, old, shifts, way, attempt)
+            path, failures = self._toPositions(conformation, old)
+        return (
+            (None, None, failures) if failures else self._toContext(context, before, base, old, shifts, path, attempt)
+        )
 
     def _toPositions(self, conformation: Conformation, positions):
-        """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
+        """The path of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
         old = from_positions(torch.from_numpy(positions), self._tokens)
         new = conformation[0].to("cpu", torch.float64)
         if self._relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
-        way = way_between(old, new, torch.from_numpy(positions), self._tokens)
-        (failures,) = self._gate.sampled(way(1.0)[None], positions[None])
-        return way, failures
+        path = path_between(old, new, torch.from_numpy(positions), self._tokens)
+        (failures,) = self._gate.sampled(path(1.0)[None], positions[None])
+        return path, failures
 
-    def _toContext(self, context, before, base: float, old, shifts, way, attempt: int):
+    def _toContext(self, context, before, base: float, old, shifts, path, attempt: int):
         """Write and relax positions, compare the energy with the base of the run, draw velocities, set the clock.
 
         Returns
@@ -294,7 +296,7 @@ class StarMDIntegrator(CompoundIntegrator):
         """
 
         def at(fraction: float) -> np.ndarray:
-            return way(fraction).numpy() - shifts
+            return path(fraction).numpy() - shifts
 
         try:
             if not self._relaxation.steers:
@@ -323,7 +325,7 @@ class StarMDIntegrator(CompoundIntegrator):
 
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
-        if self._past.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+        if self._tracker.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
@@ -337,7 +339,7 @@ class StarMDIntegrator(CompoundIntegrator):
             if known:
                 positions = self._wholeMolecules(context.getState(positions=True))
                 time = (context.getTime() - start)._value
-                self._past.follow(self._propagator, *positions, time, context.getStepCount())
+                self._tracker.follow(self._propagator, *positions, time, context.getStepCount())
                 self._store.excess = self._gate.excess(0, self._freedoms)
 
     def bind(self, context):

@@ -233,7 +233,7 @@ def test_a_window_is_the_block_causal_pass_over_it(peptide, sinks, at_once, monk
     p.step(history, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found, inputs = p._context_cache(history), p._context_inputs(history)
-        expected = p.model.denoiser.encode(p._statics, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
+        expected = p.model.denoiser.encode(p._static, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
     assert found.n_frames == expected.n_frames == 4 and inputs.index.tolist() == [0, 1, 2, 3]
     for a, b in ((found.keys, expected.keys), (found.values, expected.values)):
         torch.testing.assert_close(a[:, :, :, : b.shape[3]], b, atol=1e-5, rtol=1e-5)
@@ -253,7 +253,7 @@ def test_behind_the_sinks_a_window_begins_anew(peptide):
 
 def noting(encode, seen):
     """`Denoiser.encode` that notes which frames it gets."""
-    return lambda statics, context, *more: seen.append(context.index.tolist()) or encode(statics, context, *more)
+    return lambda static, context, *more: seen.append(context.index.tolist()) or encode(static, context, *more)
 
 
 def test_sinks_are_encoded_once(peptide, monkeypatch):

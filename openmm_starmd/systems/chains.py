@@ -162,10 +162,11 @@ def refuse_foreign_atoms(fixer: PDBFixer) -> None:
     """Refuse amino acids with heavy atoms that their type does not have."""
     for residue in fixer.topology.residues():
         known = HEAVY_ATOMS.get(residue.name)
-        foreign = [atom.name for atom in residue.atoms() if is_heavy(atom) and atom.name not in {*(known or ()), "OXT"}]
-        if known and foreign:
+        heavy = [atom.name for atom in residue.atoms() if is_heavy(atom)]
+        unmatched = [name for name in heavy if name not in {*(known or ()), "OXT"}]
+        if known and unmatched:
             raise UnsupportedTopologyError(
-                f"the atoms {', '.join(foreign)} of {label(residue)} match no template: {residue.name} has none of "
+                f"the atoms {', '.join(unmatched)} of {label(residue)} match no template: {residue.name} has none of "
                 "these names. Rename the residue if it is a modified one, or remove the atoms."
             )
 

@@ -193,8 +193,8 @@ def _of_conformation(rows: list[AtomRow], numbers: list[int], letter: str) -> li
     rank = {letter: 0, "": 1}
     chosen: dict[str, int] = {}
     for i in sorted(numbers, key=lambda i: rank.get(rows[i].alternate, 2)):
-        foreign = rank.get(rows[i].alternate, 2) == 2 and rows[i].is_hydrogen
-        if rows[i].residue == residue and not foreign:
+        elsewhere = rank.get(rows[i].alternate, 2) == 2 and rows[i].is_hydrogen
+        if rows[i].residue == residue and not elsewhere:
             chosen.setdefault(rows[i].name, i)
     return sorted(chosen.values())
 

@@ -81,8 +81,8 @@ def terms_of(denoiser, features, frames, noisy, reference):
     context = context_inputs(frames[:, :-1], strides[:, :-1], PROCESS, 0, reference[:, :-1])
     index = torch.tensor([1, 2])
     inputs = FrameInputs(noisy, frames[:, :-1], time, alpha, sigma, strides[:, 1:], index, reference[:, :-1])
-    statics = denoiser.statics(features, reference[:, 0])
-    estimate, unit, odds = denoiser(statics, context, inputs)
+    static = denoiser.static_inputs(features, reference[:, 0])
+    estimate, unit, log_odds = denoiser(static, context, inputs)
     target = PROCESS.score_displacement(noisy, frames[:, 1:], alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, False)
     present = features.present_in(noisy.angles)
@@ -169,17 +169,17 @@ def test_a_known_share_of_reversion_makes_the_best_estimate():
     share, time = 0.4, torch.tensor([[0.2]], dtype=torch.float64)
     with torch.no_grad():
         denoiser.reversion.bias.fill_(share)
-    way = 0.02 * torch.randn(1, 1, 5, 3, generator=generator(3), dtype=torch.float64)
-    way = way - way.mean(-2, keepdim=True)
+    delta = 0.02 * torch.randn(1, 1, 5, 3, generator=generator(3), dtype=torch.float64)
+    delta = delta - delta.mean(-2, keepdim=True)
     start = frames.frames
-    reference = replace(frames, frames=Rigid(start.rotations, start.translations + way))
+    reference = replace(frames, frames=Rigid(start.rotations, start.translations + delta))
     sigma, one = PROCESS.sigma(time), torch.ones_like(time)
-    moments = denoiser.moments(time, one, sigma, 80 * one)
-    statics = denoiser.statics(features, reference[:, 0])
-    conditions = denoiser.conditions(statics, frames, moments, torch.tensor([1]), reference)
+    conditioning = denoiser.time_conditioning(time, one, sigma, 80 * one)
+    static = denoiser.static_inputs(features, reference[:, 0])
+    conditions = denoiser.conditions(static, frames, conditioning, torch.tensor([1]), reference)
     found = denoiser.denoise(conditions, frames, denoiser.cache(1, 5, 1))
     noise = sigma[0, 0, 0] ** 2 / (sigma[0, 0, 0] ** 2 + 0.05**2)
-    torch.testing.assert_close(found.translation, noise * share * way, rtol=0.02, atol=1e-6)
+    torch.testing.assert_close(found.translation, noise * share * delta, rtol=0.02, atol=1e-6)
 
 
 def test_a_hidden_reference_is_not_known():

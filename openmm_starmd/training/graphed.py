@@ -18,7 +18,7 @@ WARM_UP = 3  # calls of a shape before it is recorded, so that tables, libraries
 _THREADS, _AHEAD = 4, 12
 
 
-class Ahead:
+class Prefetcher:
     """Batches made by threads before they are asked for.
 
     Parameters
@@ -46,7 +46,7 @@ class Ahead:
         self._pool.shutdown(cancel_futures=True)
 
 
-class Captured:
+class GraphedStep:
     """A function of a batch and of random numbers as CUDA graphs, one for each shape of the batch.
 
     Parameters
