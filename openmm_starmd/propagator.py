@@ -42,8 +42,7 @@ class Propagator(JumpPropagator):
     temperature : float
         K.
     context_frames, denoising_steps : int, optional
-        Length of the window of past conformations and number of denoising steps; the model's own by default. Of the
-        window, as many frames as the model's ``sink_frames`` are the first of the run.
+        Length of the window of past conformations and number of denoising steps; the model's own by default.
     strict : bool or dict
         Whether leaving the model's domain is an error; otherwise a warning. ``{"length": False}`` warns of one reason.
     single, pair : Tensor, optional
@@ -72,12 +71,6 @@ class Propagator(JumpPropagator):
         for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self.sink_frames = sinks = model.config.sink_frames
-        if context_frames is not None and context_frames <= sinks:
-            raise ValueError(
-                f"context_frames must be at least {sinks + 1}, not {context_frames}: the model keeps the first {sinks} "
-                "of a run, and the last one is needed."
-            )
         self.name, self.device = model.name, model.device
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
         self.context_frames = context_frames or model.config.context_frames
@@ -233,8 +226,8 @@ class Propagator(JumpPropagator):
         """Keys and values of the window.
 
         While the window grows they are extended frame by frame, also after a restart, so that a resumed run repeats
-        every operation. Once frames have left it, only those of the first ones, the sinks, last; all later frames are
-        encoded anew in every step: those that have left must not be remembered through deeper layers.
+        every operation. Once frames have left it, all frames are encoded anew in every step: those that have left must
+        not be remembered through deeper layers.
         """
         batch, frames, n = history.conformations.shape
         if not _equal(self._reference, history.reference):
@@ -244,7 +237,7 @@ class Propagator(JumpPropagator):
                 with self._precision():
                     inputs = self._features(batch), history.reference, *self._precomputed
                     self._static, self._memory = self.model.denoiser.static_inputs(*inputs), None
-        inputs, lasting = self._context_inputs(history), self.sink_frames if history.dropped else frames
+        inputs, lasting = self._context_inputs(history), 0 if history.dropped else frames
         cache = self._known_part(history, lasting)
         for k in range(cache.n_frames, lasting):
             cache = self._encoded(inputs.frame(k), cache)
@@ -271,15 +264,10 @@ class Propagator(JumpPropagator):
         return cache.moved(begin.n_frames, frames, residues)
 
     def _context_inputs(self, history: History) -> FrameInputs:
-        """The window as the network gets it; behind the sinks it begins anew if frames have left from there."""
-        window, first = _centred(history.conformations), self.sink_frames if history.dropped else 0
-
-        def piece(start: int, stop: int | None) -> FrameInputs:
-            times, copies = history.times[start:stop], window[:, start:stop]
-            strides = self.here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
-            return context_inputs(copies, strides, self.model.process, start, self._reference_on(copies))
-
-        return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
+        """The window as the network gets it."""
+        copies, times = _centred(history.conformations), history.times
+        strides = self.here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
+        return context_inputs(copies, strides, self.model.process, self._reference_on(copies))
 
     def _reference_on(self, frames: Conformation) -> Conformation | None:
         """The reference structure superposed on frames (B, T, N), for networks that are drawn back to it."""

@@ -54,7 +54,6 @@ def context_inputs(
     copies: Conformation,
     strides: Tensor,
     process: Process,
-    first_index: int = 0,
     reference: Conformation | None = None,
 ) -> FrameInputs:
     """Context copies (B, L, N) as network inputs; the first has itself as predecessor.
@@ -64,7 +63,7 @@ def context_inputs(
     previous = _shifted(copies)
     ones = torch.ones_like(strides)
     sigma = process.context_sigma(strides).expand(*strides.shape, 4)
-    index = first_index + torch.arange(strides.shape[1], device=strides.device)
+    index = torch.arange(strides.shape[1], device=strides.device)
     return FrameInputs(copies, previous, -ones, ones, sigma, strides, index, reference and _shifted(reference))
 
 
@@ -133,7 +132,7 @@ def denoising_loss(
         known = per_replica(uniform, window.angles[:, 0, 0], generator) >= hidden_references
     start = (window if reference is None else reference)[:, 0]
     static = denoiser.static_inputs(features, start, single, pair, hidden, known)
-    context = context_inputs(copies, strides[:, :-1], process, 0, None if reference is None else reference[:, :-1])
+    context = context_inputs(copies, strides[:, :-1], process, None if reference is None else reference[:, :-1])
     estimate, unit, log_odds = denoiser(static, context, inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")

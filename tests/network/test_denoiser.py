@@ -304,7 +304,8 @@ with torch.inference_mode():
         x.normal_(generator=g)
     cache = replace(cache, n_frames=length - 2)
     stride = torch.full((1, 1), 100.0)
-    cache = denoiser.encode(static, context_inputs(one, stride, process, first_index=length - 2), cache)
+    inputs = replace(context_inputs(one, stride, process), index=torch.tensor([length - 2]))
+    cache = denoiser.encode(static, inputs, cache)
     time = torch.full((1, 1), 0.5)
     levels = time, process.alpha(time), process.sigma(time), stride
     conditions = denoiser.conditions(static, one, denoiser.time_conditioning(*levels), torch.tensor([length - 1]))

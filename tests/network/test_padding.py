@@ -78,7 +78,7 @@ def terms_of(denoiser, features, frames, noisy, reference):
     strides = torch.full(frames.shape[:2], 80.0, dtype=torch.float64)
     time = torch.tensor([[0.3, 0.7]], dtype=torch.float64)
     alpha, sigma = PROCESS.alpha(time), PROCESS.sigma(time)
-    context = context_inputs(frames[:, :-1], strides[:, :-1], PROCESS, 0, reference[:, :-1])
+    context = context_inputs(frames[:, :-1], strides[:, :-1], PROCESS, reference[:, :-1])
     index = torch.tensor([1, 2])
     inputs = FrameInputs(noisy, frames[:, :-1], time, alpha, sigma, strides[:, 1:], index, reference[:, :-1])
     static = denoiser.static_inputs(features, reference[:, 0])
