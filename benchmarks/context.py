@@ -1,12 +1,11 @@
-"""Quality and cost of the window: how many past frames?
+"""Quality and cost of windows of past frames.
 
     python benchmarks/context.py reference_folder
 
 The folder holds NAME.pdb and NAME.xtc of reference MD. Every row makes as many frames of each peptide by `Propagator`,
 without relaxation, and is scored as in `samplers.py`; means over the peptides. Rows are named by the frames of the
-window, "full" for all of the run. The first row is the reference:
-beside it stands the 95 % interval that resampling its replicas gives; "outside" counts the scores that do not lie
-within.
+window, "full" for all of the run. The first row is the reference: beside it stands the 95 % interval that resampling
+its replicas gives; "outside" counts the scores that do not lie within.
 """
 
 from __future__ import annotations

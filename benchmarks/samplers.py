@@ -1,4 +1,4 @@
-"""Quality against cost of the samplers: how few calls of the network are enough?
+"""Quality of the samplers against their cost in calls of the network.
 
     python benchmarks/samplers.py reference_folder
 

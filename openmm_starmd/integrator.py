@@ -384,8 +384,10 @@ class StarMDIntegrator(CompoundIntegrator):
         self._store.read(self._propagator.device)
 
     def getStepSize(self):
-        """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
-        trajectories that write a frame a cycle write its true time."""
+        """Get the stride, ps; with physical segments the mean time of the steps of a cycle.
+
+        So reporters of trajectories that write a frame a cycle write its true time.
+        """
         physical = self.getIntegrator(PHYSICS).getStepSize()._value
         return self._schedule.meanStepSize(self._propagator.stride, physical) * unit.picoseconds
 

@@ -78,7 +78,7 @@ class StarMDModel:
         return next(self.denoiser.parameters()).device
 
     def on(self, device: str | torch.device) -> StarMDModel:
-        """This model on a device, a copy if it is elsewhere; ``"auto"`` leaves it where it is."""
+        """Return the model on a device, a copy if it is elsewhere; ``"auto"`` leaves it where it is."""
         if device == "auto" or choose_device(device) == self.device:
             return self
         moved = copy.copy(self)

@@ -144,5 +144,5 @@ def _turn_left(delta: Tensor, pull: Tensor) -> Tensor:
 
 
 def _where(chosen: Tensor, a: Displacement, b: Displacement) -> Displacement:
-    """Of frames (B, T) that are chosen the one displacement, of others the other."""
+    """Displacement ``a`` of frames (B, T) that are chosen, ``b`` of the others."""
     return map_tensors(lambda x, y: torch.where(chosen[(..., *[None] * (x.ndim - chosen.ndim))], x, y), a, b)

@@ -287,9 +287,11 @@ class EulerMaruyama(Sampler):
     """
 
     def times(self):
+        """Evenly spaced times, without the last point."""
         return torch.linspace(1, self.process.min_time, max(2, self.steps), dtype=torch.float64)[:-1]
 
     def coefficients(self, t, t_next):
+        """Coefficients of the Euler-Maruyama step."""
         growth, variance = self.process.increment(t, t_next)
         fraction = variance / self.process.sigma(t) ** 2
         shrunk = torch.cat([fraction[..., :1] / growth[..., None], fraction[..., 1:]], -1)
@@ -317,6 +319,7 @@ class Ancestral(Sampler):
     grid: float = 1.0
 
     def times(self):
+        """Times whose spacing follows the power ``grid``."""
         passed = torch.linspace(0, 1, self.steps, dtype=torch.float64) ** self.grid
         return 1 - (1 - self.process.min_time) * passed
 
@@ -327,6 +330,7 @@ class Ancestral(Sampler):
         return growth, torch.cat([ratio[..., :1] / growth[..., None], ratio[..., 1:]], -1)
 
     def coefficients(self, t, t_next):
+        """Coefficients of the posterior of the next level, with its ``churn``."""
         growth, ratio = self._ratio(t, t_next)
         level = self.process.sigma(t_next) * (1 - ratio ** (2 * self.churn)).sqrt()
         return growth, 1 - ratio ** (1 + self.churn), level
@@ -345,6 +349,7 @@ class Multistep(Ancestral):
     grid: float = 1.2
 
     def weights(self, times):
+        """Weights of the extrapolation from this call and the last one."""
         fall = self._ratio(times[:-1], times[1:])[1].log()
         shares, (now, before) = 0.5 * fall[1:] / fall[:-1], super().weights(times)
         now[1:-1], before[1:-1] = 1 + shares, -shares

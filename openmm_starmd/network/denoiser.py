@@ -53,6 +53,7 @@ class EdgeTransition(nn.Module):
         self.mix = nn.Linear(pair_width, pair_width)
 
     def forward(self, s: Tensor, z: Tensor, neighbours: Tensor | None) -> Tensor:
+        """Update pair features ``z`` of residues with features ``s``."""
         a, b = self.ends(s).chunk(2, -1)
         b = b[..., None, :, :] if neighbours is None else gathered(b.contiguous(), neighbours)
         return z + self.layers(self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b)
@@ -170,7 +171,7 @@ class Denoiser(nn.Module):
         return torch.lerp(below, above, (k - low)[..., None])
 
     def step_size_buried(self, stride: Tensor, weights: Tensor) -> Tensor:
-        """The same (B, T, N, 9) of residues as they are buried, weights (B, T, N, 8) of `burial`."""
+        """Size (B, T, N, 9) of one step of residues by how buried they are, weights (B, T, N, 8) of `burial`."""
         k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
         low = k.long()
         below, above = (functional.embedding(i, self.burial_scales.flatten(1)) for i in (low, low + 1))
@@ -248,7 +249,7 @@ class Denoiser(nn.Module):
     def _to_reference(
         self, static: StaticInputs, previous: Conformation, reference: Conformation, farthest: Tensor
     ) -> Displacement:
-        """From the previous frame to the reference structure; smoothly bounded, 0 where that is not told."""
+        """Displacement from the previous frame to the reference structure; smoothly bounded, 0 without one."""
         delta = Displacement.between(previous, reference, static.torsion_period)
         translation, rotation, torsion, angle = farthest.split([1, 1, 6, 1], -1)
 

@@ -1,4 +1,4 @@
-"""What the network is told: residue features, pair features, noise level and stride."""
+"""Inputs of the network and their embedding: residue features, pair features, noise level and stride."""
 
 from __future__ import annotations
 
@@ -203,6 +203,7 @@ class ConditionEmbedding(nn.Module):
         self.register_buffer("frequency", 0.7 * torch.arange(1, FREQUENCIES + 1), persistent=False)
 
     def forward(self, time: Tensor, stride: Tensor) -> Tensor:
+        """Embed diffusion times and strides (B, T), ps."""
         phases = torch.cat([3 * time[..., None] * self.frequency, stride.log()[..., None] / 3 * self.frequency], -1)
         context = (time < 0).to(phases.dtype)[..., None]
         return self.layers(torch.cat([phases.sin(), phases.cos(), context], -1))[..., None, :]
@@ -284,7 +285,8 @@ class ResidueEmbedding(nn.Module):
         log_odds: Tensor | None,
         mask: Tensor,
     ) -> Tensor:
-        """
+        """Residue features (B, T, N, C) of frames and their predecessors.
+
         Parameters
         ----------
         spread : Tensor, shape (B, T, 1, 9)

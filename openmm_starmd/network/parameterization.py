@@ -1,4 +1,4 @@
-"""What the network's output means: the first estimate that it corrects, and the units of its corrections."""
+"""Meaning of the network's output: the first estimate that it corrects, and the units of its corrections."""
 
 from __future__ import annotations
 

@@ -126,7 +126,8 @@ class Pulls(nn.Module):
         estimate: Displacement,
         unit: Displacement,
     ) -> Displacement:
-        """
+        """Correct an estimate by the pulls between residues.
+
         Parameters
         ----------
         previous_distances : Tensor, shape (B, T, N, 3, N)
@@ -176,7 +177,7 @@ class Pulls(nn.Module):
 
     @staticmethod
     def _arms(atoms: Tensor, points: Tensor, pull_inputs: PullInputs) -> Tensor:
-        """How points (*, N, 3, 3) move with chi1 to chi4, (*, N, 3, 4, 3)."""
+        """Velocities (*, N, 3, 4, 3) of points (*, N, 3, 3) as chi1 to chi4 turn."""
         starts_and_ends = (constant(at, torch.int64, atoms.device) for at in (BOND_STARTS, BOND_ENDS))
         start, end = (atoms.index_select(-2, at) for at in starts_and_ends)
         axes, apart = (end - start)[..., None, :, :], points[..., :, None, :] - end[..., None, :, :]

@@ -1,4 +1,4 @@
-"""What all replicas share, and the moving on of some of them: the work of one process."""
+"""Settings that all replicas share, and the steps of some of them: the work of one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to a protein chain in a structure file: bonds to other residues, what is removed, where a chain ends."""
+"""Protein chains of a structure file: bonds to other residues, what is removed, where a chain ends."""
 
 from __future__ import annotations
 
@@ -172,9 +172,9 @@ def refuse_foreign_atoms(fixer: PDBFixer) -> None:
 
 
 def split_at_gaps(fixer: PDBFixer) -> list[str]:
-    """End chains at their gaps, where residues that the file's sequence names do not fit in; tells where, and what of
-    the sequence is missing at the ends of chains.
+    """End chains at their gaps, where residues that the file's sequence names do not fit in.
 
+    The answer tells where, and what of the sequence is missing at the ends of chains.
     ``fixer.missingResidues`` holds afterwards what is to be built inside of chains.
     """
     x, cuts, loops, changes = coordinates(fixer), set(), {}, []

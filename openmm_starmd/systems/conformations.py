@@ -171,7 +171,7 @@ def _residues(rows: list[AtomRow]) -> list[list[int]]:
 
 
 def _hydrogen_name(row: AtomRow) -> str:
-    """Name of an atom of an amino acid; that of hydrogen for deuterium."""
+    """Name of an atom of an amino acid, deuterium named as hydrogen."""
     stem = row.name.lstrip("0123456789")
     return row.name.replace("D", "H", 1) if stem.startswith("D") else row.name
 

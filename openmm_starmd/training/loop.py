@@ -181,7 +181,7 @@ class Run:
             torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
 
     def _batch(self, draw: Callable, purpose: int, number: int):
-        """This process's share of a batch."""
+        """Draw the share of a batch that belongs to this process."""
         return draw(seeded(self.config.seed, purpose, 2 * number), self.share)
 
     def _noise(self, generator: Generator) -> Generator | Share:

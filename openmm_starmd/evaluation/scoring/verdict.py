@@ -1,4 +1,4 @@
-"""What the scores mean, in plain sentences."""
+"""Meaning of the scores, in plain sentences."""
 
 from __future__ import annotations
 
