@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from openmm_starmd import StarMDModel
+from openmm_starmd.model import StarMDModel, load_model
+from openmm_starmd.plugins import available_propagators
 
 RESULTS = Path(__file__).with_name("results")
 LIBRARIES = ("openmm", "torch", "mdtraj", "numpy", "deeptime")
@@ -57,6 +58,11 @@ def weights_of(*models: StarMDModel) -> str:
             digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         found.append(digest.hexdigest()[:12])
     return ", ".join(found)
+
+
+def models_named(*names: str) -> list[StarMDModel]:
+    """Models of these names and paths; propagators such as `elastic` have no weights and are left out."""
+    return [load_model(name) for name in names if name not in available_propagators()]
 
 
 def circumstances(*models: StarMDModel, **more) -> dict[str, str]:

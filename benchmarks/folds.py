@@ -1,4 +1,4 @@
-"""Does a protein keep its fold over many relaxed jumps, how many are accepted, and how fast is it beside plain MD?
+"""Folds over many relaxed jumps: are they kept, how many jumps are accepted, how fast is it beside plain MD.
 
     python benchmarks/folds.py villin.pdb 1FME.pdb --jumps 1000 --stride 100 [--md md_folder]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
-from common import circumstances, openmm_seed, parser, table, write
+from common import circumstances, models_named, openmm_seed, parser, table, write
 from openmm import LangevinMiddleIntegrator, Platform, unit
 from openmm.app import PDBFile, Simulation
 
@@ -102,7 +102,7 @@ def main() -> None:
     made.add_argument("--frames", type=Path, help="folder for NAME.xtc of the jumps")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    facts = circumstances(model=Path(options.model).name, stride=f"{options.stride:g} ps", seed=options.seed)
+    facts = circumstances(*models_named(options.model), stride=f"{options.stride:g} ps", seed=options.seed)
     rows = {}
     for path in options.files:
         rows[path.stem] = run(path, options)
