@@ -156,22 +156,17 @@ def test_a_biased_run_continues_bit_for_bit(new_run, snapshot, tmp_path, way, ca
 
 
 def test_the_relaxation_does_not_know_the_bias(new_run, snapshot):
-    """An energy that is equal everywhere but pulls hard changes no bit of a run with it in the bias."""
+    """A weak pull, which no acceptance notices, changes no bit of a run with it in the bias."""
 
-    def run(force):
+    def run(strength):
+        force = openmm.CustomExternalForce(f"{strength}*x")
+        force.addParticle(3)
+        force.setForceGroup(GROUP)
         simulation = new_run(force, relaxation=Relaxation(minimizationSteps=5, dynamicsSteps=10))
         simulation.step(3)
         return snapshot(simulation)[:4]
 
-    def pull(strength):
-        force = openmm.CustomExternalForce(f"{strength}*(x-1e-9*x)+0*y")
-        force.setForceGroup(GROUP)
-        return force
-
-    still, hard = pull(0), pull(1e-3)
-    for force in (still, hard):
-        force.addParticle(3)
-    assert run(still) == run(hard)
+    assert run(0) == run(1e-3)
 
 
 def test_physical_steps_feel_the_bias(new_run, phi_of):
@@ -183,7 +178,7 @@ def test_physical_steps_feel_the_bias(new_run, phi_of):
     assert simulation.integrator.getIntegrationForceGroups() in (-1, 2**32 - 1)
 
 
-def test_a_bias_that_is_not_finite_here_is_told_and_one_that_is_not_there_rejects(new_run, snapshot):
+def test_a_bias_that_is_not_finite_where_a_jump_starts_is_told(new_run, snapshot):
     force = openmm.CustomExternalForce("0*x + log(sound)")
     force.addGlobalParameter("sound", 1.0)
     force.addParticle(0)
@@ -198,7 +193,7 @@ def test_a_bias_that_is_not_finite_here_is_told_and_one_that_is_not_there_reject
 
 
 def test_candidates_that_fail_the_checks_are_never_chosen(new_run, monkeypatch):
-    """Of three, those of odd jumps all fail at first: the jump is tried again."""
+    """Where all fail the jump is tried again, up to maxRetries."""
     simulation = new_run(biasCandidates=3, maxRetries=1)
     gate, calls = simulation.integrator._gate, []
     sampled = gate.sampled
