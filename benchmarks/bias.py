@@ -311,12 +311,13 @@ def main():
     args = made.parse_args()
     torch.set_num_threads(args.threads)
     alanine, tetrapeptide = Molecule(args.alanine, "starmd-dipeptide"), Molecule(args.tetrapeptide, "starmd-peptide")
+    facts, sections, results = circumstances(alanine.model, tetrapeptide.model), {}, {}
+    args.folder = args.folder / facts["weights"].replace(", ", "-")
     studies = {
         "reversibility": lambda: reversibility(alanine, args) | reversibility(tetrapeptide, args),
         "metadynamics": lambda: metadynamics(alanine, args),
         "restraints": lambda: restraints(tetrapeptide, args),
     }
-    facts, sections, results = circumstances(models="starmd-dipeptide, starmd-peptide"), {}, {}
     for part in args.parts:
         results[part] = studies[part]()
         sections[part.capitalize()] = table(results[part])

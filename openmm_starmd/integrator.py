@@ -20,9 +20,9 @@ from openmm_starmd.binding.context import (
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.jump import JumpKernel
 from openmm_starmd.binding.outputs import LAST_STEP
-from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
@@ -56,9 +56,9 @@ class StarMDIntegrator(BoundIntegrator):
     conformations anew. A copy or an unpickled
     StarMDIntegrator is a new one with the same settings; an XML round trip loses the model and ends in an error.
 
-    OpenMM's `Simulation.runForClockTime` looks at the clock every ten steps, that is, after ten jumps: the run can last
-    longer by as much. Forces that the model was not trained with act in the relaxation alone; a warning names them when
-    the Context is created. Restraints and biases act on the jumps where ``biasForceGroups`` names their force groups.
+    OpenMM's `Simulation.runForClockTime` looks at the clock every ten jumps and can last longer by as much. Restraints
+    and biases act on the jumps where ``biasForceGroups`` names their force groups. All other forces that the model was
+    not trained with act in the relaxation alone; a warning names them when the Context is created.
 
     For the model see Shoghi et al., "Scalable Spatio-Temporal SE(3) Diffusion for Long-Horizon Protein Dynamics"
     (https://arxiv.org/abs/2602.02128).
@@ -118,8 +118,8 @@ class StarMDIntegrator(BoundIntegrator):
             By default a LangevinMiddleIntegrator with 1/ps and the time step of the relaxation.
         biasForceGroups : set of int, optional
             Force groups of restraints and biases. A jump is accepted by their energy, so that the ensemble is the
-            biased one as far as unbiased jumps are reversible; a rejected jump keeps its conformation, and its time
-            passes. They are left out of the relaxation, and act in physical steps as ever.
+            biased one as far as unbiased jumps are reversible. A rejected jump keeps its conformation; its time passes.
+            The relaxation leaves them out, and physical steps feel them.
         biasCandidates : int
             Conformations of a jump among which the bias chooses (multiple-try Metropolis), for biases that accept few.
         """
@@ -156,11 +156,10 @@ class StarMDIntegrator(BoundIntegrator):
             self._propagator.identity,
             self._relaxation.scratch,
         )
-        if self._bias.groups:
-            store.setIntegrationForceGroups(self._bias.others)
+        store.setIntegrationForceGroups(self._bias.others)
         if self._relaxation.active:
             self._relaxation.addProgram(store)
-        self._gate, self._past = self._createGate(), Past(store, self._tokens, self._random)
+        self._gate, self._tracker = self._createGate(), HistoryTracker(store, self._tokens, self._random)
         molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         if physicalIntegrator is None:
             physicalIntegrator = LangevinMiddleIntegrator(self._temperature, 1.0, self._relaxation.timeStep)
@@ -213,7 +212,7 @@ class StarMDIntegrator(BoundIntegrator):
         else:
             proposal = kernel.propose(context, origin, self._random)
         if accepted:
-            self._past.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
+            self._tracker.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
             self._store.excess = self._gate.excess(proposal.energies[-1] - origin.base, self._particles.freedoms)
         else:
             unwatched(context, "loadCheckpoint", saved)
@@ -224,9 +223,8 @@ class StarMDIntegrator(BoundIntegrator):
         self._statistics.finishJump(proposal.attempt, proposal.repaired, proposal.energies, accepted)
 
     def _kernel(self) -> JumpKernel:
-        learned = self._propagator, self._gate, self._past, self._relaxation, self._held, CLOCK, self._particles
-        given = self._temperature, self._maxRetries, self._statistics, self._outside, self._bias.others
-        return JumpKernel(*learned, *given)
+        own = self._propagator, self._gate, self._tracker, self._relaxation, self._held, CLOCK, self._particles
+        return JumpKernel(*own, self._temperature, self._maxRetries, self._statistics, self._outside, self._bias.others)
 
     def _checkPositions(self, positions):
         """Compare positions that a history starts with, and that nobody has seen before, with the domain."""
@@ -239,7 +237,7 @@ class StarMDIntegrator(BoundIntegrator):
 
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
-        if self._past.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+        if self._tracker.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
@@ -253,7 +251,7 @@ class StarMDIntegrator(BoundIntegrator):
             if known:
                 positions = self._particles.wholeMolecules(context.getState(positions=True))
                 time = (context.getTime() - start)._value
-                self._past.follow(self._propagator, *positions, time, context.getStepCount())
+                self._tracker.follow(self._propagator, *positions, time, context.getStepCount())
                 self._store.excess = self._gate.excess(0, self._particles.freedoms)
 
     def checkHistory(self):
@@ -268,8 +266,10 @@ class StarMDIntegrator(BoundIntegrator):
         return self.getIntegrator(PHYSICS).getIntegrationForceGroups()
 
     def getStepSize(self):
-        """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
-        trajectories that write a frame a cycle write its true time."""
+        """Get the stride, ps; with physical segments the mean time of the steps of a cycle.
+
+        So reporters of trajectories that write a frame a cycle write its true time.
+        """
         physical = self.getIntegrator(PHYSICS).getStepSize()._value
         return self._schedule.meanStepSize(self._propagator.stride, physical) * unit.picoseconds
 

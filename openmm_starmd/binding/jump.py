@@ -12,8 +12,8 @@ from openmm import Context, OpenMMException, State
 
 from openmm_starmd.binding.context import unwatched
 from openmm_starmd.binding.gate import Failures, ValidityGate
+from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.particles import Particles
-from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.repair import repair
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.domain import Violation
@@ -21,7 +21,7 @@ from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.displacement import way_between
+from openmm_starmd.protein.displacement import path_between
 from openmm_starmd.protein.history import History
 
 NOT_FINITE = (OpenMMException, StarMDError)
@@ -87,7 +87,7 @@ class JumpKernel:
     ----------
     propagator : JumpPropagator
     gate : ValidityGate
-    past : Past
+    tracker : HistoryTracker
     relaxation : Relaxation
     held : array of int
         Atoms that the relaxation restrains.
@@ -106,7 +106,7 @@ class JumpKernel:
 
     propagator: JumpPropagator
     gate: ValidityGate
-    past: Past
+    tracker: HistoryTracker
     relaxation: object
     held: np.ndarray
     child: int
@@ -134,23 +134,23 @@ class JumpKernel:
             context.computeVirtualSites()
         positions, shifts = self.particles.wholeMolecules(context.getState(positions=True))
         base = self._energy(context.getState(energy=True, groups=self.groups))
-        if self.past.known(self.propagator, positions - shifts) is None:
+        if self.tracker.known(self.propagator, positions - shifts) is None:
             check(positions)
         else:
             base -= excess
-        return Origin(positions, shifts, base, self.past.history(self.propagator, positions, shifts), checkpoint)
+        return Origin(positions, shifts, base, self.tracker.history(self.propagator, positions, shifts), checkpoint)
 
     def arrived(self, origin: Origin, proposal: Proposal, checkpoint: bytes) -> Origin:
         """Where a proposal, whose atoms a checkpoint holds, has led to."""
         base = proposal.energies[-1] - self.gate.excess(proposal.energies[-1] - origin.base, self.particles.freedoms)
-        after = self.past.measured(proposal.positions)
+        after = self.tracker.measured(proposal.positions)
         history = self.propagator.extend(origin.history, after, proposal.generator)
         return Origin(proposal.positions, proposal.shifts, base, history, checkpoint)
 
     def renewed(self, origin: Origin, seed: int) -> Origin:
         """The origin with another context copy of its last conformation."""
         generator = torch.Generator(self.propagator.device).manual_seed(seed)
-        here = self.past.measured(origin.positions)
+        here = self.tracker.measured(origin.positions)
         return replace(origin, history=self.propagator.replace(origin.history, here, 0.0, generator))
 
     def propose(self, context: Context, origin: Origin, random: Random) -> Proposal:
@@ -211,21 +211,21 @@ class JumpKernel:
     def _tried(self, context: Context, origin: Origin, conformation: Conformation, random: Random, attempt: int):
         """Result of `_relaxed` for a conformation (1, N), or the checks that fail before it."""
         with self.statistics.timed("backmapping"):
-            way, failures = self._toPositions(conformation, origin.positions)
-        return (None, None, failures) if failures else self._relaxed(context, origin, way, random, attempt)
+            path, failures = self._toPositions(conformation, origin.positions)
+        return (None, None, failures) if failures else self._relaxed(context, origin, path, random, attempt)
 
     def _toPositions(self, conformation: Conformation, positions: np.ndarray):
-        """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
+        """The path of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
         tokens = self.propagator.tokens
         old = from_positions(torch.from_numpy(positions), tokens)
         new = conformation[0].to("cpu", torch.float64)
         if self.relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
-        way = way_between(old, new, torch.from_numpy(positions), tokens)
-        (failures,) = self.gate.sampled(way(1.0)[None], positions[None])
-        return way, failures
+        path = path_between(old, new, torch.from_numpy(positions), tokens)
+        (failures,) = self.gate.sampled(path(1.0)[None], positions[None])
+        return path, failures
 
-    def _relaxed(self, context: Context, origin: Origin, way, random: Random, attempt: int):
+    def _relaxed(self, context: Context, origin: Origin, path, random: Random, attempt: int):
         """Write and relax positions, and compare the energy with the base.
 
         Returns
@@ -239,7 +239,7 @@ class JumpKernel:
         """
 
         def at(fraction: float) -> np.ndarray:
-            return way(fraction).numpy() - origin.shifts
+            return path(fraction).numpy() - origin.shifts
 
         try:
             if not self.relaxation.steers:

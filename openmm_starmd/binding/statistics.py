@@ -1,4 +1,4 @@
-"""What happened in the jumps of a run: counts, causes, energies, seconds."""
+"""Statistics of the jumps of a run: counts, causes, energies, seconds."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ class JumpStatistics:
         self._begin, self.failedNow, self.failedLast = time.perf_counter(), Counter(), {}
 
     def fail(self, failures):
-        """A conformation as it was sampled has failed the checks of these names, at these atoms."""
+        """Count a conformation that failed the checks of these names, at these atoms, as it was sampled."""
         self.failedLast = failures
         self.failedNow.update(list(failures))
         self._failed.update(list(failures))
 
     def accept(self, repaired: bool):
-        """A conformation has passed the checks."""
+        """Count a conformation that has passed the checks."""
         self._passed.update(steps=1, repaired=int(repaired))
 
     def reject(self):
-        """A conformation has been given up; another one is sampled, or the jump has failed."""
+        """Count a conformation that is given up; another one is sampled, or the jump has failed."""
         self._counts["resampled"] += 1
 
     def finishJump(self, retries: int, repaired: bool, energies, kept: bool = True):
-        """The jump has ended after ``retries``; the bias has ``kept`` its conformation, or has rejected it.
+        """Count a jump that ends after ``retries``; ``kept`` tells whether the bias accepts its conformation.
 
         ``energies`` of the conformation are those before and after relaxation, kJ/mol.
         """
