@@ -312,7 +312,7 @@ def main():
     torch.set_num_threads(args.threads)
     alanine, tetrapeptide = Molecule(args.alanine, "starmd-dipeptide"), Molecule(args.tetrapeptide, "starmd-peptide")
     facts, sections, results = circumstances(alanine.model, tetrapeptide.model), {}, {}
-    args.folder = args.folder / facts["weights"].replace(", ", "-")
+    args.folder = args.folder / f"{facts['weights'].replace(', ', '-')}-{args.seed}"
     studies = {
         "reversibility": lambda: reversibility(alanine, args) | reversibility(tetrapeptide, args),
         "metadynamics": lambda: metadynamics(alanine, args),
