@@ -148,7 +148,7 @@ class Conditions:
     neighbours : Tensor of int64, shape (B, T, N, K), optional
         Nearest residues in the previous frame; None where pairs are those of all.
     to_reference : Displacement, shape (B, T, N), optional
-        From the previous frame to the reference structure, bounded; see `Denoiser.reverted`.
+        From the previous frame to the reference structure, bounded; see `network.reversion`.
     previous_distances : Tensor, shape (B, T, N, 3, N), optional
         Distances of the previous frame, see `Pulls`.
     rotary : (Tensor, Tensor)
