@@ -24,13 +24,13 @@ from openmm_starmd.network.embedding import (
     ConditionEmbedding,
     Conditions,
     FrameInputs,
-    PairEmbedding,
     ResidueEmbedding,
     StaticInputs,
     TimeConditioning,
 )
 from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances
 from openmm_starmd.network.masks import masks_behind, token_masks
+from openmm_starmd.network.pair_embedding import PairEmbedding
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.network.pulls import Pulls
 from openmm_starmd.protein.conformation import Conformation
