@@ -35,7 +35,7 @@ def test_creation_is_reproducible_and_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["starmd-dipeptide", "starmd-peptide", "starmd-peptide-fast"])
+@pytest.mark.parametrize("name", ["starmd-dipeptide", "starmd-peptide", "starmd-peptide-fast", "starmd-protein"])
 def test_embedded_model(name):
     assert name in available_models()
     model = load_model(name, device="cpu")

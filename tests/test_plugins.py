@@ -155,7 +155,12 @@ def test_names_that_lead_nowhere(peptide, install):
 
 @pytest.mark.parametrize(
     "sequence, caps, name",
-    [("A", True, "starmd-dipeptide"), ("KF", False, "starmd-dipeptide"), ("AGVA", False, "starmd-peptide")],
+    [
+        ("A", True, "starmd-dipeptide"),
+        ("KF", False, "starmd-dipeptide"),
+        ("AGVA", False, "starmd-peptide"),
+        ("GYDPETGTWG", False, "starmd-protein"),
+    ],
 )
 def test_auto_takes_the_embedded_model_that_holds_the_molecule(build_peptide, sequence, caps, name, caplog):
     topology, positions = build_peptide(sequence, caps, caps)
