@@ -82,7 +82,7 @@ def new_propagator(model: StarMDModel, recorded: bool, n: int = 4, device: str =
     features = chain(n, 1, "cpu")[0]
     tokens = SimpleNamespace(features=features, n_residues=n, gaps=[], residue_labels=n * ["ALA"])
     made = Propagator(model.on(device), tokens, STRIDE, TEMPERATURE, context_frames=context, strict=False)
-    made._roomy, made._recordings = recorded, made._recordings if recorded else None
+    made.forget(records=recorded, roomy=recorded)
     return made, made.start(chain(n, REPLICAS, device)[1])
 
 

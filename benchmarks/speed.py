@@ -173,9 +173,9 @@ def paper_frame(
     tokens = SimpleNamespace(features=features, n_residues=n, gaps=[], residue_labels=n * ["ALA"])
     jump = Jump(chosen, tokens, start, context, context_frames=context + 1, denoising_steps=steps)
     if way == "eager":
-        jump.propagator._roomy, jump.propagator._recordings = False, None
+        jump.propagator.forget(records=False)
     with torch.inference_mode():
-        jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
+        jump.propagator._window.encode(jump.before)  # so that only the newest frame is left to be encoded
     frame = seconds(jump, least, warm=2)
     return frame, frame / len(jump.propagator.sampler.times())
 
@@ -271,8 +271,8 @@ class Phases:
 
         return wrapped
 
-    def repeated(self, original: Callable) -> Callable:
-        """`Propagator._repeated` with clocks; the last denoising is kept."""
+    def clocked(self, original: Callable) -> Callable:
+        """`Execution.runner` with clocks; the last denoising is kept."""
 
         def wrapped(use, *arguments):
             run = self.timed("denoise" if use == "denoise" else "encode", original(use, *arguments).run)
@@ -301,13 +301,14 @@ class Phases:
         for _ in range(3):
             self.jump()
         denoiser, propagator = self.jump.propagator.model.denoiser, self.jump.propagator
+        execution = propagator._window.execution
         conditions = self.timed("conditions", denoiser.conditions)
         back, copy_ = self.timed("backmapping", to_positions), self.timed("context copy", propagator.extend)
-        repeated = self.repeated(propagator._repeated)
         begin, jumps = time.perf_counter(), 0
         with (
             patch.object(denoiser, "conditions", conditions),
-            patch.multiple(propagator, extend=copy_, _repeated=repeated),
+            patch.object(propagator, "extend", copy_),
+            patch.object(execution, "runner", self.clocked(execution.runner)),
         ):
             while jumps < 2 or time.perf_counter() - begin < least:
                 back(self.jump().to("cpu", torch.float64), self.atoms, self.tokens)

@@ -16,8 +16,9 @@ FLOORS = [
     "systems trajectories",
     "network.config network.invariants network.wells network.pulls network.embedding network.attention network.ipa "
     "network.parameterization network.denoiser",
-    "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
-    "domain model interface propagator plugins elastic",
+    "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.execution "
+    "diffusion.distillation",
+    "domain model interface context_window propagator plugins elastic",
     "binding relaxation integrator reporters rollout training "
     "evaluation.metrics evaluation.scoring evaluation.report evaluation refinement",
     "cli __main__",

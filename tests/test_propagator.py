@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openmm_starmd import propagator as module
 from openmm_starmd.diffusion.replay import Replayed
 from openmm_starmd.diffusion.tape import Tape
 from openmm_starmd.errors import HistoryError
@@ -215,7 +214,7 @@ def test_sinks_stay_for_hundreds_of_steps_in_the_same_memory(peptide, sinks):
         first = history if k == 3 else first
         if k % 60 == 0:
             p.step(history, generator)
-            sizes.add(p._cached[1].nbytes)
+            sizes.add(p._window._encoded[1].nbytes)
     assert history.n_frames == 5 and history.dropped == 296 and len(sizes) == 1
     assert torch.equal(rotations_of(history)[:, :sinks], rotations_of(first)[:, :sinks])
     latest = range(296 + sinks, 301)
@@ -226,14 +225,14 @@ def test_sinks_stay_for_hundreds_of_steps_in_the_same_memory(peptide, sinks):
 @pytest.mark.parametrize("sinks", [0, 1, 2])
 def test_a_window_is_the_block_causal_pass_over_it(peptide, sinks, at_once, monkeypatch):
     """Whatever was known of it before: its keys and values are those of all its frames encoded together."""
-    monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr("openmm_starmd.context_window.PAIRS_AT_ONCE", at_once)
     tokens, start = peptide
     p = with_sinks(tokens, sinks, 4)
     _, history = run(p, p.start(batch_of(start, 1)), 6)
     p.step(history, torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found, inputs = p._context_cache(history), p._context_inputs(history)
-        expected = p.model.denoiser.encode(p._statics, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
+        found, inputs = p._window.encode(history), p._window.frame_inputs(history)
+        expected = p.model.denoiser.encode(p._window.static, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
     assert found.n_frames == expected.n_frames == 4 and inputs.index.tolist() == [0, 1, 2, 3]
     for a, b in ((found.keys, expected.keys), (found.values, expected.values)):
         torch.testing.assert_close(a[:, :, :, : b.shape[3]], b, atol=1e-5, rtol=1e-5)
@@ -245,7 +244,7 @@ def test_behind_the_sinks_a_window_begins_anew(peptide):
     p = with_sinks(tokens, 2, 4)
     _, history = run(p, p.start(batch_of(start, 1)), 6)
     p.step(history, torch.Generator().manual_seed(0))
-    inputs = p._context_inputs(history)
+    inputs = p._window.frame_inputs(history)
     assert inputs.stride.tolist() == [[100.0] * 4]
     own = [torch.equal(inputs.previous[:, k].torsions, inputs.conformation[:, k].torsions) for k in range(4)]
     assert own == [True, False, True, False]
@@ -403,13 +402,13 @@ def config(request):
 def recording(model, tokens, **settings):
     """A propagator that leaves room as on a GPU, on whatever device."""
     p = propagator_of(model, tokens, **settings)
-    p._roomy = True
+    p.forget(roomy=True)
     return p
 
 
 def unrecorded(model, tokens, **settings):
     p = propagator_of(model, tokens, **settings)
-    p._recordings = None
+    p.forget(records=False)
     return p
 
 
@@ -423,8 +422,8 @@ def test_recorded_jumps_are_the_same_to_the_last_bit(config, peptide):
         expected, found = (p.step(history, generators(k)) for p in (eager, recorded))
         assert equal(found, expected)
         history = eager.extend(history, expected, generators(k))
-    taped = [known for _, known in recorded._recordings._known.values() if isinstance(known._recording, Tape)]
-    assert len(taped) >= 2
+    recordings = [known._recording for _, known in recorded._window.execution._recordings.values()]
+    assert sum(isinstance(recording, Tape) for recording in recordings) >= 2
     one = history.split()[1]
     assert equal(*(p.step(one, generators(9, 1)) for p in (eager, recorded)))
 
@@ -452,7 +451,7 @@ def test_recordings_last_for_all_runs_of_as_many_replicas(peptide):
     for k in range(6):
         part = history.split()[k % 3]
         assert equal(*(q.step(part, generators(k, 1)) for q in (p, eager)))
-        recordings.add(p._recordings.of("denoise", (3, True), None))
+        recordings.add(p._window.execution.runner("denoise", (3, True), None, part.last))
     assert len(recordings) == 1 and isinstance(recordings.pop()._recording, Tape)
 
 
@@ -460,15 +459,15 @@ def test_large_frames_are_not_recorded(peptide, monkeypatch):
     tokens, start = peptide
     p = propagator_of(model_of(CONFIGS["peptide"]), tokens, context_frames=2)
     for pairs, recorded in ((2 * 16 - 1, False), (2 * 16, True)):
-        monkeypatch.setattr(module, "PAIRS_AT_ONCE", pairs)
+        monkeypatch.setattr("openmm_starmd.diffusion.execution.PAIRS_AT_ONCE", pairs)
         run(p, p.start(batch_of(start, 2)), 1)
-        assert bool(p._recordings._known) == recorded
+        assert bool(p._window.execution._recordings) == recorded
 
 
 @pytest.mark.parametrize("room", [1, 4, 64])
 def test_recorded_jumps_are_the_eager_ones(config, peptide, device, room, monkeypatch):
     """Behind growing windows, masked up to their room, and behind full and sliding ones; noise is the same."""
-    monkeypatch.setattr(module, "LEAST_ROOM", room)
+    monkeypatch.setattr("openmm_starmd.diffusion.execution.LEAST_ROOM", room)
     tokens, start = peptide
     model = model_of(config)
     eager, recorded = (

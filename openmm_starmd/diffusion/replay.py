@@ -8,7 +8,7 @@ be a tensor. Nothing that is recorded may wait for the GPU or draw random number
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -131,28 +131,3 @@ class Eager:
         for _ in range(times):
             state = self._function(given, state)
         return state
-
-
-class Recordings:
-    """The functions of one system that are recorded, one for each use; they share their memory.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
-
-    def __init__(self, device: torch.device):
-        self._device, self._known = device, {}
-
-    def clear(self) -> None:
-        """Forget all, since tensors that they read have been replaced."""
-        self._known.clear()
-
-    def of(self, use: Hashable, variant: Hashable, function: Callable) -> Replayed:
-        """The recording for a use, made anew from ``function`` if it was of another variant."""
-        known = self._known.get(use)
-        if known is None or known[0] != variant:
-            self._known.pop(use, None)
-            pool = next((recording.pool for _, recording in self._known.values() if recording.pool), None)
-            known = self._known[use] = variant, Replayed(function, self._device, pool)
-        return known[1]

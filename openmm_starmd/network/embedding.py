@@ -65,6 +65,12 @@ class Statics:
     present: Tensor | None = None
     known: Tensor | None = None
 
+    def expand(self, batch: int) -> Statics:
+        """Static inputs of ``batch`` replicas of one system; they share the memory."""
+        parts = {name: x.expand(batch, *x.shape[1:]) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        features, holds = self.features[0].expand(batch), self.holds and self.holds.expand(batch)
+        return replace(self, **parts, features=features, holds=holds)
+
 
 @dataclass(frozen=True)
 class FrameInputs:

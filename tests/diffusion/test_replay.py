@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openmm_starmd.diffusion.replay import Eager, Recordings, Replayed, map_tensors
+from openmm_starmd.diffusion.replay import Eager, Replayed, map_tensors
 from openmm_starmd.geometry.rigid import Rigid
 
 
@@ -42,18 +42,6 @@ def test_repeated_equals_eager(device):
         assert torch.equal(count, expected_count)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert (replayed.pool is not None) == (device == "cuda")
-
-
-def test_another_variant_is_recorded_anew():
-    recordings = Recordings(torch.device("cpu"))
-    first = recordings.of("use", 1, decayed)
-    assert recordings.of("use", 1, decayed) is first
-    assert recordings.of("other use", 1, decayed) is not first
-    assert recordings.of("use", 2, decayed) is not first
-    assert recordings.of("use", 1, decayed) is not first
-    last = recordings.of("use", 1, decayed)
-    recordings.clear()
-    assert recordings.of("use", 1, decayed) is not last
 
 
 def test_structures_keep_their_kind():
