@@ -163,9 +163,12 @@ class ContextWindow:
             self._denoiser.encode(static, given[0], begin, given[1])
             return state
 
-        use = "encode" if frames == 1 else (begin.n_frames, frames)
-        self.execution.runner(use, (room, mask is None), encode, inputs.conformation).run((inputs, mask), ())
-        return cache.moved(begin.n_frames, frames, inputs.conformation.shape[-1])
+        use, residues = "encode" if frames == 1 else (begin.n_frames, frames), inputs.conformation.shape[-1]
+        new = slice(begin.n_frames * residues, room * residues)
+        written = cache.keys[:, :, :, new], cache.values[:, :, :, new]
+        runner = self.execution.runner(use, (room, mask is None), encode, inputs.conformation, written)
+        runner.run((inputs, mask), ())
+        return cache.moved(begin.n_frames, frames, residues)
 
     def _behind(self, cache: KVCache):
         """Room for a frame behind a cache, the cache up to the end of that room, and which frames the new one sees."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
+from torch import Tensor
 
-from openmm_starmd.diffusion.replay import Eager, Replayed
+from openmm_starmd.diffusion.replay import Eager, Replayed, recording_wanted
 from openmm_starmd.protein.conformation import Conformation
 
 PAIRS_AT_ONCE = 2**14  # of residues, in frames that are encoded together and in tapes; see benchmarks/PERFORMANCE.md
@@ -19,26 +20,38 @@ class Execution:
     Parameters
     ----------
     device : torch.device
-    records : bool
-        Whether functions are recorded, on a CPU if they are about small frames.
+    records : bool, optional
+        Whether functions are recorded, on a CPU if they are about small frames; by default as `recording_wanted` says.
+        After a recording that failed none is made.
     roomy : bool, optional
         Whether one recording serves contexts of many lengths; by default on a GPU.
     """
 
-    def __init__(self, device: torch.device, records: bool = True, roomy: bool | None = None):
-        self._device, self._records = device, records
-        self._roomy = (records and device.type == "cuda") if roomy is None else roomy
+    def __init__(self, device: torch.device, records: bool | None = None, roomy: bool | None = None):
+        self._device, self._records = device, recording_wanted(device) if records is None else records
+        self._roomy = (self._records and device.type == "cuda") if roomy is None else roomy
         self._recordings: dict[Hashable, tuple[Hashable, Replayed]] = {}
 
     def clear(self) -> None:
         """Forget all recordings, since tensors that they read have been replaced."""
         self._recordings.clear()
 
-    def runner(self, use: Hashable, variant: Hashable, function: Callable, frames: Conformation) -> Replayed | Eager:
+    def runner(
+        self,
+        use: Hashable,
+        variant: Hashable,
+        function: Callable,
+        frames: Conformation,
+        written: Sequence[Tensor] = (),
+    ) -> Replayed | Eager:
         """The runner of a function about some frames: its recording where recording pays, else the function as it is.
 
-        Each use has one recording, which is made anew from ``function`` if it was of another variant.
+        Each use has one recording, which is made anew from ``function`` if it was of another variant; for ``written``
+        see `Replayed`.
         """
+        if any(recording.failed for _, recording in self._recordings.values()):
+            self._records = False
+            self.clear()
         small = frames.angles.numel() * frames.shape[-1] <= PAIRS_AT_ONCE
         if not self._records or not (small or self._roomy):
             return Eager(function)
@@ -46,7 +59,7 @@ class Execution:
         if known is None or known[0] != variant:
             self._recordings.pop(use, None)
             pool = next((recording.pool for _, recording in self._recordings.values() if recording.pool), None)
-            known = self._recordings[use] = variant, Replayed(function, self._device, pool)
+            known = self._recordings[use] = variant, Replayed(function, self._device, pool, written)
         return known[1]
 
     def room(self, needed: int, capacity: int) -> int:
