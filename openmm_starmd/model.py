@@ -87,8 +87,8 @@ class StarMDModel:
 
     def identity(self, tokens: ResidueTokens) -> bytes:
         """Hash (16 bytes) of weights, settings and the sequence."""
-        newer = self.config.sink_frames, self.config.precision  # older checkpoints do not know of them
-        settings = self.config, tokens.sequence, *(x for x in newer if x not in (0, "32-true"))
+        newer = (self.config.sink_frames,)  # older checkpoints do not know of it
+        settings = self.config, tokens.sequence, *(x for x in newer if x)
         if self.config.network.neighbours:
             settings += (f"neighbours={self.config.network.neighbours}",)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 SAMPLERS = "ancestral", "multistep", "euler-maruyama"
-PRECISIONS = "32-true", "bf16-mixed"
+RETIRED = {"precision": "32-true"}  # settings that files have and models no longer, with the value that stays
 
 
 def _require(condition: bool, message: str) -> None:
@@ -154,9 +154,6 @@ class ModelConfig:
         Default number of denoising steps.
     sampler : {"ancestral", "multistep", "euler-maruyama"}
         Default sampler.
-    precision : {"32-true", "bf16-mixed"}
-        How the network computes where it is used (training has its own setting): in float32, or its larger products in
-        bfloat16 and all geometry in float32.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -165,7 +162,6 @@ class ModelConfig:
     denoising_steps: int = 10
     sampler: str = "multistep"
     sink_frames: int = field(default=0, repr=False)
-    precision: str = field(default="32-true", repr=False)
 
     def __post_init__(self):
         _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
@@ -180,10 +176,6 @@ class ModelConfig:
             f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.",
         )
         _require(
-            self.precision in PRECISIONS,
-            f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.",
-        )
-        _require(
             self.network.parameterization == "plain" or self.process.schedule == "geometric",
             "The parameterization around the previous frame needs the geometric schedule.",
         )
@@ -194,8 +186,17 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict) -> ModelConfig:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If a setting that models no longer have is another than the one that stayed.
+        """
         data = dict(data)
+        for name, kept in RETIRED.items():
+            found = data.pop(name, kept)
+            _require(found == kept, f"{name} = {found!r} is no longer supported; train the model with {kept!r}.")
         network = NetworkConfig(**data.pop("network"))
         process = ProcessConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.pop("process").items()})
         return cls(network, process, **data)
