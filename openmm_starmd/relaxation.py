@@ -24,7 +24,7 @@ from openmm import (
 )
 from openmm.app import Topology
 
-from openmm_starmd.binding.context import KB, checkSystem, massesOf
+from openmm_starmd.binding.context import KB, checkSystem, freedomsOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.units import require, valueIn, wholeNumber
@@ -272,7 +272,7 @@ class RelaxationPool:
             raise ValueError("A rollout relaxes by minimisation and dynamics; for steering use StarMDIntegrator.")
         self._relaxation, self._temperature = relaxation, temperature
         self._held = tokens.backbone.flatten().numpy()
-        self.freedoms = 3 * np.count_nonzero(massesOf(system)) - system.getNumConstraints()
+        self.freedoms = freedomsOf(system)
         self._free: SimpleQueue[Context] = SimpleQueue()
         for _ in range(workers):
             self._free.put(self._newContext(system))
