@@ -79,7 +79,7 @@ def chains_to_test(split: Path, after: str) -> list[str]:
 
 
 def interval_of(xtc: Path) -> float:
-    """ps between the first two frames."""
+    """Ps between the first two frames."""
     with XTCTrajectoryFile(str(xtc)) as file:
         times = file.read(2)[1]
     if len(times) < 2 or times[1] <= times[0]:

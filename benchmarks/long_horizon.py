@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from common import circumstances, parser, table, write
 from matplotlib.figure import Figure
-from quality import DIVERGENCES, Judge, Reference
+from quality import DIVERGENCES, Reference, Scorer
 from scipy.stats import t as student
 from soak import rows_of, simulate, valid_frames
 
@@ -90,11 +90,11 @@ def from_torsions(trajectory: mdtraj.Trajectory, reference: Reference, options) 
             f"The torsions of the run ({', '.join(torsions.names)}) are not those of the reference "
             f"({', '.join(reference.torsions.names)}); give the same peptide twice."
         )
-    judge, length = Judge(reference, options.stride, options.seed), trajectory.n_frames // options.windows
+    scorer, length = Scorer(reference, options.stride, options.seed), trajectory.n_frames // options.windows
     windows = [torsions.angles[k * length : (k + 1) * length] for k in range(options.windows)]
-    scores = [judge.divergences(window) for window in windows]
-    half = len(judge.angles) // 2
-    floor = judge.divergences(judge.angles[:half], judge.angles[half:])
+    scores = [scorer.divergences(window) for window in windows]
+    half = len(scorer.angles) // 2
+    floor = scorer.divergences(scorer.angles[:half], scorer.angles[half:])
     return {name: Series(np.array([s[name] for s in scores]), length, floor[name]) for name in DIVERGENCES}
 
 

@@ -144,7 +144,7 @@ def load(paths: list[Path], stride: float) -> Runs:
     return Runs(positions[:, 1:], positions[:, 0], topology)
 
 
-def judge(paths: list[Path], options) -> dict[str, dict[str, float]]:
+def score(paths: list[Path], options) -> dict[str, dict[str, float]]:
     """The table of a protein, column by column."""
     tokens = ResidueTokens.from_topology(PDBFile(str(paths[0])).topology)
     reference, again = load(paths[::2], options.stride), load(paths[1::2], options.stride)
@@ -174,7 +174,7 @@ def main() -> None:
     results, sections = {}, {}
     facts = circumstances(model=Path(options.model).name, stride=f"{options.stride:g} ps", seed=options.seed)
     for name, paths in proteins(options.folder, options.names).items():
-        results[name] = judge(paths, options)
+        results[name] = score(paths, options)
         rows = {row: {c: v.get(row) for c, v in results[name].items()} for row in results[name]["model"]}
         sections[f"{name}, {len(paths)} replicas"] = table(rows, "quantity")
         write(options.output, "Proteins of held-out families", facts, sections, results)

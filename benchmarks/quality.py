@@ -178,7 +178,7 @@ def consistency(reference: Reference, model, positions: np.ndarray, options) -> 
     }
 
 
-def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[str, float], dict[str, float]]:
+def from_md(reference: Reference, model, scorer: Scorer, options) -> tuple[dict[str, float], dict[str, float]]:
     """Hops of MD and of the model in one jump from frames of the reference."""
     torsions, periods = reference.torsions, reference.torsions.periods
     index = np.linspace(0, len(torsions.angles) - 1 - scorer.lag, STARTS).astype(int)
@@ -219,7 +219,7 @@ def torsions_of_others(reference: Reference, others: list[Reference], n: int, rn
     return np.stack(columns, 1)
 
 
-class Judge:
+class Scorer:
     """Scores torsions of a candidate against one reference."""
 
     def __init__(self, reference: Reference, stride: float, seed: int):
@@ -264,10 +264,10 @@ class Judge:
         }
 
 
-def judge(reference: Reference, others: list[Reference], model, options) -> dict[str, dict[str, float]]:
+def score(reference: Reference, others: list[Reference], model, options) -> dict[str, dict[str, float]]:
     """Every column of one peptide."""
     rng = np.random.default_rng(options.seed)
-    scorer = Judge(reference, options.stride, options.seed)
+    scorer = Scorer(reference, options.stride, options.seed)
     angles, lag = scorer.angles, scorer.lag
     half, n = len(angles) // 2, min(options.frames, len(angles) // 2)
     fewer = angles[np.linspace(0, len(angles) - 1, n).round().astype(int)]
@@ -362,7 +362,7 @@ def main() -> None:
     text, peptides, begin = [f"# {model.name}: {options.frames} frames at {options.stride:g} ps"], {}, time.time()
     for reference in references:
         others = [o for o in references if o is not reference]
-        peptides[reference.name] = judge(reference, others, model, options)
+        peptides[reference.name] = score(reference, others, model, options)
         length = reference.trajectory.n_frames * reference.interval / 1000
         text += [f"\n## {reference.name} (reference {length:.1f} ns)\n", table(peptides[reference.name])]
         print("\n".join(text[-2:]), flush=True)

@@ -1,4 +1,4 @@
-"""A long run in an ordinary Simulation: does memory grow, do the frames stay valid, how fast is it?
+"""A long run in an ordinary Simulation: growth of memory, validity of the frames, speed.
 
     python benchmarks/soak.py DWGR --jumps 10000
 

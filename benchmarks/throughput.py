@@ -138,7 +138,7 @@ def tables(rows: dict[str, dict]) -> dict[str, str]:
 
 
 def draw(rows: dict[str, dict], path: Path):
-    """ns a day against B, that of plain MD as a line."""
+    """Ns a day against B, that of plain MD as a line."""
     figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
     sizes = [int(b) for b in rows]
     for mode in MODES:

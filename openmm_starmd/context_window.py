@@ -13,7 +13,7 @@ from openmm_starmd.diffusion.loss import context_inputs
 from openmm_starmd.interface import float32_on
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
-from openmm_starmd.network.embedding import Conditions, FrameInputs, Moments, Statics
+from openmm_starmd.network.embedding import Conditions, FrameInputs, StaticInputs, TimeConditioning
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import superposed
 from openmm_starmd.protein.history import History
@@ -32,7 +32,7 @@ class ContextWindow:
     ----------
     model : StarMDModel
     static_inputs : callable
-        From the reference structures (B, N) of replicas to their `Statics`.
+        From the reference structures (B, N) of replicas to their `StaticInputs`.
     stride : float
         Physical time that the first frame of a window is taken to come after, ps.
     capacity : int
@@ -41,23 +41,22 @@ class ContextWindow:
 
     Attributes
     ----------
-    static : Statics, shape (B, N)
+    static : StaticInputs, shape (B, N)
         Of the last history that was encoded.
     """
 
-    static: Statics
+    static: StaticInputs
 
     def __init__(
         self,
         model: StarMDModel,
-        static_inputs: Callable[[Conformation], Statics],
+        static_inputs: Callable[[Conformation], StaticInputs],
         stride: float,
         capacity: int,
         execution: Execution,
     ):
         self._model, self._static_inputs, self.execution = model, static_inputs, execution
         self._denoiser, self._stride, self._capacity = model.denoiser, stride, capacity
-        self._sinks = model.config.sink_frames
         self._reference: Conformation | None = None
         self._memory: KVCache | None = None
         self._encoded: tuple[History, KVCache] | None = None
@@ -71,22 +70,21 @@ class ContextWindow:
         """Keys and values of all frames of a history."""
         batch, frames, residues = history.conformations.shape
         self._prepare(history.reference)
-        inputs = self.frame_inputs(history)
-        lasting = self._sinks if history.dropped else frames
-        cache = self._known_part(history, lasting)
-        for k in range(cache.n_frames, lasting):
+        inputs, growing = self.frame_inputs(history), frames * (history.dropped == 0)
+        cache = self._known_part(history, growing)
+        for k in range(cache.n_frames, growing):
             cache = self._appended(cache, inputs.frame(k))
         self._encoded = history, cache
         at_once = max(1, PAIRS_AT_ONCE // (batch * residues**2))
-        for k in range(lasting, frames, at_once):
+        for k in range(growing, frames, at_once):
             cache = self._appended(cache, inputs.frames(k, k + at_once))
         return cache
 
-    def conditions(self, history: History, moments: Moments) -> Conditions:
-        """Conditions of the frame that follows an encoded history, at the diffusion times of ``moments``."""
+    def conditions(self, history: History, times: TimeConditioning) -> Conditions:
+        """Conditions of the frame that follows an encoded history, at the diffusion times of a conditioning."""
         last = history.last.centred()
         frame, index = last.map(lambda x: x[:, None]), torch.full((1,), history.n_frames, device=last.device)
-        return self._denoiser.conditions(self.static, frame, moments, index, self._reference_on(frame))
+        return self._denoiser.conditions(self.static, frame, times, index, self._reference_on(frame))
 
     def repeated(self, step: Callable, cache: KVCache, conditions: Conditions, given, state, times: int):
         """The state after ``times`` denoising steps of the frame that follows those of a cache.
@@ -106,22 +104,17 @@ class ContextWindow:
 
         def once(inputs, state):
             conditions, given, mask = inputs
-            return step(replace(conditions, statics=static), given, state, begin, mask)
+            return step(replace(conditions, static=static), given, state, begin, mask)
 
         runner = self.execution.runner("denoise", (room, mask is None), once, conditions.previous)
-        return runner.run((replace(conditions, statics=None), given, mask), state, times)
+        return runner.run((replace(conditions, static=None), given, mask), state, times)
 
     def frame_inputs(self, history: History) -> FrameInputs:
-        """Frames of a history as inputs of the denoiser; behind the sinks they begin anew if frames have left there."""
-        window, first = history.conformations.centred(), self._sinks if history.dropped else 0
-
-        def piece(start: int, stop: int | None) -> FrameInputs:
-            times, copies = history.times[start:stop], window[:, start:stop]
-            strides = torch.diff(times, prepend=times[:1] - self._stride)
-            strides = float32_on(window.device, strides).expand(copies.shape[:2])
-            return context_inputs(copies, strides, self._model.process, start, self._reference_on(copies))
-
-        return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
+        """Frames of a history as inputs of the denoiser; the first is taken to come a stride after itself."""
+        copies = history.conformations.centred()
+        strides = torch.diff(history.times, prepend=history.times[:1] - self._stride)
+        strides = float32_on(copies.device, strides).expand(copies.shape[:2])
+        return context_inputs(copies, strides, self._model.process, 0, self._reference_on(copies))
 
     def _prepare(self, reference: Conformation) -> None:
         """Static inputs of replicas with a reference structure (B, N); what is known of others is forgotten."""
@@ -132,12 +125,12 @@ class ContextWindow:
         if replicas != len(reference.angles) or self._model.config.network.reference_structure:
             self.static, self._memory = self._static_inputs(reference), None
 
-    def _known_part(self, history: History, lasting: int) -> KVCache:
-        """The last cache as far as it belongs to the first ``lasting`` frames of this history."""
+    def _known_part(self, history: History, growing: int) -> KVCache:
+        """The last cache as far as it belongs to the first ``growing`` frames of this history."""
         if self._encoded is None:
             return self._empty(history)
         known, cache = self._encoded
-        n = min(cache.n_frames, lasting)
+        n = min(cache.n_frames, growing)
         if self._extended and self._extended[0] is known and self._extended[1] is history:
             return replace(cache, n_frames=n)
         then, now = (x.conformations.frames.rotations[:, :n] for x in (known, history))

@@ -21,9 +21,9 @@ from openmm_starmd.binding.context import (
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
+from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.jump import JumpKernel, Origin
 from openmm_starmd.binding.outputs import LAST_STEP
-from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
@@ -150,7 +150,7 @@ class StarMDIntegrator(BoundIntegrator):
         )
         if self._relaxation.active:
             self._relaxation.addProgram(store)
-        self._gate, self._past = self._createGate(), Past(store, self._tokens, self._random)
+        self._gate, self._tracker = self._createGate(), HistoryTracker(store, self._tokens, self._random)
         molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         self._adopt(self._createPhysics(physicalIntegrator), store, molecules, randomSeed)
         self.setCurrentIntegrator(CLOCK if schedule.learnedSteps else PHYSICS)
@@ -200,7 +200,7 @@ class StarMDIntegrator(BoundIntegrator):
         drawVelocities(context, self._particles.masses, self._temperature, self._random("velocities", proposal.retries))
         context.setTime(time + self._propagator.stride * unit.picoseconds)
         context.setStepCount(count + 1)
-        self._past.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
+        self._tracker.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
         self._store.excess = self._gate.excess(proposal.energies[-1] - origin.base, self._particles.freedoms)
         self._store.jump += 1
         self._statistics.finishJump(proposal.retries, proposal.repaired, proposal.energies)
@@ -211,11 +211,11 @@ class StarMDIntegrator(BoundIntegrator):
             context.computeVirtualSites()
         positions, shifts = self._particles.wholeMolecules(context.getState(positions=True))
         base = context.getState(energy=True).getPotentialEnergy()._value
-        if self._past.known(self._propagator, positions - shifts) is None:
+        if self._tracker.known(self._propagator, positions - shifts) is None:
             self._checkPositions(positions)
         else:
             base -= self._store.excess
-        return Origin(positions, shifts, base, self._past.history(self._propagator, positions, shifts), saved)
+        return Origin(positions, shifts, base, self._tracker.history(self._propagator, positions, shifts), saved)
 
     def _kernel(self) -> JumpKernel:
         return JumpKernel(
@@ -242,7 +242,7 @@ class StarMDIntegrator(BoundIntegrator):
 
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
-        if self._past.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+        if self._tracker.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
@@ -256,7 +256,7 @@ class StarMDIntegrator(BoundIntegrator):
             if known:
                 positions = self._particles.wholeMolecules(context.getState(positions=True))
                 time = (context.getTime() - start)._value
-                self._past.follow(self._propagator, *positions, time, context.getStepCount())
+                self._tracker.follow(self._propagator, *positions, time, context.getStepCount())
                 self._store.excess = self._gate.excess(0, self._particles.freedoms)
 
     def checkHistory(self):
@@ -267,8 +267,10 @@ class StarMDIntegrator(BoundIntegrator):
         self._store.read(self._propagator.device)
 
     def getStepSize(self):
-        """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
-        trajectories that write a frame a cycle write its true time."""
+        """Get the stride, ps; with physical segments the mean time of the steps of a cycle.
+
+        So reporters of trajectories that write a frame a cycle write its true time.
+        """
         physical = self.getIntegrator(PHYSICS).getStepSize()._value
         return self._schedule.meanStepSize(self._propagator.stride, physical) * unit.picoseconds
 

@@ -10,11 +10,11 @@ import torch
 from openmm_starmd.context_window import ContextWindow
 from openmm_starmd.diffusion.execution import Execution
 from openmm_starmd.diffusion.replay import map_tensors
-from openmm_starmd.diffusion.sampler import SAMPLERS, Moves, State
+from openmm_starmd.diffusion.sampler import SAMPLERS, State, StepCoefficients
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
-from openmm_starmd.network.embedding import Conditions, Moments, Statics
+from openmm_starmd.network.embedding import Conditions, StaticInputs, TimeConditioning
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -32,8 +32,7 @@ class Propagator(JumpPropagator):
     temperature : float
         K.
     context_frames, denoising_steps : int, optional
-        Length of the window of past conformations and number of denoising steps; the model's own by default. Of the
-        window, as many frames as the model's ``sink_frames`` are the first of the run.
+        Length of the window of past conformations and number of denoising steps; the model's own by default.
     strict : bool or dict
         Whether leaving the model's domain is an error; otherwise a warning. ``{"length": False}`` warns of one reason.
     single, pair : Tensor, optional
@@ -62,12 +61,6 @@ class Propagator(JumpPropagator):
         for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self.sink_frames = sinks = model.config.sink_frames
-        if context_frames is not None and context_frames <= sinks:
-            raise ValueError(
-                f"context_frames must be at least {sinks + 1}, not {context_frames}: the model keeps the first {sinks} "
-                "of a run, and the last one is needed."
-            )
         self.name, self.device = model.name, model.device
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
         self.context_frames = context_frames or model.config.context_frames
@@ -121,16 +114,18 @@ class Propagator(JumpPropagator):
     def _sampled(self, window: ContextWindow, history: History, generator, known=None) -> Conformation:
         """Next conformation; ``known``, as of `Sampler.sample`, is about the centroid of the last one."""
         last, features = history.last.centred(), self._features.expand(len(history.reference.angles))
-        moves, state = self.sampler.begin(self._origin(last), self._spread, features, generator, known)
-        cache, conditions = window.encode(history), window.conditions(history, self._moments)
-        state = window.repeated(self._denoised, cache, conditions, moves, state, len(moves.numbers))
+        coefficients, state = self.sampler.begin(self._origin(last), self._spread, features, generator, known)
+        cache, conditions = window.encode(history), window.conditions(history, self._times)
+        state = window.repeated(self._denoised, cache, conditions, coefficients, state, len(coefficients.numbers))
         return state.end().shifted(history.last.centroid())
 
-    def _denoised(self, conditions: Conditions, moves: Moves, state: State, cache: KVCache, mask) -> State:
+    def _denoised(
+        self, conditions: Conditions, coefficients: StepCoefficients, state: State, cache: KVCache, mask
+    ) -> State:
         """The state after one denoising step."""
-        noisy = self.sampler.seen(moves, state).map(lambda x: x[:, None])
-        way = self.model.denoiser.denoise(conditions.at(state.k), noisy, cache, mask)
-        return self.sampler.move(moves, state, map_tensors(lambda x: x[:, 0], way))
+        noisy = self.sampler.seen(coefficients, state).map(lambda x: x[:, None])
+        delta = self.model.denoiser.denoise(conditions.at(state.k), noisy, cache, mask)
+        return self.sampler.step(coefficients, state, map_tensors(lambda x: x[:, 0], delta))
 
     def extend(self, history: History, conformation: Conformation, generator, time: float | None = None) -> History:
         """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
@@ -149,24 +144,24 @@ class Propagator(JumpPropagator):
         """What the reverse process starts from noise about: the last conformation, centred, or the fixed prior."""
         return last if self._around_last else self.model.process.origin(last)
 
-    def _static_inputs(self, reference: Conformation) -> Statics:
+    def _static_inputs(self, reference: Conformation) -> StaticInputs:
         """Static inputs of replicas with reference structures (B, N); what these do not enter is computed once."""
         batch = len(reference.angles)
         if not self.model.config.network.reference_structure:
             return self._molecule.expand(batch)
-        return self.model.denoiser.statics(self._features.expand(batch), reference, *self._precomputed)
+        return self.model.denoiser.static_inputs(self._features.expand(batch), reference, *self._precomputed)
 
     @cached_property
-    def _molecule(self) -> Statics:
+    def _molecule(self) -> StaticInputs:
         """Static inputs of one replica."""
-        return self.model.denoiser.statics(self._features.expand(1), None, *self._precomputed)
+        return self.model.denoiser.static_inputs(self._features.expand(1), None, *self._precomputed)
 
     @cached_property
-    def _moments(self) -> Moments:
-        """Moments of all denoising steps; equal in every jump."""
+    def _times(self) -> TimeConditioning:
+        """Conditioning of all denoising steps; equal in every jump."""
         process, times = self.model.process, self.here(self.sampler.times())[None]
         levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
-        return self.model.denoiser.moments(*levels)
+        return self.model.denoiser.time_conditioning(*levels)
 
     @cached_property
     def _spread(self) -> torch.Tensor:

@@ -51,7 +51,7 @@ REFERENCE = scratchName(0)
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What happens to the atoms after each learned jump.
+    """Relaxation of the atoms after each learned jump.
 
     ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
     170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
@@ -116,12 +116,12 @@ class Relaxation:
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to do."""
+        """True if there is anything to do."""
         return self.steers or (self.mode == "minimize" and self.minimizationSteps + self.dynamicsSteps > 0)
 
     @property
     def steers(self) -> bool:
-        """Whether atoms reach their new positions by steered dynamics, rather than by being put there."""
+        """True if atoms reach their new positions by steered dynamics, rather than by being put there."""
         return self.mode == "steer"
 
     @property

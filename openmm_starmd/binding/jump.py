@@ -20,7 +20,7 @@ from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.displacement import way_between
+from openmm_starmd.protein.displacement import path_between
 from openmm_starmd.protein.history import History
 
 NOT_FINITE = (OpenMMException, StarMDError)
@@ -159,7 +159,7 @@ class JumpKernel:
         new = conformation[0].to("cpu", torch.float64)
         if self.relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
-        way = way_between(old, new, torch.from_numpy(positions), tokens)
+        way = path_between(old, new, torch.from_numpy(positions), tokens)
         (failures,) = self.gate.sampled(way(1.0)[None], positions[None])
         return way, failures
 

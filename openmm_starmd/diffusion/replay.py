@@ -198,7 +198,7 @@ def _alike(found, expected) -> bool:
 
 
 class Eager:
-    """Repeats ``state = function(given, state)`` operation by operation."""
+    """Runner like `Replayed` that records nothing and needs no buffers."""
 
     def __init__(self, function: Callable):
         self._function = function
