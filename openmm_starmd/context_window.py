@@ -114,7 +114,7 @@ class ContextWindow:
         copies = history.conformations.centred()
         strides = torch.diff(history.times, prepend=history.times[:1] - self._stride)
         strides = float32_on(copies.device, strides).expand(copies.shape[:2])
-        return context_inputs(copies, strides, self._model.process, 0, self._reference_on(copies))
+        return context_inputs(copies, strides, self._model.process, self._reference_on(copies))
 
     def _prepare(self, reference: Conformation) -> None:
         """Static inputs of replicas with a reference structure (B, N); what is known of others is forgotten."""
