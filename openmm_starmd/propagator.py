@@ -8,9 +8,10 @@ from functools import cached_property
 import torch
 
 from openmm_starmd.context_window import ContextWindow
+from openmm_starmd.diffusion.denoising_state import State, StepCoefficients
 from openmm_starmd.diffusion.execution import Execution
 from openmm_starmd.diffusion.replay import map_tensors
-from openmm_starmd.diffusion.sampler import SAMPLERS, State, StepCoefficients
+from openmm_starmd.diffusion.sampler import SAMPLERS
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
