@@ -16,8 +16,8 @@ FLOORS = [
     "systems trajectories",
     "network.config network.invariants network.rotamers network.pulls network.embedding network.attention network.ipa "
     "network.parameterization network.denoiser",
-    "diffusion.process diffusion.loss diffusion.denoising_state diffusion.sampler diffusion.tape diffusion.replay diffusion.execution "
-    "diffusion.distillation",
+    "diffusion.process diffusion.loss diffusion.denoising_state diffusion.sampler diffusion.tape diffusion.replay "
+    "diffusion.execution diffusion.distillation",
     "domain model interface context_window propagator plugins elastic",
     "binding relaxation integrator reporters rollout training "
     "evaluation.metrics evaluation.scoring evaluation.report evaluation refinement",

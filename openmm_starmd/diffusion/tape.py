@@ -86,7 +86,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Operation:
-    """Operation that makes results, None where nobody reads them, or writes into its arguments; tensors may be places."""
+    """Operation that makes results (None where nobody reads them) or writes into arguments; tensors may be places."""
 
     function: OpOverload
     args: tuple
