@@ -277,7 +277,8 @@ def main() -> None:
     made.add_argument("--stride", type=float, default=100.0, help="ps")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    facts = circumstances(platform=options.platform, minutes=options.minutes, stride=f"{options.stride:g} ps")
+    models = [load_model(options.model)]
+    facts = circumstances(*models, platform=options.platform, minutes=options.minutes, stride=f"{options.stride:g} ps")
     sections, results = {}, {}
     for name in options.molecules:
         what = molecule(name, options)

@@ -37,6 +37,7 @@ from quality import DIVERGENCES, Reference, Scorer
 from scipy.stats import t as student
 from soak import rows_of, simulate, valid_frames
 
+from openmm_starmd import load_model
 from openmm_starmd.evaluation.metrics import dihedrals, samples, shapes
 from openmm_starmd.systems import build_peptide
 
@@ -157,7 +158,7 @@ def main() -> None:
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     topology, positions = build_peptide(options.sequence, seed=1)
-    facts = circumstances()
+    facts = circumstances(load_model(options.model))
     if options.trajectory is None:
         facts |= {"speed (ns/day), of the last process": f"{simulate(topology, positions, options)['ns per day']:.0f}"}
         options.trajectory, options.table = (Path(f"{options.output}.{ending}") for ending in ("xtc", "csv"))

@@ -30,6 +30,7 @@ import torch
 from common import circumstances, parser, table, write
 from openmm.app import PDBFile
 
+from openmm_starmd import load_model
 from openmm_starmd.evaluation.metrics import dihedrals, filters, shapes
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
@@ -172,7 +173,7 @@ def main() -> None:
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     results, sections = {}, {}
-    facts = circumstances(model=Path(options.model).name, stride=f"{options.stride:g} ps", seed=options.seed)
+    facts = circumstances(load_model(options.model), stride=f"{options.stride:g} ps", seed=options.seed)
     for name, paths in proteins(options.folder, options.names).items():
         results[name] = score(paths, options)
         rows = {row: {c: v.get(row) for c, v in results[name].items()} for row in results[name]["model"]}

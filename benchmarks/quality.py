@@ -41,6 +41,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
+from common import circumstances
 from openmm import Platform
 from openmm.app import PDBFile, Simulation
 
@@ -359,7 +360,11 @@ def main() -> None:
     model = load_model(options.model)
     paths = [p for p in sorted(options.reference.glob("*.pdb")) if p.with_suffix(".xtc").exists()]
     references = [Reference.load(path) for path in paths]
-    text, peptides, begin = [f"# {model.name}: {options.frames} frames at {options.stride:g} ps"], {}, time.time()
+    names = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
+    settings = circumstances(model) | vars(options) | names
+    facts = "\n".join(f"- {name}: {value}" for name, value in settings.items())
+    text, peptides = [f"# {model.name}: {options.frames} frames at {options.stride:g} ps\n\n{facts}"], {}
+    begin = time.time()
     for reference in references:
         others = [o for o in references if o is not reference]
         peptides[reference.name] = score(reference, others, model, options)
@@ -374,8 +379,6 @@ def main() -> None:
     def finite(values):
         return {k: finite(v) if isinstance(v, dict) else v if math.isfinite(v) else None for k, v in values.items()}
 
-    names = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
-    settings = vars(options) | names
     Path(f"{options.output}.json").write_text(
         json.dumps({"settings": settings, "peptides": finite(peptides), "mean": finite(mean)}, indent=1) + "\n"
     )

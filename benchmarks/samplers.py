@@ -28,7 +28,7 @@ from common import circumstances, parser, results_so_far, table, write
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from quality import Reference, Scorer, propagate
 
-from openmm_starmd import StarMDModel, load_model
+from openmm_starmd import StarMDModel, available_models, load_model
 from openmm_starmd.diffusion.sampler import SAMPLERS
 from openmm_starmd.evaluation.metrics import dihedrals
 from openmm_starmd.evaluation.metrics.samples import percentile_interval
@@ -127,6 +127,12 @@ def arguments(doc: str, name: str, rows: list[str], replicas: int) -> argparse.N
     return made.parse_args()
 
 
+def _others(options) -> list[StarMDModel]:
+    """Models beside --model that rows are named by."""
+    names = {label.split()[0] for label in options.rows} & set(available_models())
+    return [load_model(name, "cpu") for name in sorted(names)]
+
+
 def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict]:
     """Scores of every row beside the interval of the first; written after each.
 
@@ -136,7 +142,8 @@ def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict
     paths = [path for path in sorted(options.reference.glob("*.pdb")) if path.with_suffix(".xtc").exists()]
     references = [Reference.load(path) for path in paths]
     scorers = [Scorer(reference, STRIDE, options.seed) for reference in references]
-    facts = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames, **facts)
+    models = [load_model(options.model, "cpu"), *_others(options)]
+    facts = circumstances(*models, peptides=", ".join(r.name for r in references), frames=options.frames, **facts)
 
     def sampled(model: StarMDModel) -> list[Sampled]:
         return [Sampled(j, r, model, options) for j, r in zip(scorers, references, strict=True)]

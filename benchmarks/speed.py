@@ -390,8 +390,9 @@ def main() -> None:
     options.samplers = dict(zip(("euler-maruyama", "multistep"), options.steps, strict=True))
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = circumstances(device=device, context=f"{options.context} frames")
     model, peptide = StarMDModel.create(paper(), LARGE, options.seed).on(device), load_model("starmd-peptide", device)
+    models = peptide, load_model("starmd-peptide-fast", device)
+    facts = circumstances(*models, device=device, context=f"{options.context} frames")
     sections, results = {}, {}
 
     def tell(name: str, text: str, **more):

@@ -173,8 +173,8 @@ def main() -> None:
     made.add_argument("--grid", nargs="*", default=GRID, type=numbers, help="RESIDUES,FRAMES of the second table")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    config = load_model(options.model, "cpu").config
-    facts = circumstances(model=options.model, repeats=options.repeats)
+    model = load_model(options.model, "cpu")
+    config, facts = model.config, circumstances(model, repeats=options.repeats)
     passes, checkpoints = {}, {}
     for residues, batch in options.shapes:
         name = f"{residues} residues, {batch} window{'s' if batch > 1 else ''}"

@@ -149,21 +149,21 @@ class JumpKernel:
     def _tried(self, context: Context, origin: Origin, conformation: Conformation, random: Random, attempt: int):
         """Result of `_relaxed` for a conformation (1, N), or the checks that fail before it."""
         with self.statistics.timed("backmapping"):
-            way, failures = self._toPositions(conformation, origin.positions)
-        return (None, None, failures) if failures else self._relaxed(context, origin, way, random, attempt)
+            path, failures = self._toPositions(conformation, origin.positions)
+        return (None, None, failures) if failures else self._relaxed(context, origin, path, random, attempt)
 
     def _toPositions(self, conformation: Conformation, positions: np.ndarray):
-        """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
+        """The path of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
         tokens = self.propagator.tokens
         old = from_positions(torch.from_numpy(positions), tokens)
         new = conformation[0].to("cpu", torch.float64)
         if self.relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
-        way = path_between(old, new, torch.from_numpy(positions), tokens)
-        (failures,) = self.gate.sampled(way(1.0)[None], positions[None])
-        return way, failures
+        path = path_between(old, new, torch.from_numpy(positions), tokens)
+        (failures,) = self.gate.sampled(path(1.0)[None], positions[None])
+        return path, failures
 
-    def _relaxed(self, context: Context, origin: Origin, way, random: Random, attempt: int):
+    def _relaxed(self, context: Context, origin: Origin, path, random: Random, attempt: int):
         """Write and relax positions, and compare the energy with the base.
 
         Returns
@@ -177,7 +177,7 @@ class JumpKernel:
         """
 
         def at(fraction: float) -> np.ndarray:
-            return way(fraction).numpy() - origin.shifts
+            return path(fraction).numpy() - origin.shifts
 
         try:
             if not self.relaxation.steers:
