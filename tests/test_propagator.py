@@ -464,9 +464,10 @@ def test_static_inputs_are_computed_for_one_molecule(setting):
     model.denoiser.static_inputs = lambda *args: count.append(len(args[0].residue_type)) or static_inputs(*args)
     try:
         for batch in (1, 3, 2):
-            p.step(p.start(batch_of(start, batch)), generators(0, batch))
+            history = p.start(batch_of(start, batch))
+            p.step(history, generators(0, batch))
             with torch.inference_mode():
-                expected = static_inputs(tokens.features.expand(batch), batch_of(start, batch))
+                expected = static_inputs(tokens.features.expand(batch), history.reference)
             map_tensors(lambda a, b: same.append(torch.equal(a, b)) or a, p._window.static, expected)
     finally:
         del model.denoiser.static_inputs
