@@ -35,7 +35,7 @@ from openmm_starmd.binding.repair import repair
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
-from openmm_starmd.domain import Violation
+from openmm_starmd.domain import Violation, warn_of_numbering
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
@@ -467,6 +467,7 @@ class StarMDIntegrator(CompoundIntegrator):
         """
         topology = self._settings["topology"]
         checkSystem(system, topology.getNumAtoms(), self._tokens)
+        warn_of_numbering(self._tokens)
         if unknown := unknownForces(system, topology, self._tokens, self._newPropagator.force_field):
             warnings.warn(
                 f"Model {self._propagator.name!r} was not trained with {'; '.join(unknown)}. This acts in the "

@@ -160,6 +160,8 @@ class ResidueTokens:
         Pairs of tokens.
     gaps : list of int
         Tokens before which residues are missing.
+    numbering_gaps : list of int
+        Tokens that are bonded to the one before although residue numbers between the two are left out.
     inner_bonds, peptide_bonds, disulfide_bonds : Tensor of int64, shape (K, 2)
         Bonds between heavy atoms: inside tokens (caps and proline's ring included), C-N and SG-SG between them.
     adjacent_ca : Tensor of int64, shape (K, 2)
@@ -188,6 +190,7 @@ class ResidueTokens:
         self.heavy_atoms = torch.tensor([atom for atom in owned if graph.is_heavy(atom)])
         self.levels = tuple(_rotatable_group(graph, names) for names in LEVELS)
         self.disulfides, self.gaps = graph.disulfides, graph.gaps()
+        self.numbering_gaps = graph.numbering_gaps()
         self.features = _features(graph)
         self.inner_bonds = _atom_table([bond for bond in graph.bonds if len({graph.owner[a] for a in bond}) == 1], 2)
         after = torch.nonzero(self.features.n_end == BONDED)[:, 0]
