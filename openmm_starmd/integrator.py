@@ -42,7 +42,7 @@ from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import way_between
-from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.seeds import derived
 from openmm_starmd.units import require, valueIn, wholeNumber
@@ -147,7 +147,7 @@ class StarMDIntegrator(CompoundIntegrator):
         )
         require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
-        refuse_missing_hydrogens(topology)
+        refuse_missing_atoms(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)

@@ -23,7 +23,7 @@ from openmm_starmd.files import replacing
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
@@ -150,7 +150,7 @@ def rollout(
     batch_size, place = wholeNumber("batch_size", batch_size, 1), device if client is None else "cpu"
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
-    refuse_missing_hydrogens(topology)
+    refuse_missing_atoms(topology)
     stride, temperature = valueIn(stride, unit.picoseconds), valueIn(temperature, unit.kelvin)
     tokens = ResidueTokens.from_topology(topology)
     warn_of_numbering(tokens)
