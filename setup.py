@@ -13,7 +13,7 @@ EXTRAS = {
     "cluster": ["distributed", "dask-jobqueue"],
     "docs": ["sphinx", "myst-nb", "numpydoc", "pydata-sphinx-theme"],
 }
-# openmmtorch is a choice of its own: its wheel links CUDA libraries and does not import beside a CPU build of torch.
+# openmmtorch is a choice of its own: it does not import beside a CPU build of torch (docs/guide/integrator.md).
 EXTRAS["test"] = ["pytest", "pytest-xdist", "ruff", "distributed", "nbclient", "ipykernel"]
 EXTRAS["test"] += [name for extra in ("train", "analysis", "cli") for name in EXTRAS[extra]]
 EXTRAS["all"] = sorted({name for extra, names in EXTRAS.items() if extra != "openmm-torch" for name in names})

@@ -36,7 +36,7 @@ from pathlib import Path
 
 import torch
 from common import circumstances, parser, plain, table, write
-from quality import Reference, average, judge
+from quality import Reference, average, score
 
 from openmm_starmd.diffusion.loss import LossWeights, denoising_loss
 from openmm_starmd.diffusion.process import Process
@@ -62,21 +62,21 @@ class Strideless(Denoiser):
     def step_size(self, stride):
         return super().step_size(torch.full_like(stride, STRIDE))
 
-    def moments(self, time, alpha, sigma, stride):
-        return super().moments(time, alpha, sigma, torch.full_like(stride, STRIDE))
+    def time_conditioning(self, time, alpha, sigma, stride):
+        return super().time_conditioning(time, alpha, sigma, torch.full_like(stride, STRIDE))
 
 
 class CommonUnits:
     """A denoiser whose errors are measured in the units of one that knows the stride."""
 
     def __init__(self, denoiser: Denoiser):
-        self.denoiser, self.config, self.statics = denoiser, denoiser.config, denoiser.statics
+        self.denoiser, self.config, self.static_inputs = denoiser, denoiser.config, denoiser.static_inputs
         self.ruler = Denoiser(denoiser.config)
         self.ruler.step_scales.copy_(denoiser.step_scales)
 
-    def __call__(self, statics, context, noisy):
-        estimate, _, odds = self.denoiser(statics, context, noisy)
-        return estimate, in_parts(self.ruler.levels(noisy.sigma, noisy.stride)[..., None, :, 2]), odds
+    def __call__(self, static, context, noisy):
+        estimate, _, log_odds = self.denoiser(static, context, noisy)
+        return estimate, in_parts(self.ruler.levels(noisy.sigma, noisy.stride)[..., None, :, 2]), log_odds
 
 
 def all_targets(module, process, batch: Batch, generator):
@@ -189,13 +189,13 @@ def measure(name: str, folder: Path, options) -> dict:
     }
     model, choices = trained_model(denoiser, config, config.model, dataset), quality_options(options)
     references = [Reference.load(find(sequence, options.reference)) for sequence in options.validation]
-    mean = average([judge(reference, [], model, choices) for reference in references])
+    mean = average([score(reference, [], model, choices) for reference in references])
     known = {column: {q: mean[column][q] for q in QUALITY if q in mean[column]} for column in mean}
     return {"row": row | known["model"], "beside": {column: known[column] for column in ("MD halves", "frozen")}}
 
 
 def quality_options(options):
-    """What `quality.judge` wants to be told."""
+    """What `quality.score` wants to be told."""
     chosen = {"stride": STRIDE, "frames": options.jumps, "replicas": 1, "denoising_steps": None, "integrator": False}
     return type(options)(**chosen, seed=options.seed)
 

@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
-from common import circumstances, parser, plain, table, write
+from common import circumstances, parser, plain, results_so_far, table, write
 from mdtraj.formats import XTCTrajectoryFile
 from openmm.app import PDBFile
 from quality import jump
@@ -79,7 +78,7 @@ def chains_to_test(split: Path, after: str) -> list[str]:
 
 
 def interval_of(xtc: Path) -> float:
-    """ps between the first two frames."""
+    """Ps between the first two frames."""
     with XTCTrajectoryFile(str(xtc)) as file:
         times = file.read(2)[1]
     if len(times) < 2 or times[1] <= times[0]:
@@ -297,12 +296,6 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def known(path: Path, source: str) -> dict[str, dict]:
-    """Scores of the chains that are done."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["chain"]: row["scores"] for row in rows if "scores" in row and row["source"] == source}
-
-
 def main() -> None:
     made = parser(__doc__, "atlas")
     made.add_argument("atlas", type=Path, help="folder of NAME/NAME.pdb and NAME/NAME_prod_R1_fit.xtc")
@@ -313,31 +306,32 @@ def main() -> None:
     made.add_argument("--model", help="embedded name or path, to make what is not there yet")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    model, notes = load_model(options.model) if options.model else None, Path(f"{options.output}_{options.task}.jsonl")
-    names, source = chains_to_test(options.split, options.after), options.generated.name
-    done, failed = known(notes, source), {}
-    for name in names:
-        if name in done:
-            continue
-        row = {"chain": name, "source": source}
+    model, stem = load_model(options.model) if options.model else None, f"{options.output}_{options.task}"
+    names = chains_to_test(options.split, options.after)
+    task = f"{options.task}, {TASKS[options.task][0]} frames at {TASKS[options.task][1]:g} ps"
+    facts = circumstances(*[model] if model else [], task=task)
+    chains, failed = results_so_far(stem, facts).get("chains", {}), {}
+    for name in [name for name in names if name not in chains]:
         try:
-            row["scores"] = done[name] = plain(examine(name, model, options.generated, options))
+            chains[name] = plain(examine(name, model, options.generated, options))
         except (ValueError, OSError, RuntimeError, StarMDError) as error:  # files that are damaged, missing, too short
-            row["error"] = failed[name] = f"{type(error).__name__}: {error}"
-        with open(notes, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(name, row.get("error", "done"), flush=True)
-    chains = {name: done[name] for name in names if name in done}
-    mean = average(list(chains.values()), options.seed) if chains else {}
+            failed[name] = f"{type(error).__name__}: {error}"
+        print(name, failed.get(name, "done"), flush=True)
+        report(stem, facts, names, chains, failed, options.seed)
+    print(report(stem, facts, names, chains, failed, options.seed))
+
+
+def report(stem: str, facts: dict, names: list[str], chains: dict, failed: dict[str, str], seed: int) -> str:
+    """Write the table over the chains that are done, and return it."""
+    mean = average(list(chains.values()), seed) if chains else {}
     cells = {
         r: {c: f"{v['mean']:.3g} [{v['low']:.3g}, {v['high']:.3g}]" for c, v in s.items()} for r, s in mean.items()
     }
-    facts = circumstances(task=f"{options.task}, {TASKS[options.task][0]} frames at {TASKS[options.task][1]:g} ps")
-    facts |= {"chains": f"{len(chains)} of {len(names)} in the split"}
+    facts = facts | {"chains": f"{len(chains)} of {len(names)} in the split"}
     text = table(cells, "quantity") if cells else "No chain could be scored."
     sections = {"": text} | ({"Not scored": "\n".join(f"- {n}: {e}" for n, e in failed.items())} if failed else {})
-    write(f"{options.output}_{options.task}", "ATLAS", facts, sections, {"mean": mean, "chains": chains})
-    print(text)
+    write(stem, "ATLAS", facts, sections, {"mean": mean, "chains": chains})
+    return text
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -13,6 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+from openmm_starmd import StarMDModel
 
 RESULTS = Path(__file__).with_name("results")
 LIBRARIES = ("openmm", "torch", "mdtraj", "numpy", "deeptime")
@@ -45,8 +48,19 @@ def command() -> str:
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(short, sys.argv[1:])])
 
 
-def circumstances(**more) -> dict[str, str]:
-    """Date, command, versions, threads and hardware of this run."""
+def weights_of(*models: StarMDModel) -> str:
+    """Twelve digits of the SHA-256 hash of the weights of each model, in the order of their names."""
+    found = []
+    for model in models:
+        digest = hashlib.sha256()
+        for _, value in sorted(model.denoiser.state_dict().items()):
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        found.append(digest.hexdigest()[:12])
+    return ", ".join(found)
+
+
+def circumstances(*models: StarMDModel, **more) -> dict[str, str]:
+    """Date, command, versions, threads and hardware of this run; names and weights of the models that it uses."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
     hardware = f"{processor()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
@@ -58,6 +72,8 @@ def circumstances(**more) -> dict[str, str]:
         "threads": torch.get_num_threads(),
         "hardware": hardware,
     }
+    if models:
+        facts |= {"model": ", ".join(model.name for model in models), "weights": weights_of(*models)}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
     return facts | {"load of the machine": f"{load:.1f}"} | more
 
@@ -97,13 +113,19 @@ def write(stem, title: str, facts: dict, sections: dict[str, str], results: dict
 
 
 def results_so_far(stem: Path, facts: dict) -> dict:
-    """Results that a stopped run of the same command wrote, else none; SystemExit where another command made them."""
-    known = stem.with_suffix(".json")
+    """Results that a stopped run of the same command and the same weights wrote in STEM.json.
+
+    The results of another command or of other weights do not count, which is printed.
+    """
+    known = Path(f"{stem}.json")
     if not known.exists():
         return {}
     before = json.loads(known.read_text())
-    if before["settings"]["command"] != facts["command"]:
-        raise SystemExit(f"{known} was made with {before['settings']['command']}; name another --output.")
+    for name in ("command", "weights"):
+        then, now = before["settings"].get(name), facts.get(name)
+        if then != now:
+            print(f"{known.name} is of another run ({name}: {then}; now: {now}): all starts anew.", file=sys.stderr)
+            return {}
     return before["results"]
 
 

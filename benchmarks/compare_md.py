@@ -38,11 +38,12 @@ from pathlib import Path
 
 import mdtraj
 import numpy as np
+import quality
 import torch
 from common import circumstances, openmm_seed, parser, table, write
 from openmm import LangevinMiddleIntegrator, Platform, System
 from openmm.app import Simulation, Topology
-from quality import Judge, Reference
+from quality import Reference
 from relaxation import villin
 
 from openmm_starmd import JumpRejectedError, Propagator, Relaxation, StarMDIntegrator, load_model
@@ -200,13 +201,13 @@ class Scorer:
     def __init__(self, what: Molecule, md: Measurement, options):
         self.topology = mdtraj.Topology.from_openmm(what.topology)
         file = options.reference / f"{what.name}.pdb" if options.reference else None
-        self.judge, self.tica = None, None
+        self.scorer, self.tica = None, None
         if file and file.exists():
-            self.judge = Judge(Reference.load(file), what.stride, options.seed)
-            interval = what.stride / self.judge.lag
-            self.md_time = samples.autocorrelation_time(self.judge.projection[:, 0]) * interval
-            self.md_length = len(self.judge.projection) * interval / 1000
-            self.project = self.judge.project
+            self.scorer = quality.Scorer(Reference.load(file), what.stride, options.seed)
+            interval = what.stride / self.scorer.lag
+            self.md_time = samples.autocorrelation_time(self.scorer.projection[:, 0]) * interval
+            self.md_length = len(self.scorer.projection) * interval / 1000
+            self.project = self.scorer.project
             return
         angles, lag = self.angles(md.trajectories[0]), round(what.stride / md.interval)
         self.periods = angles.periods
@@ -218,19 +219,19 @@ class Scorer:
         return dihedrals.measure_torsions(mdtraj.Trajectory(positions, self.topology))
 
     def __call__(self, run: Measurement, is_md: bool) -> dict[str, float]:
-        if (self.judge is None and self.tica is None) or sum(map(len, run.trajectories)) < 2:
+        if (self.scorer is None and self.tica is None) or sum(map(len, run.trajectories)) < 2:
             return {}
         angles = [self.angles(x).angles for x in run.trajectories]
         autocorrelation = samples.autocorrelation_time([self.project(a)[:, 0] for a in angles]) * run.interval
         length = run.nanoseconds
-        if is_md and self.judge is not None:
+        if is_md and self.scorer is not None:
             autocorrelation, length = self.md_time, self.md_length
         result = {
             "autocorrelation time (ps)": autocorrelation,
             "effective samples it rests on": 1000 * length / autocorrelation,
             "effective samples an hour": 3.6e6 * run.nanoseconds / autocorrelation / run.seconds,
         }
-        return result | (self.judge.divergences(np.concatenate(angles)) if self.judge else {})
+        return result | (self.scorer.divergences(np.concatenate(angles)) if self.scorer else {})
 
 
 def compare(what: Molecule, options) -> dict[str, dict[str, float]]:
@@ -276,7 +277,8 @@ def main() -> None:
     made.add_argument("--stride", type=float, default=100.0, help="ps")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    facts = circumstances(platform=options.platform, minutes=options.minutes, stride=f"{options.stride:g} ps")
+    models = [load_model(options.model)]
+    facts = circumstances(*models, platform=options.platform, minutes=options.minutes, stride=f"{options.stride:g} ps")
     sections, results = {}, {}
     for name in options.molecules:
         what = molecule(name, options)

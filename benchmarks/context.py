@@ -1,12 +1,11 @@
-"""Quality and cost of the window: how many past frames, with the first of the run kept or not?
+"""Quality and cost of windows of past frames.
 
     python benchmarks/context.py reference_folder
 
 The folder holds NAME.pdb and NAME.xtc of reference MD. Every row makes as many frames of each peptide by `Propagator`,
 without relaxation, and is scored as in `samplers.py`; means over the peptides. Rows are named by the frames of the
-window, "full" for all of the run, and by how many of them are the first of the run. The first row is the reference:
-beside it stands the 95 % interval that resampling its replicas gives; "outside" counts the scores that do not lie
-within.
+window, "full" for all of the run. The first row is the reference: beside it stands the 95 % interval that resampling
+its replicas gives; "outside" counts the scores that do not lie within.
 """
 
 from __future__ import annotations
@@ -18,14 +17,12 @@ from samplers import arguments, compare
 
 from openmm_starmd import StarMDModel, load_model
 
-ROWS = ["3", "1", "2", "3 sinks 1", "8", "8 sinks 1", "full"]
+ROWS = ["3", "1", "2", "8", "full"]
 
 
 def with_window(model: StarMDModel, label: str, frames: int) -> StarMDModel:
     """The same weights with the window of a row, in runs of so many frames."""
-    length, _, sinks = label.partition(" sinks ")
-    length = frames + 1 if length == "full" else int(length)
-    config = replace(model.config, context_frames=length, sink_frames=int(sinks or 0))
+    config = replace(model.config, context_frames=frames + 1 if label == "full" else int(label))
     return StarMDModel(model.denoiser, config, model.domain, model.card, model.name)
 
 

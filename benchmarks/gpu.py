@@ -42,9 +42,9 @@ from openmm_starmd import Propagator, StarMDModel, load_model
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.network.config import PRECISIONS, paper
-from openmm_starmd.training.captured import WARM_UP, Ahead
 from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import TrajectoryDataset
+from openmm_starmd.training.graphed import WARM_UP, Prefetcher
 from openmm_starmd.training.loop import Run
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -157,7 +157,7 @@ def new_run(options, batch: int, recorded: bool = True) -> Run:
         return options.windows.window_batch(batch, config.frames, generator, config.stride_range, share)
 
     run = Run(config, model.denoiser.train().requires_grad_(True), loss, draw)
-    run._captured = run._captured if recorded else None
+    run._graphed = run._graphed if recorded else None
     return run
 
 
@@ -178,13 +178,13 @@ def recorded_steps(options) -> dict[str, dict]:
 def batch_size(options, batch: int) -> dict[str, float]:
     """What steps of so many windows cost."""
     run = new_run(options, batch)
-    ahead, one = Ahead(partial(run._batch, run.draw, 0), run.config.total_steps), run._batch(run.draw, 0, 0)
+    prefetch, one = Prefetcher(partial(run._batch, run.draw, 0), run.config.total_steps), run._batch(run.draw, 0, 0)
 
     def steps(take):
         run._read([run._launch(take(run.step)) for _ in range(STEPS)])
 
-    step, alone = (seconds(partial(steps, way), options.least, 4 * GPU) / STEPS for way in (ahead, lambda n: one))
-    ahead.close()
+    step, alone = (seconds(partial(steps, way), options.least, 4 * GPU) / STEPS for way in (prefetch, lambda n: one))
+    prefetch.close()
     row = {"ms a step": 1000 * step, "windows/s": batch / step, "ms a step, at hand": 1000 * alone}
     return row | {"GPU memory so far, GiB": torch.cuda.max_memory_allocated() / 2**30}
 

@@ -33,10 +33,11 @@ import numpy as np
 import torch
 from common import circumstances, parser, table, write
 from matplotlib.figure import Figure
-from quality import DIVERGENCES, Judge, Reference
+from quality import DIVERGENCES, Reference, Scorer
 from scipy.stats import t as student
 from soak import rows_of, simulate, valid_frames
 
+from openmm_starmd import load_model
 from openmm_starmd.evaluation.metrics import dihedrals, samples, shapes
 from openmm_starmd.systems import build_peptide
 
@@ -90,11 +91,11 @@ def from_torsions(trajectory: mdtraj.Trajectory, reference: Reference, options) 
             f"The torsions of the run ({', '.join(torsions.names)}) are not those of the reference "
             f"({', '.join(reference.torsions.names)}); give the same peptide twice."
         )
-    judge, length = Judge(reference, options.stride, options.seed), trajectory.n_frames // options.windows
+    scorer, length = Scorer(reference, options.stride, options.seed), trajectory.n_frames // options.windows
     windows = [torsions.angles[k * length : (k + 1) * length] for k in range(options.windows)]
-    scores = [judge.divergences(window) for window in windows]
-    half = len(judge.angles) // 2
-    floor = judge.divergences(judge.angles[:half], judge.angles[half:])
+    scores = [scorer.divergences(window) for window in windows]
+    half = len(scorer.angles) // 2
+    floor = scorer.divergences(scorer.angles[:half], scorer.angles[half:])
     return {name: Series(np.array([s[name] for s in scores]), length, floor[name]) for name in DIVERGENCES}
 
 
@@ -157,7 +158,7 @@ def main() -> None:
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     topology, positions = build_peptide(options.sequence, seed=1)
-    facts = circumstances()
+    facts = circumstances(load_model(options.model))
     if options.trajectory is None:
         facts |= {"speed (ns/day), of the last process": f"{simulate(topology, positions, options)['ns per day']:.0f}"}
         options.trajectory, options.table = (Path(f"{options.output}.{ending}") for ending in ("xtc", "csv"))

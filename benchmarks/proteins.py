@@ -30,6 +30,7 @@ import torch
 from common import circumstances, parser, table, write
 from openmm.app import PDBFile
 
+from openmm_starmd import load_model
 from openmm_starmd.evaluation.metrics import dihedrals, filters, shapes
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.conformation import from_positions, to_positions
@@ -144,7 +145,7 @@ def load(paths: list[Path], stride: float) -> Runs:
     return Runs(positions[:, 1:], positions[:, 0], topology)
 
 
-def judge(paths: list[Path], options) -> dict[str, dict[str, float]]:
+def score(paths: list[Path], options) -> dict[str, dict[str, float]]:
     """The table of a protein, column by column."""
     tokens = ResidueTokens.from_topology(PDBFile(str(paths[0])).topology)
     reference, again = load(paths[::2], options.stride), load(paths[1::2], options.stride)
@@ -172,9 +173,9 @@ def main() -> None:
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     results, sections = {}, {}
-    facts = circumstances(model=Path(options.model).name, stride=f"{options.stride:g} ps", seed=options.seed)
+    facts = circumstances(load_model(options.model), stride=f"{options.stride:g} ps", seed=options.seed)
     for name, paths in proteins(options.folder, options.names).items():
-        results[name] = judge(paths, options)
+        results[name] = score(paths, options)
         rows = {row: {c: v.get(row) for c, v in results[name].items()} for row in results[name]["model"]}
         sections[f"{name}, {len(paths)} replicas"] = table(rows, "quantity")
         write(options.output, "Proteins of held-out families", facts, sections, results)

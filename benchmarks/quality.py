@@ -41,6 +41,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
+from common import circumstances
 from openmm import Platform
 from openmm.app import PDBFile, Simulation
 
@@ -178,7 +179,7 @@ def consistency(reference: Reference, model, positions: np.ndarray, options) -> 
     }
 
 
-def from_md(reference: Reference, model, scorer: Judge, options) -> tuple[dict[str, float], dict[str, float]]:
+def from_md(reference: Reference, model, scorer: Scorer, options) -> tuple[dict[str, float], dict[str, float]]:
     """Hops of MD and of the model in one jump from frames of the reference."""
     torsions, periods = reference.torsions, reference.torsions.periods
     index = np.linspace(0, len(torsions.angles) - 1 - scorer.lag, STARTS).astype(int)
@@ -219,7 +220,7 @@ def torsions_of_others(reference: Reference, others: list[Reference], n: int, rn
     return np.stack(columns, 1)
 
 
-class Judge:
+class Scorer:
     """Scores torsions of a candidate against one reference."""
 
     def __init__(self, reference: Reference, stride: float, seed: int):
@@ -264,10 +265,10 @@ class Judge:
         }
 
 
-def judge(reference: Reference, others: list[Reference], model, options) -> dict[str, dict[str, float]]:
+def score(reference: Reference, others: list[Reference], model, options) -> dict[str, dict[str, float]]:
     """Every column of one peptide."""
     rng = np.random.default_rng(options.seed)
-    scorer = Judge(reference, options.stride, options.seed)
+    scorer = Scorer(reference, options.stride, options.seed)
     angles, lag = scorer.angles, scorer.lag
     half, n = len(angles) // 2, min(options.frames, len(angles) // 2)
     fewer = angles[np.linspace(0, len(angles) - 1, n).round().astype(int)]
@@ -359,10 +360,14 @@ def main() -> None:
     model = load_model(options.model)
     paths = [p for p in sorted(options.reference.glob("*.pdb")) if p.with_suffix(".xtc").exists()]
     references = [Reference.load(path) for path in paths]
-    text, peptides, begin = [f"# {model.name}: {options.frames} frames at {options.stride:g} ps"], {}, time.time()
+    names = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
+    settings = circumstances(model) | vars(options) | names
+    facts = "\n".join(f"- {name}: {value}" for name, value in settings.items())
+    text, peptides = [f"# {model.name}: {options.frames} frames at {options.stride:g} ps\n\n{facts}"], {}
+    begin = time.time()
     for reference in references:
         others = [o for o in references if o is not reference]
-        peptides[reference.name] = judge(reference, others, model, options)
+        peptides[reference.name] = score(reference, others, model, options)
         length = reference.trajectory.n_frames * reference.interval / 1000
         text += [f"\n## {reference.name} (reference {length:.1f} ns)\n", table(peptides[reference.name])]
         print("\n".join(text[-2:]), flush=True)
@@ -374,8 +379,6 @@ def main() -> None:
     def finite(values):
         return {k: finite(v) if isinstance(v, dict) else v if math.isfinite(v) else None for k, v in values.items()}
 
-    names = {"reference": options.reference.name, "model": model.name, "output": Path(options.output).name}
-    settings = vars(options) | names
     Path(f"{options.output}.json").write_text(
         json.dumps({"settings": settings, "peptides": finite(peptides), "mean": finite(mean)}, indent=1) + "\n"
     )

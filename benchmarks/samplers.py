@@ -1,4 +1,4 @@
-"""Quality against cost of the samplers: how few calls of the network are enough?
+"""Quality of the samplers against their cost in calls of the network.
 
     python benchmarks/samplers.py reference_folder
 
@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from common import circumstances, parser, results_so_far, table, write
 from matplotlib.ticker import NullFormatter, ScalarFormatter
-from quality import Judge, Reference, propagate
+from quality import Reference, Scorer, propagate
 
-from openmm_starmd import StarMDModel, load_model
+from openmm_starmd import StarMDModel, available_models, load_model
 from openmm_starmd.diffusion.sampler import SAMPLERS
 from openmm_starmd.evaluation.metrics import dihedrals
 from openmm_starmd.evaluation.metrics.samples import percentile_interval
@@ -54,7 +54,7 @@ def with_sampler(model: StarMDModel, name: str, steps: int) -> StarMDModel:
 class Sampled:
     """Torsions and validity of every replica of one peptide."""
 
-    def __init__(self, judge: Judge, reference: Reference, model: StarMDModel, options):
+    def __init__(self, scorer: Scorer, reference: Reference, model: StarMDModel, options):
         chosen = {"stride": STRIDE, "frames": options.frames, "replicas": options.replicas, "denoising_steps": None}
         begin = time.process_time()
         positions, _ = propagate(reference, model, argparse.Namespace(seed=options.seed, **chosen))
@@ -64,12 +64,12 @@ class Sampled:
             dihedrals.measure_torsions(mdtraj.Trajectory(x.astype(np.float32), topology)).angles for x in positions
         ]
         checked = check_positions(torch.from_numpy(positions), reference.tokens, limits=STRAINED)
-        self.judge, self.valid = judge, checked.passes_bioemu.double().mean(1).numpy()
+        self.scorer, self.valid = scorer, checked.passes_bioemu.double().mean(1).numpy()
 
     def scores(self, replicas) -> dict[str, float]:
         """Of some of the replicas."""
         angles = [self.angles[k] for k in replicas]
-        scores = self.judge.divergences(np.concatenate(angles)) | self.judge.rates(angles)
+        scores = self.scorer.divergences(np.concatenate(angles)) | self.scorer.rates(angles)
         return scores | {"validity": float(self.valid[list(replicas)].mean())}
 
 
@@ -127,6 +127,12 @@ def arguments(doc: str, name: str, rows: list[str], replicas: int) -> argparse.N
     return made.parse_args()
 
 
+def _others(options) -> list[StarMDModel]:
+    """Models beside --model that rows are named by."""
+    names = {label.split()[0] for label in options.rows} & set(available_models())
+    return [load_model(name, "cpu") for name in sorted(names)]
+
+
 def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict]:
     """Scores of every row beside the interval of the first; written after each.
 
@@ -135,11 +141,12 @@ def compare(options, title: str, corner: str, sample, **facts) -> dict[str, dict
     torch.set_num_threads(options.threads)
     paths = [path for path in sorted(options.reference.glob("*.pdb")) if path.with_suffix(".xtc").exists()]
     references = [Reference.load(path) for path in paths]
-    judges = [Judge(reference, STRIDE, options.seed) for reference in references]
-    facts = circumstances(peptides=", ".join(r.name for r in references), frames=options.frames, **facts)
+    scorers = [Scorer(reference, STRIDE, options.seed) for reference in references]
+    models = [load_model(options.model, "cpu"), *_others(options)]
+    facts = circumstances(*models, peptides=", ".join(r.name for r in references), frames=options.frames, **facts)
 
     def sampled(model: StarMDModel) -> list[Sampled]:
-        return [Sampled(j, r, model, options) for j, r in zip(judges, references, strict=True)]
+        return [Sampled(j, r, model, options) for j, r in zip(scorers, references, strict=True)]
 
     rows = results_so_far(options.output, facts)
     if rows:

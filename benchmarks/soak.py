@@ -1,4 +1,4 @@
-"""A long run in an ordinary Simulation: does memory grow, do the frames stay valid, how fast is it?
+"""A long run in an ordinary Simulation: growth of memory, validity of the frames, speed.
 
     python benchmarks/soak.py DWGR --jumps 10000
 
@@ -21,7 +21,7 @@ from common import circumstances, openmm_seed, parser, table, write
 from openmm import Platform
 from openmm.app import CheckpointReporter, Simulation, XTCReporter
 
-from openmm_starmd import StarMDIntegrator, StarMDReporter, resume
+from openmm_starmd import StarMDIntegrator, StarMDReporter, load_model, resume
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems import build_peptide, peptide_system
@@ -121,7 +121,7 @@ def main() -> None:
     title = f"{options.sequence}: {options.jumps} jumps of {options.stride:g} ps by {Path(options.model).name}"
     text = table({name: {"value": value} for name, value in result.items()}, "quantity")
     print(text)
-    write(options.output, title, circumstances(), {"": text}, result)
+    write(options.output, title, circumstances(load_model(options.model)), {"": text}, result)
 
 
 if __name__ == "__main__":

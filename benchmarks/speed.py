@@ -137,7 +137,7 @@ def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) ->
     denoiser, process = model.denoiser, model.process
     features, start = chain(n, batch, model.device)
     with torch.inference_mode():
-        statics = denoiser.statics(features.expand(batch), start)
+        static = denoiser.static_inputs(features.expand(batch), start)
         cache = denoiser.cache(batch, n, context + 1)
         for part in (cache.keys, cache.values):
             part.normal_()
@@ -145,7 +145,7 @@ def call_of_network(model: StarMDModel, n: int, context: int, batch: int = 1) ->
         frame, time_ = start.map(lambda x: x[:, None]), torch.full((1, 1), 0.5, device=model.device)
         levels = time_, process.alpha(time_), process.sigma(time_), torch.full_like(time_, STRIDE)
         index = torch.tensor([context], device=model.device)
-        conditions = denoiser.conditions(statics, frame, denoiser.moments(*levels), index)
+        conditions = denoiser.conditions(static, frame, denoiser.time_conditioning(*levels), index)
         way = denoiser.denoise(conditions, frame, cache)
     recorded = Replayed(lambda given, state: denoiser.denoise(conditions, frame, cache), model.device)
 
@@ -292,7 +292,7 @@ class Phases:
         none = Displacement(0 * x.frames.translations, 0 * x.frames.translations, 0 * x.torsions, 0 * x.angles)
         with torch.inference_mode():
             recorded = Replayed(
-                lambda given, state: propagator.sampler.move(given[1], state, none), propagator.model.device
+                lambda given, state: propagator.sampler.step(given[1], state, none), propagator.model.device
             )
             return seconds(lambda: recorded.run(given, state, times), least / 10, warm=2)
 
@@ -393,8 +393,9 @@ def main() -> None:
     options.samplers = dict(zip(("euler-maruyama", "multistep"), options.steps, strict=True))
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = circumstances(device=device, context=f"{options.context} frames")
     model, peptide = StarMDModel.create(paper(), LARGE, options.seed).on(device), load_model("starmd-peptide", device)
+    models = peptide, load_model("starmd-peptide-fast", device)
+    facts = circumstances(*models, device=device, context=f"{options.context} frames")
     sections, results = {}, {}
 
     def tell(name: str, text: str, **more):

@@ -34,7 +34,7 @@ from common import circumstances, openmm_seed, parser, results_so_far, table, wr
 from compare_md import TEMPERATURE, TIME_STEP, Molecule, molecule, new_simulation
 from openmm import LangevinMiddleIntegrator
 
-from openmm_starmd import Relaxation, rollout
+from openmm_starmd import Relaxation, load_model, rollout
 
 SECONDS_A_DAY = 86400
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -138,7 +138,7 @@ def tables(rows: dict[str, dict]) -> dict[str, str]:
 
 
 def draw(rows: dict[str, dict], path: Path):
-    """ns a day against B, that of plain MD as a line."""
+    """Ns a day against B, that of plain MD as a line."""
     figure, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
     sizes = [int(b) for b in rows]
     for mode in MODES:
@@ -164,7 +164,7 @@ def main() -> None:
     made.set_defaults(platform="CPU")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    facts = circumstances(sequence=options.sequence, stride=f"{options.stride:g} ps")
+    facts = circumstances(load_model(options.model), sequence=options.sequence, stride=f"{options.stride:g} ps")
     rows = results_so_far(options.output, facts)
     what = molecule(options.sequence, options)
     for replicas in options.replicas:

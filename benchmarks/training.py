@@ -53,13 +53,13 @@ class Sequential:
     """A denoiser that takes each noisy frame of a window by itself, with the context copies before it."""
 
     def __init__(self, denoiser: Denoiser):
-        self.denoiser, self.config, self.statics = denoiser, denoiser.config, denoiser.statics
+        self.denoiser, self.config, self.static_inputs = denoiser, denoiser.config, denoiser.static_inputs
 
-    def __call__(self, statics, context, noisy):
+    def __call__(self, static, context, noisy):
         found = []
         for k, index in enumerate(noisy.index.tolist()):
             before = reduce(FrameInputs.cat, [context.frame(i) for i in range(index)])
-            found.append(self.denoiser(statics, before, noisy.frame(k)))
+            found.append(self.denoiser(static, before, noisy.frame(k)))
         return joined(found)
 
 
@@ -68,10 +68,10 @@ WAYS = {"block-causal": lambda denoiser: denoiser, "sequential": Sequential}
 
 def joined(found: list[tuple[Displacement, Displacement, torch.Tensor | None]]):
     """Displacements (B, 1, N) of single frames, their scales and odds, along the axis of frames."""
-    *displacements, odds = zip(*found, strict=True)
+    *displacements, log_odds = zip(*found, strict=True)
     parts = [zip(*(vars(d).values() for d in column), strict=True) for column in displacements]
     displacements = [Displacement(*(torch.cat(part, 1) for part in column)) for column in parts]
-    return *displacements, None if odds[0] is None else torch.cat(odds, 1)
+    return *displacements, None if log_odds[0] is None else torch.cat(log_odds, 1)
 
 
 def random_windows(batch: int, frames: int, residues: int, seed: int = 0):
@@ -173,8 +173,8 @@ def main() -> None:
     made.add_argument("--grid", nargs="*", default=GRID, type=numbers, help="RESIDUES,FRAMES of the second table")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    config = load_model(options.model, "cpu").config
-    facts = circumstances(model=options.model, repeats=options.repeats)
+    model = load_model(options.model, "cpu")
+    config, facts = model.config, circumstances(model, repeats=options.repeats)
     passes, checkpoints = {}, {}
     for residues, batch in options.shapes:
         name = f"{residues} residues, {batch} window{'s' if batch > 1 else ''}"

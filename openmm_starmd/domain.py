@@ -27,6 +27,7 @@ class Violation(str):
     reason: str
 
     def __new__(cls, reason: str, text: str) -> Violation:
+        """Violation of a reason, told by a text."""
         violation = super().__new__(cls, text)
         violation.reason = reason
         return violation

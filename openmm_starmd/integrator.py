@@ -5,53 +5,38 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import secrets
 import warnings
-import weakref
-from contextlib import contextmanager
 
-import numpy as np
-import torch
-from openmm import CompoundIntegrator, LangevinMiddleIntegrator, OpenMMException, State, unit
+from openmm import LangevinMiddleIntegrator, unit
 from openmm.app import Topology
 
+from openmm_starmd.binding.bound import CLOCK, PHYSICS, BoundIntegrator
 from openmm_starmd.binding.context import (
     checkedPositions,
     checkIntegrator,
     checkSystem,
     drawVelocities,
-    massesOf,
     refuseWater,
-    unwatched,
     watchContexts,
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
-from openmm_starmd.binding.loading import Loader
+from openmm_starmd.binding.history_tracker import HistoryTracker
+from openmm_starmd.binding.jump import JumpKernel, Origin
 from openmm_starmd.binding.outputs import LAST_STEP
-from openmm_starmd.binding.past import Past
 from openmm_starmd.binding.periodic import MoleculeImages
-from openmm_starmd.binding.repair import repair
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
 from openmm_starmd.domain import Violation, warn_of_numbering
-from openmm_starmd.errors import JumpRejectedError, StarMDError
-from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.conformation import Conformation, from_positions
-from openmm_starmd.protein.displacement import way_between
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
-from openmm_starmd.seeds import derived
 from openmm_starmd.units import require, valueIn, wholeNumber
 
-PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
-NOT_FINITE = (OpenMMException, StarMDError)
 
-
-class StarMDIntegrator(CompoundIntegrator):
+class StarMDIntegrator(BoundIntegrator):
     """StarMDIntegrator advances a protein by the jumps of a learned model instead of femtosecond steps.
 
     Each step samples the conformation one stride (10 ps to 1 ns) later from a diffusion model that is conditioned on
@@ -149,14 +134,13 @@ class StarMDIntegrator(CompoundIntegrator):
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
         refuse_missing_atoms(topology)
         self._tokens = ResidueTokens.from_topology(topology)
-        self._molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
         self._propagator = self._createPropagator(stepSize, self._temperature)
         if not self._relaxation.steers:
             refuseWater(topology)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
-        self._store = HistoryStore(
+        store = HistoryStore(
             stepSize,
             topology.getNumAtoms(),
             self._tokens.features,
@@ -165,16 +149,11 @@ class StarMDIntegrator(CompoundIntegrator):
             self._relaxation.scratch,
         )
         if self._relaxation.active:
-            self._relaxation.addProgram(self._store)
-        self._gate = self._createGate()
-        self._past, self._loader = Past(self._store, self._tokens, self._random), Loader(self._store)
-        physics = self._createPhysics(physicalIntegrator)
-        self._seedsPhysics = hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0
-        self.addIntegrator(physics)
-        self.addIntegrator(self._store)
+            self._relaxation.addProgram(store)
+        self._gate, self._tracker = self._createGate(), HistoryTracker(store, self._tokens, self._random)
+        molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
+        self._adopt(self._createPhysics(physicalIntegrator), store, molecules, randomSeed)
         self.setCurrentIntegrator(CLOCK if schedule.learnedSteps else PHYSICS)
-        self._context = None
-        self.setRandomNumberSeed(randomSeed)
         self._statistics = JumpStatistics()
 
     def step(self, steps):
@@ -212,48 +191,45 @@ class StarMDIntegrator(CompoundIntegrator):
             self._moveByPhysics(context, steps)
 
     def _jump(self, context, saved: bytes):
-        """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context.
-
-        A conformation that fails the checks is repaired once; if it fails again, a new one is sampled.
-        """
+        """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context."""
         self.setCurrentIntegrator(CLOCK)
-        if self._hasVirtualSites:
+        origin = self._origin(context, saved)
+        time, count = context.getTime(), context.getStepCount()
+        self._statistics.startJump()
+        proposal = self._kernel().propose(context, origin, self._random)
+        drawVelocities(context, self._particles.masses, self._temperature, self._random("velocities", proposal.retries))
+        context.setTime(time + self._propagator.stride * unit.picoseconds)
+        context.setStepCount(count + 1)
+        self._tracker.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
+        self._store.excess = self._gate.excess(proposal.energies[-1] - origin.base, self._particles.freedoms)
+        self._store.jump += 1
+        self._statistics.finishJump(proposal.retries, proposal.repaired, proposal.energies)
+
+    def _origin(self, context, saved: bytes) -> Origin:
+        """Where the Context is, and the history that leads there."""
+        if self._particles.hasVirtualSites:
             context.computeVirtualSites()
-        positions, shifts = self._wholeMolecules(context.getState(positions=True))
-        before = context.getState(energy=True)
-        base = before.getPotentialEnergy()._value
-        if self._past.known(self._propagator, positions - shifts) is None:
+        positions, shifts = self._particles.wholeMolecules(context.getState(positions=True))
+        base = context.getState(energy=True).getPotentialEnergy()._value
+        if self._tracker.known(self._propagator, positions - shifts) is None:
             self._checkPositions(positions)
         else:
             base -= self._store.excess
-        history = self._past.history(self._propagator, positions, shifts)
-        self._statistics.startJump()
-        for attempt in range(self._maxRetries + 1):
-            generator = torch.Generator(self._propagator.device).manual_seed(self._random("jump", attempt))
-            with self._statistics.timed("network"):
-                conformation = self._propagator.step(history, generator)
-            relaxed, energies, failures = self._tried(context, before, base, positions, shifts, conformation, attempt)
-            found = failures
-            if failures:
-                unwatched(context, "loadCheckpoint", saved)
-                self._statistics.fail(failures)
-                with self._statistics.timed("network"):
-                    seed = functools.partial(self._random, f"repair {attempt}")
-                    given = self._propagator, self._gate, history
-                    repaired = repair(*given, conformation, positions, failures, seed)
-                if repaired is not None:
-                    relaxed, energies, found = self._tried(context, before, base, positions, shifts, repaired, attempt)
-            if not found:
-                self._past.add(self._propagator, history, *relaxed, generator)
-                self._store.excess = self._gate.excess(energies[-1] - base, self._freedoms)
-                self._store.jump += 1
-                self._statistics.finishJump(attempt, bool(failures), energies)
-                return
-            unwatched(context, "loadCheckpoint", saved)
-            self._statistics.reject()
-        outside = self._outside()
-        reason = self._gate.rejection(positions, self._maxRetries + 1, self._statistics.failedNow, failures, outside)
-        raise JumpRejectedError(f"{reason} The Context is in its last good state.")
+        return Origin(positions, shifts, base, self._tracker.history(self._propagator, positions, shifts), saved)
+
+    def _kernel(self) -> JumpKernel:
+        return JumpKernel(
+            self._propagator,
+            self._gate,
+            self._relaxation,
+            self._held,
+            CLOCK,
+            self._particles,
+            self._temperature,
+            self._maxRetries,
+            self._statistics,
+            self._outside,
+        )
 
     def _checkPositions(self, positions):
         """Compare positions that a history starts with, and that nobody has seen before, with the domain."""
@@ -264,66 +240,9 @@ class StarMDIntegrator(CompoundIntegrator):
         """Violations of the domain of the model."""
         return self._newPropagator.outside(self._tokens, self._propagator.stride, self._temperature, positions)
 
-    def _tried(self, context, before, base: float, old, shifts, conformation: Conformation, attempt: int):
-        """Result of `_toContext` for a conformation (1, N), or the checks that fail before it."""
-        with self._statistics.timed("backmapping"):
-            way, failures = self._toPositions(conformation, old)
-        return (None, None, failures) if failures else self._toContext(context, before, base, old, shifts, way, attempt)
-
-    def _toPositions(self, conformation: Conformation, positions):
-        """The way of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
-        old = from_positions(torch.from_numpy(positions), self._tokens)
-        new = conformation[0].to("cpu", torch.float64)
-        if self._relaxation.steers:
-            new = new.moved(superpose(new.frames.translations, old.frames.translations))
-        way = way_between(old, new, torch.from_numpy(positions), self._tokens)
-        (failures,) = self._gate.sampled(way(1.0)[None], positions[None])
-        return way, failures
-
-    def _toContext(self, context, before, base: float, old, shifts, way, attempt: int):
-        """Write and relax positions, compare the energy with the base of the run, draw velocities, set the clock.
-
-        Returns
-        -------
-        positions : (array, array), each (A, 3)
-            Those of whole molecules, and what was added to the Context's for that.
-        energies : list of float
-            Potential energies before and after relaxation, kJ/mol.
-        failures : dict
-            Checks that the result fails, and atoms where it does.
-        """
-
-        def at(fraction: float) -> np.ndarray:
-            return way(fraction).numpy() - shifts
-
-        try:
-            if not self._relaxation.steers:
-                context.setPositions(at(1.0))
-                context.computeVirtualSites()
-                context.applyConstraints(self.getConstraintTolerance())
-                context.computeVirtualSites()
-            states = [context.getState(energy=True)]
-            with self._statistics.timed("relaxation"):
-                if self._relaxation.active:
-                    seed = self._random("relaxation", attempt)
-                    self._relaxation.relax(context, CLOCK, self._held, at, self._temperature, seed)
-                states.append(context.getState(positions=True, energy=True))
-            positions = self._wholeMolecules(states[-1])
-        except NOT_FINITE as error:
-            if isinstance(error, OpenMMException) and "NaN" not in str(error):
-                raise
-            return None, None, {"not_finite": []}
-        energies = [state.getPotentialEnergy()._value for state in states]
-        (failures,) = self._gate.relaxed(positions[0][None], old[None], [[base, *energies]], self._freedoms)
-        if not failures:
-            drawVelocities(context, self._masses, self._temperature, self._random("velocities", attempt))
-            context.setTime(before.getTime() + self._propagator.stride * unit.picoseconds)
-            context.setStepCount(before.getStepCount() + 1)
-        return positions, energies, failures
-
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
-        if self._past.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+        if self._tracker.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
@@ -335,44 +254,10 @@ class StarMDIntegrator(CompoundIntegrator):
             super().step(count)
             steps -= count
             if known:
-                positions = self._wholeMolecules(context.getState(positions=True))
+                positions = self._particles.wholeMolecules(context.getState(positions=True))
                 time = (context.getTime() - start)._value
-                self._past.follow(self._propagator, *positions, time, context.getStepCount())
-                self._store.excess = self._gate.excess(0, self._freedoms)
-
-    def bind(self, context):
-        """Tell the integrator its Context; needed only where the Context was not made by ``openmm.Context(...)``."""
-        if getattr(context, "_integrator", None) is not self:
-            raise StarMDError("This StarMDIntegrator is not the integrator of the Context that it was to be bound to.")
-        self._context = weakref.ref(context)
-        system = context.getSystem()
-        self._periodic, self._masses = system.usesPeriodicBoundaryConditions(), massesOf(system)
-        self._hasVirtualSites = any(system.isVirtualSite(index) for index in range(system.getNumParticles()))
-        self._freedoms = 3 * np.count_nonzero(self._masses) - system.getNumConstraints()
-
-    def issue(self, state):
-        """Note a State that was made of the Context; ``context.getState(integratorParameters=True)`` calls it."""
-        self._loader.issue(state)
-
-    def load(self, context, read, source):
-        """Load a State or checkpoint; ``context.setState`` and ``context.loadCheckpoint`` call it as ``read``.
-
-        Raises
-        ------
-        HistoryError
-            If it was made under another integrator or model, or of another System. The Context is as it was before.
-        """
-        with self._undoneOnError(context):
-            self._loader.load(context, read, source)
-            seed = self._settings["randomSeed"]
-            if seed not in (0, self._store.seed):
-                self._store.seed = seed
-                if self._seedsPhysics and not isinstance(source, State):  # a checkpoint holds random numbers of its own
-                    self._initializeAnew(context)
-
-    def reset(self):
-        """Forget the history of past conformations; the next step starts from the positions in the Context alone."""
-        self._store.clear()
+                self._tracker.follow(self._propagator, *positions, time, context.getStepCount())
+                self._store.excess = self._gate.excess(0, self._particles.freedoms)
 
     def checkHistory(self):
         """Raise HistoryError if the history of past conformations is damaged, or of another model or protein.
@@ -382,8 +267,10 @@ class StarMDIntegrator(CompoundIntegrator):
         self._store.read(self._propagator.device)
 
     def getStepSize(self):
-        """Get the stride, ps; with physical segments the mean time of the steps of a cycle, so that reporters of
-        trajectories that write a frame a cycle write its true time."""
+        """Get the stride, ps; with physical segments the mean time of the steps of a cycle.
+
+        So reporters of trajectories that write a frame a cycle write its true time.
+        """
         physical = self.getIntegrator(PHYSICS).getStepSize()._value
         return self._schedule.meanStepSize(self._propagator.stride, physical) * unit.picoseconds
 
@@ -415,31 +302,6 @@ class StarMDIntegrator(CompoundIntegrator):
         physics = self.getIntegrator(PHYSICS)
         if hasattr(physics, "setTemperature"):
             physics.setTemperature(temperature)
-
-    def getRandomNumberSeed(self):
-        """Get the random number seed; once a Context exists, the one in use, which checkpoints and States hold."""
-        return self._store.seed
-
-    def setRandomNumberSeed(self, seed):
-        """Set the random number seed, between 0 and 2^31 - 1; 0 lets one be chosen. Loading a State changes no other.
-
-        The physical integrator gets it too, unless it was given with a seed of its own. An integrator of OpenMM takes a
-        seed when its Context is initialised, so a Context that exists is initialised anew, in its present State.
-        """
-        seed = wholeNumber("randomSeed", seed)
-        require(seed < 2**31, f"randomSeed must be below 2^31; got {seed}")
-        self._settings["randomSeed"] = self._store.seed = seed
-        if self._context is not None:
-            context = self._boundContext()
-            self._chooseSeed()
-            self._initializeAnew(context)
-
-    @staticmethod
-    def _initializeAnew(context):
-        """Initialise a Context in its present State, so that its integrators take their seeds."""
-        state = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
-        context.reinitialize()
-        unwatched(context, "setState", state)
 
     def getStatistics(self):
         """Get what happened since the integrator was created.
@@ -476,15 +338,6 @@ class StarMDIntegrator(CompoundIntegrator):
             )
         self._chooseSeed()
 
-    def _chooseSeed(self):
-        if self.getRandomNumberSeed() == 0:
-            self._store.seed = secrets.randbelow(2**31 - 1) + 1
-        physics = self.getIntegrator(PHYSICS)
-        if self._seedsPhysics:
-            physics.setRandomNumberSeed(self.getRandomNumberSeed())
-        if hasattr(physics, "setRandomNumberSeed"):  # the Reference platform keeps one generator for all integrators
-            self._store.setRandomNumberSeed(physics.getRandomNumberSeed())
-
     def _createGate(self) -> ValidityGate:
         topology = self._settings["topology"]
         return ValidityGate(topology, self._tokens, self._temperature, self._relaxation.active)
@@ -501,37 +354,6 @@ class StarMDIntegrator(CompoundIntegrator):
         self._settings["physicalIntegrator"] = None  # copies take what becomes of it
         return integrator
 
-    @contextmanager
-    def _undoneOnError(self, context):
-        """Put the Context back as it was, to the last bit, if the block does not come to its end."""
-        saved, current = context.createCheckpoint(), self.getCurrentIntegrator()
-        try:
-            yield saved
-        except BaseException as error:
-            self.setCurrentIntegrator(current)
-            unwatched(context, "loadCheckpoint", saved)
-            if isinstance(error, JumpRejectedError):
-                self._store.jump += 1  # for other random numbers, should the user try again
-            raise
-
-    def _wholeMolecules(self, state):
-        """Positions (A, 3), nm, with the protein's molecules whole, and what was added to the State's for that."""
-        positions = checkedPositions(state)
-        box = state.getPeriodicBoxVectors(asNumpy=True)._value if self._periodic else None
-        shifts = self._molecules.shifts(positions, box)
-        return positions + shifts, shifts
-
-    def _boundContext(self):
-        context = self._context() if self._context is not None else None
-        if context is None or getattr(context, "_integrator", None) is not self:
-            raise StarMDError("This StarMDIntegrator has no Context; create one with it, or call bind(context).")
-        return context
-
-    def _random(self, purpose: str, number: int) -> int:
-        """Seed of a draw of this jump."""
-        stream = [self._store.stream] if self._store.stream else []
-        return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose, *stream)
-
     def __deepcopy__(self, memo):
         return _create(*self.__reduce__()[1])
 
@@ -541,7 +363,8 @@ class StarMDIntegrator(CompoundIntegrator):
         physics = copy.deepcopy(self.getIntegrator(PHYSICS))
         if self._seedsPhysics:
             physics.setRandomNumberSeed(0)
-        return _create, (self._settings | {"physicalIntegrator": physics}, self.getConstraintTolerance())
+        present = {"physicalIntegrator": physics, "randomSeed": self._givenSeed}
+        return _create, (self._settings | present, self.getConstraintTolerance())
 
 
 def _create(settings, constraintTolerance: float) -> StarMDIntegrator:

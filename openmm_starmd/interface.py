@@ -38,8 +38,8 @@ class JumpPropagator(Protocol):
         Systems that the propagator is made for; others are refused. An attribute of the class; None for any.
     device : torch.device
         Where conformations and random numbers are; the CPU by default.
-    context_frames, sink_frames : int
-        Past conformations that `step` sees, and how many of them are the first of the run; 1 and 0 by default.
+    context_frames : int
+        Past conformations that `step` sees; 1 by default.
     """
 
     name: str
@@ -51,7 +51,6 @@ class JumpPropagator(Protocol):
     domain: Domain | None = None
     device: torch.device = torch.device("cpu")
     context_frames: int = 1
-    sink_frames: int = 0
 
     def step(self, history: History, generator) -> Conformation:
         """Sample the next conformation (B, N); its C-alpha centroid is that of the last one.
@@ -76,13 +75,13 @@ class JumpPropagator(Protocol):
         """History with the context copy of ``conformation`` (B, N) appended, a stride or ``time`` (ps) later."""
         now = float(history.times[-1]) + (self.stride if time is None else time)
         copy = self.context_copy(conformation.map(self.here), generator)
-        return history.append(copy, now, self.context_frames, self.sink_frames)
+        return history.append(copy, now, self.context_frames)
 
     def replace(self, history: History, conformation: Conformation, time: float, generator) -> History:
         """History whose last conformation has moved on to ``conformation`` (B, N) in ``time`` (ps)."""
         now = float(history.times[-1]) + time
         copy = self.context_copy(conformation.map(self.here), generator)
-        return history.without_last().append(copy, now, self.context_frames, self.sink_frames)
+        return history.without_last().append(copy, now, self.context_frames)
 
     def here(self, x: torch.Tensor) -> torch.Tensor:
         """A tensor as float32 on the device; the host does not wait."""

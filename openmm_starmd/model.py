@@ -78,7 +78,7 @@ class StarMDModel:
         return next(self.denoiser.parameters()).device
 
     def on(self, device: str | torch.device) -> StarMDModel:
-        """This model on a device, a copy if it is elsewhere; ``"auto"`` leaves it where it is."""
+        """Return the model on a device, a copy if it is elsewhere; ``"auto"`` leaves it where it is."""
         if device == "auto" or choose_device(device) == self.device:
             return self
         moved = copy.copy(self)
@@ -87,11 +87,8 @@ class StarMDModel:
 
     def identity(self, tokens: ResidueTokens) -> bytes:
         """Hash (16 bytes) of weights, settings and the sequence."""
-        newer = self.config.sink_frames, self.config.precision  # older checkpoints do not know of them
-        settings = self.config, tokens.sequence, *(x for x in newer if x not in (0, "32-true"))
-        if self.config.network.neighbours:
-            settings += (f"neighbours={self.config.network.neighbours}",)
-        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        settings = json.dumps([self.config.to_dict(), tokens.sequence], sort_keys=True)
+        digest = hashlib.blake2b(settings.encode(), digest_size=16)
         for name, weight in self.denoiser.state_dict().items():
             digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.digest()

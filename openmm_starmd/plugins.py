@@ -1,4 +1,4 @@
-"""Propagators by name: the embedded models, `elastic`, and those of other packages."""
+"""Propagators by name: the embedded models, `elastic`, and propagators of other packages."""
 
 from __future__ import annotations
 

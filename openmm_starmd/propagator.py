@@ -18,7 +18,7 @@ from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.network.attention import KVCache
-from openmm_starmd.network.embedding import FrameInputs, Moments, Statics
+from openmm_starmd.network.embedding import FrameInputs, StaticInputs, TimeConditioning
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, superposed
 from openmm_starmd.protein.history import History
@@ -42,8 +42,7 @@ class Propagator(JumpPropagator):
     temperature : float
         K.
     context_frames, denoising_steps : int, optional
-        Length of the window of past conformations and number of denoising steps; the model's own by default. Of the
-        window, as many frames as the model's ``sink_frames`` are the first of the run.
+        Length of the window of past conformations and number of denoising steps; the model's own by default.
     strict : bool or dict
         Whether leaving the model's domain is an error; otherwise a warning. ``{"length": False}`` warns of one reason.
     single, pair : Tensor, optional
@@ -72,12 +71,6 @@ class Propagator(JumpPropagator):
         for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
-        self.sink_frames = sinks = model.config.sink_frames
-        if context_frames is not None and context_frames <= sinks:
-            raise ValueError(
-                f"context_frames must be at least {sinks + 1}, not {context_frames}: the model keeps the first {sinks} "
-                "of a run, and the last one is needed."
-            )
         self.name, self.device = model.name, model.device
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
         self.context_frames = context_frames or model.config.context_frames
@@ -92,8 +85,8 @@ class Propagator(JumpPropagator):
         """Drop what is kept of the last histories."""
         self._twin: Propagator | None = None
         self._reference: Conformation | None = None
-        self._statics: Statics | None = None
-        self._moments: Moments | None = None
+        self._static: StaticInputs | None = None
+        self._conditioning: TimeConditioning | None = None
         self._spread: torch.Tensor | None = None
         self._memory: KVCache | None = None
         self._cached: tuple[History, KVCache] | None = None
@@ -140,35 +133,35 @@ class Propagator(JumpPropagator):
     def _sampled(self, history: History, generator, known=None) -> Conformation:
         """The reverse process given a history; ``known`` as of `Sampler.sample`, about the centroid of the last."""
         cache, last = self._context_cache(history), _centred(history.last)
-        features, residues = self._statics.features, last.shape[-1]
+        features, residues = self._static.features, last.shape[-1]
         room = self._room(cache, residues)
         with self._precision():
             index = torch.full((1,), history.n_frames, device=last.device)
             frame = last.map(lambda x: x[:, None])
-            given = frame, self._moments_of_times(), index, self._reference_on(frame)
-            conditions = self.model.denoiser.conditions(self._statics, *given)
+            given = frame, self._time_conditioning(), index, self._reference_on(frame)
+            conditions = self.model.denoiser.conditions(self._static, *given)
             mask = self.model.denoiser.mask_behind(cache, room, residues)
         origin = last if self._around_last else self.model.process.origin(last)
-        moves, state = self.sampler.begin(origin, self._spread_of_noise(), features, generator, known)
-        # the statics, constant and large, are no input
-        given = replace(conditions, statics=None), moves, mask
+        coefficients, state = self.sampler.begin(origin, self._spread_of_noise(), features, generator, known)
+        # the static inputs, constant and large, are read where they are
+        given = replace(conditions, static=None), coefficients, mask
         denoise = self._denoising(replace(cache, n_frames=room - 1))
         repeated = self._repeated("denoise", (room, mask is None), denoise, last)
-        state = repeated.run(given, state, len(moves.numbers))
+        state = repeated.run(given, state, len(coefficients.numbers))
         return _shifted(state.end(), history.last.frames.translations.mean(-2, keepdim=True))
 
     def _denoising(self, cache: KVCache) -> Callable:
         """One denoising step, as a function of tensors."""
-        statics = self._statics
+        static = self._static
 
         def step(given, state: State) -> State:
-            conditions, moves, mask = given
-            now = replace(conditions, statics=statics).at(state.k)
+            conditions, coefficients, mask = given
+            now = replace(conditions, static=static).at(state.k)
             with self._precision():
-                noisy = self.sampler.seen(moves, state).map(lambda x: x[:, None])
-                way = self.model.denoiser.denoise(now, noisy, cache, mask)
-            way = Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
-            return self.sampler.move(moves, state, way)
+                noisy = self.sampler.seen(coefficients, state).map(lambda x: x[:, None])
+                delta = self.model.denoiser.denoise(now, noisy, cache, mask)
+            delta = Displacement(delta.translation[:, 0], delta.rotation[:, 0], delta.torsion[:, 0], delta.angle[:, 0])
+            return self.sampler.step(coefficients, state, delta)
 
         return step
 
@@ -212,13 +205,13 @@ class Propagator(JumpPropagator):
     def _features(self, batch: int) -> ResidueFeatures:
         return self._system.expand(batch)
 
-    def _moments_of_times(self) -> Moments:
-        """Moments of all denoising steps; equal in every jump."""
-        if self._moments is None:
+    def _time_conditioning(self) -> TimeConditioning:
+        """Conditioning of all denoising steps; equal in every jump."""
+        if self._conditioning is None:
             process, times = self.model.process, self.here(self.sampler.times())[None]
             levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, self.stride)
-            self._moments = self.model.denoiser.moments(*levels)
-        return self._moments
+            self._conditioning = self.model.denoiser.time_conditioning(*levels)
+        return self._conditioning
 
     def _spread_of_noise(self) -> torch.Tensor:
         """Spread (4,) of the noise that the reverse process starts from; about the last frame steps are part of it."""
@@ -233,18 +226,18 @@ class Propagator(JumpPropagator):
         """Keys and values of the window.
 
         While the window grows they are extended frame by frame, also after a restart, so that a resumed run repeats
-        every operation. Once frames have left it, only those of the first ones, the sinks, last; all later frames are
-        encoded anew in every step: those that have left must not be remembered through deeper layers.
+        every operation. Once frames have left it, all frames are encoded anew in every step: those that have left must
+        not be remembered through deeper layers.
         """
         batch, frames, n = history.conformations.shape
         if not _equal(self._reference, history.reference):
             self._reference, self._cached = history.reference, None
-            known = self._statics and len(self._statics.features.residue_type) == batch
+            known = self._static and len(self._static.features.residue_type) == batch
             if not known or self.model.config.network.reference_structure:
                 with self._precision():
-                    statics = self.model.denoiser.statics(self._features(batch), history.reference, *self._precomputed)
-                self._statics, self._memory = statics, None
-        inputs, lasting = self._context_inputs(history), self.sink_frames if history.dropped else frames
+                    inputs = self._features(batch), history.reference, *self._precomputed
+                    self._static, self._memory = self.model.denoiser.static_inputs(*inputs), None
+        inputs, lasting = self._context_inputs(history), 0 if history.dropped else frames
         cache = self._known_part(history, lasting)
         for k in range(cache.n_frames, lasting):
             cache = self._encoded(inputs.frame(k), cache)
@@ -263,7 +256,7 @@ class Propagator(JumpPropagator):
 
         def encode(given, state):
             with self._precision():
-                self.model.denoiser.encode(self._statics, given[0], begin, given[1])
+                self.model.denoiser.encode(self._static, given[0], begin, given[1])
             return state
 
         use = "encode" if frames == 1 else (begin.n_frames, frames)
@@ -271,15 +264,10 @@ class Propagator(JumpPropagator):
         return cache.moved(begin.n_frames, frames, residues)
 
     def _context_inputs(self, history: History) -> FrameInputs:
-        """The window as the network gets it; behind the sinks it begins anew if frames have left from there."""
-        window, first = _centred(history.conformations), self.sink_frames if history.dropped else 0
-
-        def piece(start: int, stop: int | None) -> FrameInputs:
-            times, copies = history.times[start:stop], window[:, start:stop]
-            strides = self.here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
-            return context_inputs(copies, strides, self.model.process, start, self._reference_on(copies))
-
-        return FrameInputs.cat(piece(0, first), piece(first, None)) if first else piece(0, None)
+        """The window as the network gets it."""
+        copies, times = _centred(history.conformations), history.times
+        strides = self.here(torch.diff(times, prepend=times[:1] - self.stride)).expand(copies.shape[:2])
+        return context_inputs(copies, strides, self.model.process, self._reference_on(copies))
 
     def _reference_on(self, frames: Conformation) -> Conformation | None:
         """The reference structure superposed on frames (B, T, N), for networks that are drawn back to it."""

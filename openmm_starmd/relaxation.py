@@ -24,7 +24,7 @@ from openmm import (
 )
 from openmm.app import Topology
 
-from openmm_starmd.binding.context import KB, checkSystem, massesOf
+from openmm_starmd.binding.context import KB, checkSystem, freedomsOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.units import require, valueIn, wholeNumber
@@ -51,7 +51,7 @@ REFERENCE = scratchName(0)
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What happens to the atoms after each learned jump.
+    """Relaxation of the atoms after each learned jump.
 
     ``"minimize"`` is for implicit solvent and vacuum: a minimisation by FIRE (Bitzek et al., Phys. Rev. Lett. 97,
     170201, 2006), in which harmonic restraints hold the backbone atoms N, CA and C where the model has put them,
@@ -116,12 +116,12 @@ class Relaxation:
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to do."""
+        """True if there is anything to do."""
         return self.steers or (self.mode == "minimize" and self.minimizationSteps + self.dynamicsSteps > 0)
 
     @property
     def steers(self) -> bool:
-        """Whether atoms reach their new positions by steered dynamics, rather than by being put there."""
+        """True if atoms reach their new positions by steered dynamics, rather than by being put there."""
         return self.mode == "steer"
 
     @property
@@ -272,7 +272,7 @@ class RelaxationPool:
             raise ValueError("A rollout relaxes by minimisation and dynamics; for steering use StarMDIntegrator.")
         self._relaxation, self._temperature = relaxation, temperature
         self._held = tokens.backbone.flatten().numpy()
-        self.freedoms = 3 * np.count_nonzero(massesOf(system)) - system.getNumConstraints()
+        self.freedoms = freedomsOf(system)
         self._free: SimpleQueue[Context] = SimpleQueue()
         for _ in range(workers):
             self._free.put(self._newContext(system))

@@ -1,5 +1,6 @@
 """The benchmark scripts on tiny data: they run, resume, write what they promise, and their own arithmetic is right."""
 
+import copy
 import csv
 import importlib
 import json
@@ -17,7 +18,7 @@ from scipy.signal import lfilter
 pytest.importorskip("lightning_fabric")
 
 from openmm_starmd.evaluation.metrics import dihedrals, samples  # noqa: E402
-from openmm_starmd.model import load_model  # noqa: E402
+from openmm_starmd.model import available_models, load_model  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions  # noqa: E402
 from openmm_starmd.protein.displacement import tangent_noise  # noqa: E402
@@ -34,6 +35,38 @@ def script():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield importlib.import_module
+
+
+EMBEDDED = {name: load_model(name, "cpu") for name in available_models()}
+UNWEIGHTED = {"ablations", "relaxation"}  # trains its own; see the page
+
+
+def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew(script, tmp_path, capsys):
+    common, stem = script("common"), tmp_path / "out"
+    model = EMBEDDED["starmd-peptide"]
+    facts = common.circumstances(model)
+    assert common.results_so_far(stem, facts) == {}
+    common.write(stem, "A table", facts, {}, {"row": {"score": 1.0}})
+    assert common.results_so_far(stem, facts) == {"row": {"score": 1.0}} and not capsys.readouterr().err
+    changed = copy.deepcopy(model)
+    changed.denoiser.step_scales[0, 0] += 1e-6
+    for other in (facts | {"command": "python benchmarks/other.py"}, common.circumstances(changed)):
+        assert common.results_so_far(stem, other) == {}
+        assert "out.json is of another run" in capsys.readouterr().err
+
+
+def test_tables_name_their_weights_and_which_are_not_embedded(script):
+    weights_of, old = script("common").weights_of, set()
+    for path in sorted((FOLDER / "results").glob("*.json")):
+        settings = json.loads(path.read_text())["settings"]
+        if path.stem in UNWEIGHTED:
+            continue
+        today = ", ".join(weights_of(EMBEDDED[name]) for name in settings["model"].split(", "))
+        assert f"- weights: {settings['weights']}" in path.with_suffix(".md").read_text(), path.name
+        if settings["weights"] != today:
+            assert "not embedded today" in settings["weights"], path.name
+            old.add(path.stem)
+    assert old == {"compare_md", "training"}
 
 
 @pytest.fixture
@@ -130,7 +163,7 @@ def test_compare_md_counts_effective_samples(script, build_peptide, peptides):
     same = compare.Measurement([reference.xyz], INTERVAL, 3600.0)
     scorer = compare.Scorer(what, same, options)
     row = scorer(same, is_md=False)
-    expected = samples.effective_samples(scorer.judge.projection[:, 0])
+    expected = samples.effective_samples(scorer.scorer.projection[:, 0])
     assert row["effective samples an hour"] == pytest.approx(expected, rel=1e-3)
     assert row["effective samples it rests on"] == pytest.approx(expected, rel=1e-3)
     assert row["JSD backbone"] == pytest.approx(0, abs=1e-6)
@@ -284,10 +317,10 @@ def captured(ablations, batch, loss):
     seen = {}
 
     class Spy(ablations.Denoiser):
-        def forward(self, statics, context, noisy):
-            estimate, unit, odds = super().forward(statics, context, noisy)
+        def forward(self, static, context, noisy):
+            estimate, unit, log_odds = super().forward(static, context, noisy)
             seen.update(context=context, noisy=noisy, unit=unit)
-            return estimate, unit, odds
+            return estimate, unit, log_odds
 
     torch.manual_seed(0)
     spy = Spy(NetworkConfig(blocks=1, width=32, pair_width=8, heads=2))
@@ -328,14 +361,14 @@ def test_errors_are_compared_in_the_units_of_the_stride(window):
     ablations, batch, denoiser = window
     inputs = captured(ablations, batch, ablations.all_targets)
     told, untold = denoiser(ablations.Denoiser), denoiser(ablations.Strideless)
-    statics = told.statics(batch.features)
-    estimate, unit, _ = told(statics, inputs["context"], inputs["noisy"])
-    common = ablations.CommonUnits(told)(statics, inputs["context"], inputs["noisy"])
+    static = told.static_inputs(batch.features)
+    estimate, unit, _ = told(static, inputs["context"], inputs["noisy"])
+    common = ablations.CommonUnits(told)(static, inputs["context"], inputs["noisy"])
     assert all(torch.equal(a, b) for a, b in zip(vars(common[1]).values(), vars(unit).values(), strict=True))
     assert torch.equal(common[0].torsion, estimate.torsion)
-    of_untold = ablations.CommonUnits(untold)(statics, inputs["context"], inputs["noisy"])[1]
+    of_untold = ablations.CommonUnits(untold)(static, inputs["context"], inputs["noisy"])[1]
     assert torch.equal(of_untold.translation, unit.translation)
-    assert not torch.equal(untold(statics, inputs["context"], inputs["noisy"])[1].translation, unit.translation)
+    assert not torch.equal(untold(static, inputs["context"], inputs["noisy"])[1].translation, unit.translation)
 
 
 @pytest.mark.filterwarnings("ignore:Outside the domain")
@@ -376,7 +409,7 @@ def test_quality_holds_ten_short_jumps_against_a_long_one(run, script, peptides,
 def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeypatch):
     quality = script("quality")
     reference = quality.Reference.load(next(peptides.glob("*.pdb")))
-    scorer, xyz = quality.Judge(reference, 100.0, 0), reference.trajectory.xyz
+    scorer, xyz = quality.Scorer(reference, 100.0, 0), reference.trajectory.xyz
 
     def jump_as_md(model, tokens, starts, stride, steps, seed):
         index = [int(np.abs(xyz - start).sum((1, 2)).argmin()) for start in starts.astype(np.float32)]
@@ -393,7 +426,7 @@ def test_quality_holds_jumps_from_md_frames_against_md(script, peptides, monkeyp
 @pytest.mark.slow
 def test_quality_tells_hops_of_backbone_and_side_chains_apart(script, peptides):
     quality = script("quality")
-    scorer = quality.Judge(quality.Reference.load(next(peptides.glob("*.pdb"))), 100.0, 0)
+    scorer = quality.Scorer(quality.Reference.load(next(peptides.glob("*.pdb"))), 100.0, 0)
     angles = np.zeros((8, len(scorer.backbone)))
     angles[1::2, ~scorer.backbone] = 2.0
     rates = scorer.rates([angles])
@@ -451,18 +484,18 @@ def test_samplers_are_scored_beside_the_interval_of_the_first(run, peptides, tmp
     monkeypatch.setattr(module, "Sampled", lambda *whatever: 1 / 0)
     run("samplers", *words, "--output", tmp_path / "out")
     assert read(tmp_path / "out")[1]["results"] == rows
-    with pytest.raises(SystemExit, match="was made with"):
+    with pytest.raises(ZeroDivisionError):
         run("samplers", *words, "multistep 3", "--output", tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_windows_are_scored_beside_the_interval_of_the_first(run, peptides, tmp_path):
-    labels = ["3", "1", "3 sinks 1", "full"]
+    labels = ["3", "1", "full"]
     run("context", peptides, "--frames", 24, "--replicas", 2, "--rows", *labels, "--output", tmp_path / "out")
     _, written = read(tmp_path / "out")
     rows = written["results"]
     assert list(rows) == ["low", "high", *labels] and rows["3"]["outside"] == 0
-    assert len({rows[label]["JSD backbone"] for label in labels}) == 4
+    assert len({rows[label]["JSD backbone"] for label in labels}) == 3
     assert written["settings"]["frames of a run"] == 12
 
 
@@ -483,7 +516,7 @@ def test_throughput_stands_beside_that_of_md_and_resumes(run, tmp_path, monkeypa
     assert (tmp_path / "out.png").stat().st_size > 1000
     monkeypatch.setattr(module, "measure", lambda *whatever: 1 / 0)
     run("throughput", *words)
-    with pytest.raises(SystemExit, match="was made with"):
+    with pytest.raises(ZeroDivisionError):
         run("throughput", *words, 4)
 
 
@@ -514,8 +547,8 @@ def test_a_long_run_is_read_in_windows(run, peptides, tmp_path):
     size = [rows["radius of gyration (nm)"][f"window {k}"] for k in range(1, 11)]
     assert np.mean(size) == pytest.approx(rows["radius of gyration (nm)"]["MD"], rel=1e-5)
     reference = module.Reference.load(peptides / "SVA.pdb")
-    judge = module.Judge(reference, 100.0, 1)
-    third = judge.divergences(judge.angles[80:120])
+    scorer = module.Scorer(reference, 100.0, 1)
+    third = scorer.divergences(scorer.angles[80:120])
     assert {q: rows[q]["window 3"] for q in module.DIVERGENCES} == pytest.approx(third)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="at least 2000 frames for 1000 windows; found 400"):
@@ -587,8 +620,7 @@ def test_atlas_scores_chains_and_resumes(run, script, atlas, tmp_path, monkeypat
     monkeypatch.setattr(script("atlas"), "examine", lambda *whatever: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("atlas", *words)  # 4new_C is tried again
-    run("atlas", *words, "--after", "2021-01-01")
-    assert read(tmp_path / "out_100ns")[1]["results"]["chains"] == {"2def_B": backbone}
+    assert set(read(tmp_path / "out_100ns")[1]["results"]["chains"]) == {"1abc_A", "2def_B"}
 
 
 @pytest.mark.slow

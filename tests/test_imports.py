@@ -14,7 +14,7 @@ FLOORS = [
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "systems trajectories",
-    "network.config network.invariants network.wells network.pulls network.embedding network.attention network.ipa "
+    "network.config network.invariants network.rotamers network.pulls network.embedding network.attention network.ipa "
     "network.parameterization network.denoiser",
     "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
     "domain model interface propagator plugins elastic",

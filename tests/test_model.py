@@ -43,6 +43,16 @@ def test_embedded_model(name):
     assert model.card.startswith(f"# {name}\n")
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_setting_that_went_is_read_where_it_says_what_all_models_do(value):
+    stored = TINY.to_dict() | {"sink_frames": value}
+    if value == 0:
+        assert ModelConfig.from_dict(stored) == TINY
+    else:
+        with pytest.raises(ValueError, match="sink_frames = 1 is not served any more, only 0"):
+            ModelConfig.from_dict(stored)
+
+
 def truncated(path):
     StarMDModel.create(TINY).save(path)
     path.write_bytes(path.read_bytes()[:-1000])

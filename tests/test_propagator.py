@@ -31,7 +31,6 @@ CONFIGS = {
     "reversion": ModelConfig(
         NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, neighbours=3), denoising_steps=4
     ),
-    "sinks": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4, sink_frames=1),
     "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
     "bf16-mixed": ModelConfig(NetworkConfig(**SMALL, pulls=True), denoising_steps=4, precision="bf16-mixed"),
 }
@@ -185,7 +184,7 @@ def test_window_is_bounded(setting):
     p = propagator_of(model, tokens, context_frames=2)
     _, history = run(p, p.start(batch_of(start, 1)), 5)
     assert history.n_frames == 2 and history.dropped == 4
-    assert history.times.tolist() == [0.0 if model.config.sink_frames else 400.0, 500.0]
+    assert history.times.tolist() == [400.0, 500.0]
 
 
 def test_a_window_changes_nothing_until_it_is_full(setting):
@@ -200,80 +199,74 @@ def rotations_of(history):
     return history.conformations.frames.rotations
 
 
-def with_sinks(tokens, sinks, context_frames):
-    config = replace(CONFIGS["sinks"], context_frames=context_frames, sink_frames=sinks)
-    return propagator_of(model_of(config), tokens)
+def with_window(tokens, context_frames):
+    return propagator_of(model_of(replace(CONFIGS["peptide"], context_frames=context_frames)), tokens)
 
 
-@pytest.mark.parametrize("sinks", [1, 3])
-def test_sinks_stay_for_hundreds_of_steps_in_the_same_memory(peptide, sinks):
+def test_a_window_of_hundreds_of_steps_stays_in_the_same_memory(peptide):
     tokens, start = peptide
-    p, generator = with_sinks(tokens, sinks, 5), torch.Generator().manual_seed(0)
-    history, first, sizes = p.start(batch_of(start, 1)), None, set()
+    p, generator = with_window(tokens, 5), torch.Generator().manual_seed(0)
+    history, sizes = p.start(batch_of(start, 1)), set()
     for k in range(300):
         history = p.extend(history, history.last, generator)
-        first = history if k == 3 else first
         if k % 60 == 0:
             p.step(history, generator)
             sizes.add(p._cached[1].nbytes)
     assert history.n_frames == 5 and history.dropped == 296 and len(sizes) == 1
-    assert torch.equal(rotations_of(history)[:, :sinks], rotations_of(first)[:, :sinks])
-    latest = range(296 + sinks, 301)
-    assert history.times.tolist() == [100.0 * k for k in (*range(sinks), *latest)]
+    assert history.times.tolist() == [100.0 * k for k in range(296, 301)]
 
 
 @pytest.mark.parametrize("at_once", [2**14, 1])
-@pytest.mark.parametrize("sinks", [0, 1, 2])
-def test_a_window_is_the_block_causal_pass_over_it(peptide, sinks, at_once, monkeypatch):
+def test_a_window_is_the_block_causal_pass_over_it(peptide, at_once, monkeypatch):
     """Whatever was known of it before: its keys and values are those of all its frames encoded together."""
     monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
     tokens, start = peptide
-    p = with_sinks(tokens, sinks, 4)
+    p = with_window(tokens, 4)
     _, history = run(p, p.start(batch_of(start, 1)), 6)
     p.step(history, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found, inputs = p._context_cache(history), p._context_inputs(history)
-        expected = p.model.denoiser.encode(p._statics, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
+        expected = p.model.denoiser.encode(p._static, inputs, p.model.denoiser.cache(1, tokens.n_residues, 4))
     assert found.n_frames == expected.n_frames == 4 and inputs.index.tolist() == [0, 1, 2, 3]
     for a, b in ((found.keys, expected.keys), (found.values, expected.values)):
         torch.testing.assert_close(a[:, :, :, : b.shape[3]], b, atol=1e-5, rtol=1e-5)
 
 
-def test_behind_the_sinks_a_window_begins_anew(peptide):
-    """The first frame after a gap is its own predecessor, one stride ago, as the first of a training window is."""
+def test_a_full_window_begins_with_its_oldest_frame(peptide):
+    """The oldest frame is its own predecessor, one stride ago, as the first of a training window is."""
     tokens, start = peptide
-    p = with_sinks(tokens, 2, 4)
+    p = with_window(tokens, 4)
     _, history = run(p, p.start(batch_of(start, 1)), 6)
     p.step(history, torch.Generator().manual_seed(0))
     inputs = p._context_inputs(history)
     assert inputs.stride.tolist() == [[100.0] * 4]
     own = [torch.equal(inputs.previous[:, k].torsions, inputs.conformation[:, k].torsions) for k in range(4)]
-    assert own == [True, False, True, False]
+    assert own == [True, False, False, False]
 
 
 def noting(encode, seen):
     """`Denoiser.encode` that notes which frames it gets."""
-    return lambda statics, context, *more: seen.append(context.index.tolist()) or encode(statics, context, *more)
+    return lambda static, context, *more: seen.append(context.index.tolist()) or encode(static, context, *more)
 
 
-def test_sinks_are_encoded_once(peptide, monkeypatch):
+def test_frames_are_encoded_once_until_the_window_is_full(peptide, monkeypatch):
     tokens, start = peptide
-    p, seen = with_sinks(tokens, 2, 4), []
+    p, seen = with_window(tokens, 4), []
     monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
     run(p, p.start(batch_of(start, 1)), 6)
-    assert seen == [[0], [1], [2], [3], [2, 3], [2, 3]]
+    assert seen == [[0], [1], [2], [3], [0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 def test_replicas_that_part_and_join_keep_what_is_known_of_them(peptide, monkeypatch):
     tokens, start = peptide
-    p, seen = with_sinks(tokens, 1, 3), []
+    p, seen = with_window(tokens, 3), []
     monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
     together = parted = p.start(batch_of(start, 2))
     for k in range(4):
         parted = History.join(parted.split())
         assert equal(p.step(parted, generators(k)), p.step(together, generators(k)))
         parted, together = (p.extend(h, h.last, generators(k)) for h in (parted, together))
-    assert seen == [[0], [1], [2], [1, 2], [1, 2]]
+    assert seen == [[0], [1], [2], [0, 1, 2], [0, 1, 2]]
 
 
 def test_a_reference_with_residues_farther_apart_is_another(peptide):
@@ -289,7 +282,7 @@ def test_a_reference_with_residues_farther_apart_is_another(peptide):
 
 def test_of_a_replaced_frame_alone_keys_and_values_are_made_anew(peptide, monkeypatch):
     tokens, start = peptide
-    p, seen = with_sinks(tokens, 0, 8), []
+    p, seen = with_window(tokens, 8), []
     _, history = run(p, p.start(batch_of(start, 1)), 4)
     p.step(history, torch.Generator().manual_seed(0))
     monkeypatch.setattr(p.model.denoiser, "encode", noting(p.model.denoiser.encode, seen))
@@ -331,14 +324,6 @@ def test_the_last_frame_is_replaced_and_no_other(setting, steps):
     assert not torch.equal(rotations_of(after)[:, -1], rotations_of(before)[:, -1])
     assert after.times.tolist() == [*before.times.tolist()[:-1], 100.0 * steps + 30]
     assert (after.n_frames, after.dropped) == (before.n_frames, before.dropped)
-
-
-def test_a_window_without_room_behind_the_sinks_is_refused(peptide):
-    tokens, _ = peptide
-    with pytest.raises(ValueError, match="context_frames must be at least 3, not 2"):
-        Propagator(with_sinks(tokens, 2, 3).model, tokens, 100.0, 300.0, context_frames=2)
-    with pytest.raises(ValueError, match="less than context_frames = 3, not 3"):
-        replace(CONFIGS["sinks"], sink_frames=3)
 
 
 def test_bfloat16_moves_a_jump_by_less_than_its_noise(peptide):

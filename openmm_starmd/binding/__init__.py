@@ -1,1 +1,1 @@
-"""How a learned integrator lives in OpenMM: its state in checkpoints and States, its way to System and Context."""
+"""Life of a learned integrator in OpenMM: state in checkpoints and States, System and Context, checks, segments."""

@@ -145,6 +145,11 @@ def massesOf(system: openmm.System) -> np.ndarray:
     return np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())])
 
 
+def freedomsOf(system: openmm.System) -> int:
+    """Number of degrees of freedom: three for each particle with a mass, less the constraints."""
+    return 3 * np.count_nonzero(massesOf(system)) - system.getNumConstraints()
+
+
 def drawVelocities(context: Context, masses: np.ndarray, temperature: float, random):
     """Draw velocities of a temperature (K) from a seed or a numpy Generator.
 

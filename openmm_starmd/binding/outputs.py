@@ -59,7 +59,7 @@ class Output:
         return self._frames[0][0] if self._frames else 0
 
     def count(self, step: int, atoms: int) -> int:
-        """How many frames belong to a run of ``atoms`` up to ``step``, checked to be what a regular reporter writes."""
+        """Number of frames that belong to a run of ``atoms`` up to ``step``, checked to be a regular reporter's."""
         if self._atoms > atoms:
             raise StarMDError(
                 f"{self._path} holds {self._atoms} atoms, but the Simulation {atoms}: it is of another run. Nothing "
@@ -92,7 +92,7 @@ class Output:
 
 
 def disagreements(simulation: Simulation) -> list[str]:
-    """What is wrong with the files that the reporters of a Simulation are about to append to: a line each."""
+    """Faults of the files that the reporters of a Simulation are about to append to: a line each."""
     found = []
     for reporter in simulation.reporters:
         path = _appendedTo(reporter)

@@ -40,10 +40,10 @@ class HybridSchedule:
         return self.learnedSteps + self.physicalSteps
 
     def segment(self, phase: int) -> tuple[bool, int]:
-        """Whether step number ``phase`` of a cycle is a learned one, and how many of its kind are left with it."""
+        """Tell if step number ``phase`` of a cycle is a learned one, and how many of its kind are left with it."""
         learned = phase < self.learnedSteps
         return learned, (self.learnedSteps if learned else self.cycle) - phase
 
     def meanStepSize(self, learned: float, physical: float) -> float:
-        """Mean time of a step, given that of either kind."""
+        """Mean time of a step, from the times of a learned and of a physical one."""
         return (self.learnedSteps * learned + self.physicalSteps * physical) / self.cycle

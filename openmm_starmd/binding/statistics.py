@@ -1,4 +1,4 @@
-"""What happened in the jumps of a run: counts, causes, energies, seconds."""
+"""Statistics of the jumps of a run: counts, causes, energies, seconds."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class JumpStatistics:
         self._begin, self.failedNow = time.perf_counter(), Counter()
 
     def fail(self, failures):
-        """A conformation as it was sampled has failed the checks of these names."""
+        """Count a conformation that failed the checks of these names as it was sampled."""
         self.failedNow.update(list(failures))
         self._failed.update(list(failures))
 
     def reject(self):
-        """A conformation has been given up; another one is sampled, or the jump has failed."""
+        """Count a conformation that is given up; another one is sampled, or the jump has failed."""
         self._counts["resampled"] += 1
 
     def finishJump(self, retries: int, repaired: bool, energies):
-        """The jump has been accepted after ``retries``; ``energies`` are those before and after relaxation, kJ/mol."""
+        """Count a jump that is accepted after ``retries``; ``energies`` before and after relaxation, kJ/mol."""
         self._counts.update(steps=1, repaired=int(repaired))
         self._last = {
             "retries": retries,

@@ -1,4 +1,4 @@
-"""What the commands print: progress, tables and lights."""
+"""Output of the commands: progress, tables and lights."""
 
 from __future__ import annotations
 

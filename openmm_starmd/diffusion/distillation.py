@@ -1,8 +1,8 @@
 """Distillation: a student whose few calls sample what many calls of its teacher do.
 
 The estimate of a denoiser is a mean over all conformations that a noisy one may have come from; few calls of it blur.
-The student learns to answer with one of them instead. Its answers, taken by the sampler's own move to any level on the
-way to its next call, must look to a denoiser like data do: what the teacher, a denoiser of data, makes of them is
+The student learns to answer with one of them instead. Its answers, taken by the sampler's own step to any level
+before its next call, must look to a denoiser like data do: what the teacher, a denoiser of data, makes of them is
 compared with what the follower makes of them, a denoiser of the student's answers that is trained beside it by the loss
 that the teacher was trained by, and the difference pulls the student. This is moment matching in its alternating form
 (Salimans et al., arXiv:2406.04103, section 3.2) on R3 x SO(3) x torus, given context copies as the denoiser is.
@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from openmm_starmd.diffusion.loss import LossWeights, context_inputs, score_terms, structure_terms, well_term
+from openmm_starmd.diffusion.loss import LossWeights, context_inputs, rotamer_term, score_terms, structure_terms
 from openmm_starmd.diffusion.replay import map_tensors
 from openmm_starmd.diffusion.sampler import Ancestral
 from openmm_starmd.geometry.constants import constant
@@ -34,7 +34,7 @@ class Distillation(nn.Module):
     def __init__(self, denoiser: Denoiser):
         super().__init__()
         self.student, self.follower = deepcopy(denoiser), deepcopy(denoiser)
-        self.student.decides = True
+        self.student.classifier_gradient = True
 
 
 def distillation_loss(
@@ -79,17 +79,17 @@ def distillation_loss(
 
     def ask(denoiser: Denoiser, noisy: Conformation, time: Tensor):
         inputs = FrameInputs(noisy, copies, time, process.alpha(time), process.sigma(time), strides[:, 1:], index)
-        return denoiser(denoiser.statics(features, window[:, 0], single, pair), context, inputs)
+        return denoiser(denoiser.static_inputs(features, window[:, 0], single, pair), context, inputs)
 
     def score(noisy: Conformation, clean: Conformation, time: Tensor) -> Displacement:
         return process.score_displacement(noisy, clean, process.alpha(time), process.sigma(time), features)
 
     noisy = process.perturb(clean, process.alpha(now), process.sigma(now), features, generator)
-    way, unit, _ = ask(both.student, noisy, now)
+    delta, unit, _ = ask(both.student, noisy, now)
     with torch.no_grad():
-        answer, further = _move(sampler, noisy, way, now, then, features, generator)
+        answer, further = _move(sampler, noisy, delta, now, then, features, generator)
         taught, _, _ = ask(teacher, further, then)
-    followed, unit_then, odds = ask(both.follower, further, then)
+    followed, unit_then, log_odds = ask(both.follower, further, then)
     with torch.no_grad():
         axes = answer.frames.rotations.transpose(-1, -2) @ further.frames.rotations
         pull = map_tensors(torch.sub, taught, followed)
@@ -99,20 +99,20 @@ def distillation_loss(
             pull.torsion,
             pull.angle,
         )
-        aim = _where(generates, way + pull, score(noisy, clean, now))
+        aim = _where(generates, delta + pull, score(noisy, clean, now))
         own = _where(generates, score(further, answer, then), followed)
         scale = map_tensors(lambda a, b: (a * b).sqrt(), unit, unit_then)
-    left = map_tensors(torch.sub, aim, way)
-    turn = _turn_left(way.rotation, pull.rotation)
+    left = map_tensors(torch.sub, aim, delta)
+    turn = _turn_left(delta.rotation, pull.rotation)
     left = replace(left, rotation=torch.where(generates[..., None, None], turn, left.rotation))
     nothing = map_tensors(torch.zeros_like, left)
     terms = {f"student {name}": value for name, value in score_terms(left, nothing, scale, features, False).items()}
-    last = structure_terms(way, noisy, clean, process.alpha(now), unit, ~generates)
+    last = structure_terms(delta, noisy, clean, process.alpha(now), unit, ~generates)
     terms |= {f"student {name}": value for name, value in last.items()}
     terms |= score_terms(followed, own, unit_then, features, False)
     terms |= structure_terms(followed, further, answer, process.alpha(then), unit_then, generates)
-    if odds is not None:
-        terms["wells"] = well_term(odds, copies, answer, features, generates)
+    if log_odds is not None:
+        terms["rotamers"] = rotamer_term(log_odds, copies, answer, features, generates)
     return weights.total(terms), {name: value.detach() for name, value in terms.items()}
 
 
@@ -127,22 +127,22 @@ def _times(sampler: Ancestral, like: Tensor, generator) -> tuple[Tensor, Tensor,
 
 
 def _move(
-    sampler: Ancestral, noisy: Conformation, way: Displacement, now: Tensor, then: Tensor, features, generator
+    sampler: Ancestral, noisy: Conformation, delta: Displacement, now: Tensor, then: Tensor, features, generator
 ) -> tuple[Conformation, Conformation]:
-    """The denoised conformation, and where the sampler's move from time ``now`` to ``then`` leads."""
-    answer = grown(way.apply(noisy), 1 / sampler.process.alpha(now)[..., None, None])
+    """The denoised conformation, and where the sampler's step from time ``now`` to ``then`` leads."""
+    answer = grown(delta.apply(noisy), 1 / sampler.process.alpha(now)[..., None, None])
     growth, fraction, level = sampler.coefficients(now, then)
-    moved = grown(way.scaled(fraction).apply(noisy), growth[..., None, None])
+    moved = grown(delta.scaled(fraction).apply(noisy), growth[..., None, None])
     return answer, sampler.process.noise(noisy.angles, level, features, generator).apply(moved)
 
 
 @full_precision
-def _turn_left(way: Tensor, pull: Tensor) -> Tensor:
-    """The pull, as a function of the way that it pulls: rotation vectors do not add up."""
-    reached = exponential(way)
+def _turn_left(delta: Tensor, pull: Tensor) -> Tensor:
+    """The pull, as a function of the displacement that it pulls: rotation vectors do not add up."""
+    reached = exponential(delta)
     return logarithm(reached.transpose(-1, -2) @ reached.detach() @ exponential(pull))
 
 
 def _where(chosen: Tensor, a: Displacement, b: Displacement) -> Displacement:
-    """Of frames (B, T) that are chosen the one displacement, of others the other."""
+    """Displacement ``a`` of frames (B, T) that are chosen, ``b`` of the others."""
     return map_tensors(lambda x, y: torch.where(chosen[(..., *[None] * (x.ndim - chosen.ndim))], x, y), a, b)

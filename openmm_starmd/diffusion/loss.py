@@ -11,7 +11,7 @@ from torch.nn import functional
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.geometry.torsions import wrap
-from openmm_starmd.network import wells
+from openmm_starmd.network import rotamers
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
 from openmm_starmd.network.invariants import distances
@@ -28,7 +28,7 @@ FAPE_CLAMP = 1.0  # nm
 class LossWeights:
     """Weights of the terms; the paper's are 1, 0.5, 0.5 for the scores, 0.5 for FAPE and 0.25 for the distance map.
 
-    ``wells`` is that of the cross-entropy of staying in a well or leaving it, where the network has wells.
+    ``rotamers`` is the weight of the cross-entropy of the rotamer stay-or-hop classifier, where the network has one.
     """
 
     translation: float = 1.0
@@ -37,7 +37,7 @@ class LossWeights:
     angle: float = 0.3
     distance_map: float = 0.3
     fape: float = 0.0
-    wells: float = 0.5
+    rotamers: float = 0.5
 
     @classmethod
     def paper(cls) -> LossWeights:
@@ -54,7 +54,6 @@ def context_inputs(
     copies: Conformation,
     strides: Tensor,
     process: Process,
-    first_index: int = 0,
     reference: Conformation | None = None,
 ) -> FrameInputs:
     """Context copies (B, L, N) as network inputs; the first has itself as predecessor.
@@ -64,7 +63,7 @@ def context_inputs(
     previous = _shifted(copies)
     ones = torch.ones_like(strides)
     sigma = process.context_sigma(strides).expand(*strides.shape, 4)
-    index = first_index + torch.arange(strides.shape[1], device=strides.device)
+    index = torch.arange(strides.shape[1], device=strides.device)
     return FrameInputs(copies, previous, -ones, ones, sigma, strides, index, reference and _shifted(reference))
 
 
@@ -132,15 +131,15 @@ def denoising_loss(
     if hidden_references:
         known = per_replica(uniform, window.angles[:, 0, 0], generator) >= hidden_references
     start = (window if reference is None else reference)[:, 0]
-    statics = denoiser.statics(features, start, single, pair, hidden, known)
-    context = context_inputs(copies, strides[:, :-1], process, 0, None if reference is None else reference[:, :-1])
-    estimate, unit, odds = denoiser(statics, context, inputs)
+    static = denoiser.static_inputs(features, start, single, pair, hidden, known)
+    context = context_inputs(copies, strides[:, :-1], process, None if reference is None else reference[:, :-1])
+    estimate, unit, log_odds = denoiser(static, context, inputs)
     target = process.score_displacement(noisy, clean, alpha, sigma, features)
     terms = score_terms(estimate, target, unit, features, denoiser.config.torsions == "regression")
     present = features.present_in(clean.angles)
     terms |= structure_terms(estimate, noisy, clean, alpha, unit, present=present, fape=weights.fape > 0)
-    if odds is not None:
-        terms["wells"] = well_term(odds, inputs.previous, clean, features)
+    if log_odds is not None:
+        terms["rotamers"] = rotamer_term(log_odds, inputs.previous, clean, features)
     return weights.total(terms), {name: value.detach() for name, value in terms.items()}
 
 
@@ -171,16 +170,21 @@ def score_terms(
     return {"torsion": _mean_where(torsion, mask)} | means
 
 
-def well_term(
-    odds: Tensor, previous: Conformation, clean: Conformation, features: ResidueFeatures, counts: Tensor | None = None
+def rotamer_term(
+    log_odds: Tensor,
+    previous: Conformation,
+    clean: Conformation,
+    features: ResidueFeatures,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the log odds (B, M, N, 4) that chi1 to chi4 stay in the wells of the frames before.
+    """Cross-entropy of the log odds (B, M, N, 4) that chi1 to chi4 stay in the rotamers of the frames before.
 
     ``counts`` (B, M) says which frames count.
     """
-    period, mask = (features.per_frame(f"torsion_{name}", clean.angles)[..., wells.CHI] for name in ("period", "mask"))
-    stayed = wells.stayed(wrap((clean.torsions - previous.torsions)[..., wells.CHI], period))
-    errors = functional.binary_cross_entropy_with_logits(odds, stayed.to(odds.dtype), reduction="none")
+    parts = (features.per_frame(f"torsion_{name}", clean.angles) for name in ("period", "mask"))
+    period, mask = (x[..., rotamers.CHI] for x in parts)
+    stayed = rotamers.stayed(wrap((clean.torsions - previous.torsions)[..., rotamers.CHI], period))
+    errors = functional.binary_cross_entropy_with_logits(log_odds, stayed.to(log_odds.dtype), reduction="none")
     mask = mask if counts is None else mask & counts[..., None, None]
     return _mean_where(errors, mask.expand_as(errors))
 

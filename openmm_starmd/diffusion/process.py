@@ -2,7 +2,7 @@
 
 Translations follow ``x_t = alpha x_0 + sigma eps``; rotations ``R_t ~ IGSO3(R_0, sigma)`` with the noise on the right;
 torsions a wrapped normal; the N-CA-C angle a normal. A displacement returned by `score_displacement` is always
-``sigma**2`` times the score, which is the expected way back to the clean conformation (Tweedie).
+``sigma**2`` times the score, which is the expected displacement to the clean conformation (Tweedie).
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ class Process:
     ) -> Displacement:
         """``sigma**2`` times the score of the forward kernel from ``clean`` at ``noisy``, shapes (B, *, N)."""
         s = sigma[..., None, :]
-        way = noisy.frames.rotations.transpose(-1, -2) @ clean.frames.rotations
+        delta = noisy.frames.rotations.transpose(-1, -2) @ clean.frames.rotations
         period = features.per_frame("torsion_period", noisy.angles)
         torsion_sigma = s[..., TORSION, None]
         torsion = torsion_sigma**2 * wrapped_normal_score(noisy.torsions - clean.torsions, torsion_sigma, period)
         return Displacement(
             alpha[..., None, None] * clean.frames.translations - noisy.frames.translations,
-            igso3.tangent(logarithm(way), s[..., ROTATION].expand(noisy.shape)),
+            igso3.tangent(logarithm(delta), s[..., ROTATION].expand(noisy.shape)),
             torsion * features.per_frame("torsion_mask", noisy.angles),
             clean.angles - noisy.angles,
         )

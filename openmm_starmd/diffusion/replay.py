@@ -121,7 +121,7 @@ class Replayed:
 
 
 class Eager:
-    """What `Replayed` does, without buffers."""
+    """Runner like `Replayed` that records nothing and needs no buffers."""
 
     def __init__(self, function: Callable):
         self._function = function
@@ -145,7 +145,7 @@ class Recordings:
         self._device, self._known = device, {}
 
     def clear(self) -> None:
-        """Forget all, since tensors that they read have been replaced."""
+        """Forget all recordings, since tensors that they read have been replaced."""
         self._known.clear()
 
     def of(self, use: Hashable, variant: Hashable, function: Callable) -> Replayed:

@@ -1,10 +1,11 @@
 """The reverse process: from noise to a conformation, one algorithm a class.
 
 Each takes ``denoise(noisy, k) -> Displacement``, which returns ``sigma**2`` times the score (see `process`) at the k-th
-of its times, so that an exact score can stand in for the network. One move is ``x' = growth * (x + fraction * way) +
-noise``; the algorithms differ in these three numbers. The run ends with the denoised conformation, without noise.
-Numbers and noise of all moves are made before the first, so that only the moves themselves are left to the loop; all
-moves are alike, so that one of them can be recorded and replayed (see `replay`).
+of its times, so that an exact score can stand in for the network. One denoising step is
+``x' = growth * (x + fraction * displacement) + noise``; the algorithms differ in these three numbers. The run ends with
+the denoised conformation, without noise. Coefficients and noise of all steps are made before the first, so that only
+the steps themselves are left to the loop; all steps are alike, so that one of them can be recorded and replayed (see
+`replay`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ NEVER = 1e30  # period of what is not periodic
 
 
 @dataclass(frozen=True)
-class Places:
-    """Places of residues in two tensors: a move does the same to everything that is flat.
+class PackedConformation:
+    """A conformation in two tensors: a denoising step does the same to everything that is flat.
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ class Places:
     flat: Tensor
 
     @classmethod
-    def of(cls, x: Conformation) -> Places:
-        """Places of a conformation (*, N)."""
+    def of(cls, x: Conformation) -> PackedConformation:
+        """Pack a conformation (*, N)."""
         return cls(x.frames.rotations, torch.cat([x.frames.translations, x.torsions, x.angles[..., None]], -1))
 
     def conformation(self) -> Conformation:
@@ -55,99 +56,99 @@ class Places:
         return Conformation(Rigid(self.rotations, translations), torsions, angles[..., 0])
 
     @classmethod
-    def reached(cls, way: Tensor) -> Places:
-        """The places that residues at rest get to by a displacement (*, N, 13)."""
-        return cls(exponential(way[..., TURN]), way[..., FLAT])
+    def reached(cls, delta: Tensor) -> PackedConformation:
+        """The conformation that residues at rest get to by a displacement (*, N, 13)."""
+        return cls(exponential(delta[..., TURN]), delta[..., FLAT])
 
-    def way_to(self, rotations: Tensor, flat: Tensor, period: Tensor) -> Tensor:
-        """Displacement (*, N, 13) that leads to other places, the short way round ``period`` (*, N, 10)."""
-        way = flat - self.flat
-        way = torch.addcmul(way, period, (way / period).round(), value=-1)
-        return torch.cat([way, logarithm(self.rotations.transpose(-1, -2) @ rotations)], -1)
+    def delta_to(self, rotations: Tensor, flat: Tensor, period: Tensor) -> Tensor:
+        """Displacement (*, N, 13) that leads to another conformation, the shorter one round ``period`` (*, N, 10)."""
+        delta = flat - self.flat
+        delta = torch.addcmul(delta, period, (delta / period).round(), value=-1)
+        return torch.cat([delta, logarithm(self.rotations.transpose(-1, -2) @ rotations)], -1)
 
-    def displaced(self, by: Places, growth: Tensor | float = 1.0) -> Places:
-        """Places, flat ones times ``growth``; then displaced as residues at rest that get to the places ``by``."""
-        return Places(self.rotations @ by.rotations, by.flat + growth * self.flat)
+    def displaced(self, by: PackedConformation, growth: Tensor | float = 1.0) -> PackedConformation:
+        """The conformation, its flat part times ``growth``, then displaced as residues at rest that get to ``by``."""
+        return PackedConformation(self.rotations @ by.rotations, by.flat + growth * self.flat)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Places:
+    def map(self, function: Callable[[Tensor], Tensor]) -> PackedConformation:
         """Apply ``function`` to both tensors; it may touch leading axes only."""
-        return Places(function(self.rotations), function(self.flat))
+        return PackedConformation(function(self.rotations), function(self.flat))
 
 
 @dataclass(frozen=True)
-class Held:
+class FixedResidues:
     """Known residues of a conformation, of which the others are sampled.
 
     Parameters
     ----------
     mask : Tensor of bool, shape (B, N, 1)
         True for residues that are known.
-    known : Places, shape (B, N)
+    known : PackedConformation, shape (B, N)
     scale : Tensor, shape (S, 10)
         Signal level of what is flat at each of the S times.
     """
 
     mask: Tensor
-    known: Places
+    known: PackedConformation
     scale: Tensor
 
-    def corrected(self, way: Tensor, x: Places, k: Tensor, period: Tensor) -> Tensor:
-        """The way (B, N, 13) from ``x`` at the k-th time (1,) to the denoised conformation, given what is known.
+    def corrected(self, delta: Tensor, x: PackedConformation, k: Tensor, period: Tensor) -> Tensor:
+        """Displacement (B, N, 13) from ``x`` at the k-th time (1,) to the denoised conformation, given what is known.
 
         The denoised conformation is shifted onto the known residues, which it then gets from there.
         """
-        known = x.way_to(self.known.rotations, self.scale.index_select(0, k) * self.known.flat, period)
-        lag = torch.where(self.mask, (known - way)[..., :3], 0.0)
+        known = x.delta_to(self.known.rotations, self.scale.index_select(0, k) * self.known.flat, period)
+        lag = torch.where(self.mask, (known - delta)[..., :3], 0.0)
         lag = lag.sum(-2, keepdim=True) / self.mask.sum(-2, keepdim=True)
-        return torch.where(self.mask, known, way + functional.pad(lag, (0, 10)))
+        return torch.where(self.mask, known, delta + functional.pad(lag, (0, 10)))
 
-    def put_into(self, origin: Places) -> Places:
+    def put_into(self, origin: PackedConformation) -> PackedConformation:
         """``origin`` (B, N) of the noise, for known residues the mean of the forward kernel."""
         rotations = torch.where(self.mask[..., None], self.known.rotations, origin.rotations)
-        return Places(rotations, torch.where(self.mask, self.scale[0] * self.known.flat, origin.flat))
+        return PackedConformation(rotations, torch.where(self.mask, self.scale[0] * self.known.flat, origin.flat))
 
 
 @dataclass(frozen=True)
-class Moves:
-    """Numbers and noise of all S moves; the last one goes to the denoised conformation, without noise.
+class StepCoefficients:
+    """Coefficients and noise of all S denoising steps; the last goes to the denoised conformation, without noise.
 
     Parameters
     ----------
     numbers : Tensor, shape (S, 46)
-        Growth in the move and in the one before it (10 each), and what the move takes of the way and of the way to the
-        last denoised conformation (13 each).
-    kicks : Places, shape (B, S, N)
-        Noise, as the places that residues at rest get to.
+        Growth in the step and in the one before it (10 each), and what the step takes of the displacement and of the
+        displacement to the last denoised conformation (13 each).
+    increments : PackedConformation, shape (B, S, N)
+        Noise, as the conformation that residues at rest get to.
     period : Tensor, shape (B, N, 10)
         Of what is flat.
-    held : Held, optional
+    fixed : FixedResidues, optional
         Known residues; none by default.
     """
 
     numbers: Tensor
-    kicks: Places
+    increments: PackedConformation
     period: Tensor
-    held: Held | None = None
+    fixed: FixedResidues | None = None
 
 
 @dataclass(frozen=True)
 class State:
-    """Between two moves.
+    """State between two denoising steps.
 
     Parameters
     ----------
     k : Tensor of int64, shape (1,)
-        Number of moves that were made. A tensor, so that a recorded move can count for itself.
+        Number of steps that were made. A tensor, so that a recorded step can count for itself.
     x, denoised : Places, shape (B, N)
         Noisy conformation, and the last denoised one.
     """
 
     k: Tensor
-    x: Places
-    denoised: Places
+    x: PackedConformation
+    denoised: PackedConformation
 
     def end(self) -> Conformation:
-        """The conformation (B, N) after the last move."""
+        """The conformation (B, N) after the last step."""
         x = self.x.conformation()
         return Conformation(x.frames, wrap(x.torsions), x.angles)
 
@@ -164,7 +165,7 @@ class Sampler(ABC):
     Attributes
     ----------
     remembers : bool
-        Whether a move depends on the last denoised conformation.
+        Whether a step depends on the last denoised conformation.
     """
 
     remembers = False
@@ -179,7 +180,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def coefficients(self, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Growth of translations (*), fraction of the way and noise levels (*, 4) of moves between two times (*)."""
+        """Growth of translations (*), fraction of the displacement and noise levels (*, 4) between two times (*)."""
 
     def sample(
         self, origin: Conformation, spread: Tensor, denoise: Denoise, features: ResidueFeatures, generator, known=None
@@ -199,67 +200,71 @@ class Sampler(ABC):
             conformation, so that they follow the forward kernel's path to where they are, with the noise of the
             others (compare Song et al., arXiv:2011.13456, section 5, where they follow a path of their own).
         """
-        moves, state = self.begin(origin, spread, features, generator, known)
-        for k in range(len(moves.numbers)):
-            state = self.move(moves, state, denoise(self.seen(moves, state), k))
+        coefficients, state = self.begin(origin, spread, features, generator, known)
+        for k in range(len(coefficients.numbers)):
+            state = self.step(coefficients, state, denoise(self.seen(coefficients, state), k))
         return state.end()
 
     def begin(
         self, origin: Conformation, spread: Tensor, features: ResidueFeatures, generator, known=None
-    ) -> tuple[Moves, State]:
-        """All moves, and the state before the first; arguments as of `sample`. All noise is drawn here."""
+    ) -> tuple[StepCoefficients, State]:
+        """Coefficients of all steps, and the state before the first; arguments as of `sample`.
+
+        All noise is drawn here.
+        """
         key = origin.angles.dtype, origin.device
         if key not in self._tables:
             self._tables[key] = tuple(x.to(origin.device) for x in self._made_tables(origin.angles.dtype))
         numbers, levels = self._tables[key]
         template = origin.angles[:, None].expand(-1, len(levels) + 1, -1)
         noise = self.process.noise(template, torch.cat([spread[None], levels]), features, generator)
-        kicks = Places.reached(functional.pad(_numbers(noise), (0, 0, 0, 0, 0, 1)))  # none in the last move
+        noise = functional.pad(_numbers(noise), (0, 0, 0, 0, 0, 1))  # none in the last step
+        increments = PackedConformation.reached(noise)
         period = functional.pad(features.per_frame("torsion_period", origin.angles), (3, 1), value=NEVER)
-        places, held = Places.of(origin), None if known is None else self._held(*known)
-        if held is not None:
-            places = held.put_into(places)
-        places = places.displaced(kicks.map(lambda x: x[:, 0]))
-        state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), places, places)
-        return Moves(numbers, kicks.map(lambda x: x[:, 1:]), period, held), state
+        packed, fixed = PackedConformation.of(origin), None if known is None else self._fixed(*known)
+        if fixed is not None:
+            packed = fixed.put_into(packed)
+        packed = packed.displaced(increments.map(lambda x: x[:, 0]))
+        state = State(torch.zeros(1, dtype=torch.int64, device=origin.device), packed, packed)
+        return StepCoefficients(numbers, increments.map(lambda x: x[:, 1:]), period, fixed), state
 
-    def _held(self, known: Conformation, mask: Tensor) -> Held:
+    def _fixed(self, known: Conformation, mask: Tensor) -> FixedResidues:
         alpha = self.process.alpha(self.times()).to(known.angles)
         scale = functional.pad(alpha[:, None].expand(-1, 3), (0, 7), value=1.0)
-        return Held(mask[..., None], Places.of(known), scale)
+        return FixedResidues(mask[..., None], PackedConformation.of(known), scale)
 
     @staticmethod
-    def seen(moves: Moves, state: State) -> Conformation:
-        """Noisy conformation (B, N) as the denoiser sees it: centred, also where residues are held."""
+    def seen(coefficients: StepCoefficients, state: State) -> Conformation:
+        """Noisy conformation (B, N) as the denoiser sees it: centred, also where residues are fixed."""
         x = state.x.conformation()
-        return x if moves.held is None else grown(x, 1.0)
+        return x if coefficients.fixed is None else grown(x, 1.0)
 
-    def move(self, moves: Moves, state: State, way: Displacement) -> State:
-        """One move, given the way (B, N) to the denoised conformation."""
+    def step(self, coefficients: StepCoefficients, state: State, delta: Displacement) -> State:
+        """One denoising step, given the displacement (B, N) to the denoised conformation."""
         x, denoised = state.x, state.denoised
-        numbers = moves.numbers.index_select(0, state.k)
+        numbers = coefficients.numbers.index_select(0, state.k)
         growth, growth_before, share, share_before = numbers.split([10, 10, 13, 13], -1)
-        way = _numbers(way)
-        if moves.held is not None:
-            way = moves.held.corrected(way, x, state.k, moves.period)
-        ways = [share * way]
+        delta = _numbers(delta)
+        if coefficients.fixed is not None:
+            delta = coefficients.fixed.corrected(delta, x, state.k, coefficients.period)
+        deltas = [share * delta]
         if self.remembers:
-            before = x.way_to(denoised.rotations, growth_before * denoised.flat, moves.period)
-            ways = [torch.addcmul(ways[0], share_before, before), way]
-        displaced = x.displaced(Places.reached(torch.stack(ways)))
+            before = x.delta_to(denoised.rotations, growth_before * denoised.flat, coefficients.period)
+            deltas = [torch.addcmul(deltas[0], share_before, before), delta]
+        displaced = x.displaced(PackedConformation.reached(torch.stack(deltas)))
         moved, denoised = (displaced.map(lambda x, k=k: x[k]) for k in (0, -1))
-        if moves.held is None:  # known residues decide on the centre themselves
+        if coefficients.fixed is None:  # known residues decide on the centre themselves
             moved.flat[..., :3].sub_(moved.flat[..., :3].mean(-2, keepdim=True))
-        kick = moves.kicks.map(lambda x: x.index_select(1, state.k)[:, 0])
-        return State(state.k + 1, moved.displaced(kick, growth), denoised)
+        increment = coefficients.increments.map(lambda x: x.index_select(1, state.k)[:, 0])
+        return State(state.k + 1, moved.displaced(increment, growth), denoised)
 
     def weights(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (S, 4) of the way and of the way to the last denoised conformation."""
+        """Weights (S, 4) of the displacement and of the displacement to the last denoised conformation."""
         one = torch.ones(len(times), 4, dtype=times.dtype)
         return one, 0 * one
 
     def _made_tables(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Numbers (S, 46) of all moves, and noise levels (S - 1, 4)."""
+        """Coefficients (S, 46) of all steps, and noise levels (S - 1, 4)."""
         times = self.times()
         growth, fraction, level = self.coefficients(times[:-1], times[1:])
         growth = torch.cat([growth, 1 / self.process.alpha(times[-1:])])[:, None]
@@ -270,9 +275,9 @@ class Sampler(ABC):
         return torch.cat([growth, before, *shares], -1).to(dtype), level.to(dtype)
 
 
-def _numbers(way: Displacement) -> Tensor:
+def _numbers(delta: Displacement) -> Tensor:
     """A displacement (*, N) as 13 numbers (*, N, 13)."""
-    return torch.cat([way.translation, way.torsion, way.angle[..., None], way.rotation], -1)
+    return torch.cat([delta.translation, delta.torsion, delta.angle[..., None], delta.rotation], -1)
 
 
 class EulerMaruyama(Sampler):
@@ -282,9 +287,11 @@ class EulerMaruyama(Sampler):
     """
 
     def times(self):
+        """Evenly spaced times, without the last point."""
         return torch.linspace(1, self.process.min_time, max(2, self.steps), dtype=torch.float64)[:-1]
 
     def coefficients(self, t, t_next):
+        """Coefficients of the Euler-Maruyama step."""
         growth, variance = self.process.increment(t, t_next)
         fraction = variance / self.process.sigma(t) ** 2
         shrunk = torch.cat([fraction[..., :1] / growth[..., None], fraction[..., 1:]], -1)
@@ -300,9 +307,9 @@ class Ancestral(Sampler):
     Attributes
     ----------
     churn : float
-        Each move goes down without noise to ``(sigma_next / sigma) ** churn`` of the next level and is noised from
+        Each step goes down without noise to ``(sigma_next / sigma) ** churn`` of the next level and is noised from
         there (EDM's churn, arXiv:2206.00364, algorithm 2, in proportion to the step): 0 gives the deterministic
-        sampler, 1 ancestral sampling, more than 1 forgets more of the noise on the way.
+        sampler, 1 ancestral sampling, more than 1 forgets more of the noise.
     grid : float
         Power of the time grid: 1 for even steps of the logarithm of the noise, more for more of them where noise is
         high.
@@ -312,6 +319,7 @@ class Ancestral(Sampler):
     grid: float = 1.0
 
     def times(self):
+        """Times whose spacing follows the power ``grid``."""
         passed = torch.linspace(0, 1, self.steps, dtype=torch.float64) ** self.grid
         return 1 - (1 - self.process.min_time) * passed
 
@@ -322,6 +330,7 @@ class Ancestral(Sampler):
         return growth, torch.cat([ratio[..., :1] / growth[..., None], ratio[..., 1:]], -1)
 
     def coefficients(self, t, t_next):
+        """Coefficients of the posterior of the next level, with its ``churn``."""
         growth, ratio = self._ratio(t, t_next)
         level = self.process.sigma(t_next) * (1 - ratio ** (2 * self.churn)).sqrt()
         return growth, 1 - ratio ** (1 + self.churn), level
@@ -340,6 +349,7 @@ class Multistep(Ancestral):
     grid: float = 1.2
 
     def weights(self, times):
+        """Weights of the extrapolation from this call and the last one."""
         fall = self._ratio(times[:-1], times[1:])[1].log()
         shares, (now, before) = 0.5 * fall[1:] / fall[:-1], super().weights(times)
         now[1:-1], before[1:-1] = 1 + shares, -shares

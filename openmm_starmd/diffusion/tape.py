@@ -29,7 +29,7 @@ ALIGNMENT = 64  # bytes
 
 
 class Tape:
-    """What a function does to tensors, to be done again.
+    """Recording of the operations of a function on tensors, to be repeated.
 
     Tensors that were there before are read and written where they are, as by a CUDA graph; what is made on the way lies
     in memory of the tape's own, and what nobody reads is left out. Numbers of Python are what they were.
@@ -95,7 +95,7 @@ class _Operation:
     into: Callable | None
 
     def pieces(self) -> Iterator[_Piece]:
-        """Where it reads and writes."""
+        """Pieces of memory that the operation reads and writes."""
         return (place.piece for place in _found(_Place, (self.args, self.kwargs, self.results)))
 
     def call(self, buffers: list[Tensor]) -> Callable[[], object]:
@@ -154,7 +154,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _needed(operations: list[_Operation]) -> list[_Operation]:
-    """Those that write into arguments, and those whose results others read."""
+    """Operations that write into arguments, or whose results others read."""
     kept, read = [], set()
     for operation in reversed(operations):
         results = [place if place.piece in read else None for place in operation.results]
@@ -183,7 +183,7 @@ def _buffers(operations: list[_Operation]) -> list[Tensor]:
 
 
 def _into(function: OpOverload, args: tuple, kwargs: dict, results: list[Tensor]) -> Callable | None:
-    """What writes the result into memory that is there, if it is one and PyTorch can without a copy."""
+    """Function that writes a single result into memory that is there, where PyTorch can without a copy."""
     if len(results) != 1:
         return None
     packet, wanted = function.overloadpacket, [(a.name, str(a.type)) for a in function._schema.arguments]
@@ -218,7 +218,7 @@ def _found(kind: type, x) -> Iterator:
 
 
 def _mapped(kind: type, function: Callable, x):
-    """The same with what the function makes of them."""
+    """Copy of a structure with every ``kind`` in it replaced by what the function makes of it."""
     if isinstance(x, kind):
         return function(x)
     if isinstance(x, dict):

@@ -117,7 +117,7 @@ _MAX_RADIUS = 6.0  # standard deviations; 7.5e-8 of a 3-dimensional Gaussian lie
 
 @table
 def _radial_table(device: torch.device, n_sigma: int = 256, n_radius: int = 512, n_angle: int = 2048) -> Tensor:
-    """angle / sigma at equal quantiles of the norm of a 3-dimensional normal; (n_sigma, n_radius) float64.
+    """Ratio angle / sigma at equal quantiles of the norm of a 3-dimensional normal; (n_sigma, n_radius) float64.
 
     Tabulated against that norm and not against the quantile itself, because it is smooth in both tails: the identity
     for small sigma, and angle -> pi for large.

@@ -49,7 +49,7 @@ class KVCache:
         return cls(*(like.new_zeros(shape, dtype=dtype) for _ in range(2)))  # what is masked must be finite, too
 
     def layer(self, k: int, n_frames: int, residues: int) -> LayerCache:
-        """What layer ``k`` sees, with room for ``n_frames`` new frames."""
+        """Keys and values of layer ``k``, with room for ``n_frames`` new frames."""
         known, end = self.n_frames * residues, (self.n_frames + n_frames) * residues
         if end > self.keys.shape[3]:
             raise ValueError(
@@ -141,7 +141,8 @@ class SpaceTimeAttention(nn.Module):
     def forward(
         self, s: Tensor, modulation: Sequence[Tensor], rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache=None
     ) -> Tensor:
-        """
+        """Update residue features by attention of every token to those that its mask leaves, and by a transition.
+
         Parameters
         ----------
         s : Tensor, shape (B, T, N, C)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 SAMPLERS = "ancestral", "multistep", "euler-maruyama"
 PRECISIONS = "32-true", "bf16-mixed"
+RETIRED = {"sink_frames": 0}  # settings that model files may name, and the value of each that is left
 
 
 def _require(condition: bool, message: str) -> None:
@@ -64,9 +65,9 @@ class NetworkConfig:
     torsions: str = "diffusion"
     parameterization: str = "previous"
     pulls: bool = False
-    reversion: bool = field(default=False, repr=False)
-    burial: bool = field(default=False, repr=False)
-    neighbours: int = field(default=0, repr=False)
+    reversion: bool = False
+    burial: bool = False
+    neighbours: int = 0
 
     def __post_init__(self):
         for name in ("blocks", "width", "pair_width", "heads", "attention_layers", "query_points", "value_points"):
@@ -147,9 +148,6 @@ class ModelConfig:
     process : ProcessConfig
     context_frames : int
         Context frames that the model was trained with.
-    sink_frames : int
-        How many of them are the first frames of a run, which never leave (attention sinks, arXiv:2309.17453); for
-        models whose training windows begin with those.
     denoising_steps : int
         Default number of denoising steps.
     sampler : {"ancestral", "multistep", "euler-maruyama"}
@@ -164,16 +162,10 @@ class ModelConfig:
     context_frames: int = 3
     denoising_steps: int = 10
     sampler: str = "multistep"
-    sink_frames: int = field(default=0, repr=False)
-    precision: str = field(default="32-true", repr=False)
+    precision: str = "32-true"
 
     def __post_init__(self):
         _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
-        _require(
-            0 <= self.sink_frames < self.context_frames,
-            f"sink_frames must be at least 0 and less than context_frames = {self.context_frames}, not "
-            f"{self.sink_frames}.",
-        )
         _require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
         _require(
             self.sampler in SAMPLERS,
@@ -194,8 +186,11 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict) -> ModelConfig:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; settings that are `RETIRED` may be there with the value that all models have."""
         data = dict(data)
+        for name, value in RETIRED.items():
+            found = data.pop(name, value)
+            _require(found == value, f"{name} = {found!r} is not served any more, only {value!r}.")
         network = NetworkConfig(**data.pop("network"))
         process = ProcessConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.pop("process").items()})
         return cls(network, process, **data)

@@ -17,17 +17,17 @@ from torch.utils.checkpoint import checkpoint
 
 from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision
 from openmm_starmd.geometry.torsions import wrap
-from openmm_starmd.network import wells
+from openmm_starmd.network import rotamers
 from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, modulate, rotary_table
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.embedding import (
     ConditionEmbedding,
     Conditions,
     FrameInputs,
-    Moments,
     PairEmbedding,
     ResidueEmbedding,
-    Statics,
+    StaticInputs,
+    TimeConditioning,
 )
 from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances, gathered
 from openmm_starmd.network.ipa import InvariantPointAttention
@@ -38,7 +38,9 @@ from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 STEP_STRIDES = 8  # step sizes are tabulated at 10 * 2**k ps
-FARTHEST = 4.0  # sizes of the longest tabulated step, towards which the way to the reference structure is bounded
+FARTHEST = (
+    4.0  # sizes of the longest tabulated step, towards which the displacement to the reference structure is bounded
+)
 
 
 class EdgeTransition(nn.Module):
@@ -51,6 +53,7 @@ class EdgeTransition(nn.Module):
         self.mix = nn.Linear(pair_width, pair_width)
 
     def forward(self, s: Tensor, z: Tensor, neighbours: Tensor | None) -> Tensor:
+        """Update pair features ``z`` of residues with features ``s``."""
         a, b = self.ends(s).chunk(2, -1)
         b = b[..., None, :, :] if neighbours is None else gathered(b.contiguous(), neighbours)
         return z + self.layers(self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b)
@@ -74,7 +77,7 @@ class DiffusionBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Predicts the way from noisy conformations to clean ones.
+    """Predicts the displacement from noisy conformations to clean ones.
 
     Parameters
     ----------
@@ -84,14 +87,14 @@ class Denoiser(nn.Module):
     ----------
     checkpointing : bool
         In training, compute each block again in the backward pass instead of keeping what is inside it.
-    decides : bool
-        In training, let gradients run through the odds of staying in a well, which no one else teaches then.
+    classifier_gradient : bool
+        In training, let gradients run through the classifier's log-odds, which no loss of their own teaches then.
     """
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config, self.parameterization = config, PARAMETERIZATIONS[config.parameterization]
-        self.checkpointing = self.decides = False
+        self.checkpointing = self.classifier_gradient = False
         self.condition = ConditionEmbedding(config.width)
         self.residues = ResidueEmbedding(config)
         self.pairs = PairEmbedding(config)
@@ -99,8 +102,8 @@ class Denoiser(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width)
         regression = config.torsions == "regression"
         self.torsions = nn.Linear(config.width, 14 if regression else 7)
-        has_wells = config.parameterization == "previous" and not regression
-        self.wells = nn.Linear(config.width, 2 * 4) if has_wells else None
+        classifies = config.parameterization == "previous" and not regression
+        self.wells = nn.Linear(config.width, 2 * 4) if classifies else None
         self.pulls = Pulls(config) if config.pulls else None
         self.reversion = nn.Linear(config.width, 9) if config.reversion else None
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
@@ -115,7 +118,7 @@ class Denoiser(nn.Module):
     def _initialise(self) -> None:
         """Outputs and conditioning start at zero: an untrained denoiser returns the first estimate.
 
-        That of side-chain torsions is drawn towards their wells, see `wells`.
+        The estimate of side-chain torsions is drawn towards their rotamers, see `rotamers`.
         """
         zero = [self.torsions, self.modulation, *(b.update for b in self.blocks)]
         zero += [layer.condition for block in self.blocks for layer in block.attention]
@@ -129,25 +132,26 @@ class Denoiser(nn.Module):
             with torch.no_grad():
                 self.torsions.bias[7:] = 1.0
 
-    def statics(
+    def static_inputs(
         self,
         features: ResidueFeatures,
         reference: Conformation | None = None,
         single=None,
         pair=None,
         hidden=None,
-        known: Tensor | None = None,
-    ) -> Statics:
+        has_reference: Tensor | None = None,
+    ) -> StaticInputs:
         """Time-independent inputs of systems (B, N).
 
         ``single`` and ``pair`` are optional precomputed features; in training, ``hidden`` residues have no type, and
-        systems that are not ``known`` (B,) no reference structure.
+        systems without ``has_reference`` (B,) no reference structure.
         """
         dtype = self.step_scales.dtype
         residues = self.residues.static(features, single, hidden)
-        known = None if known is None else known.to(dtype)[:, None, None, None]
-        pairs = self.pairs.static(features, reference, pair, known)
-        return Statics(
+        if has_reference is not None:
+            has_reference = has_reference.to(dtype)[:, None, None, None]
+        pairs = self.pairs.static(features, reference, pair, has_reference)
+        return StaticInputs(
             features,
             residues,
             pairs,
@@ -156,7 +160,7 @@ class Denoiser(nn.Module):
             contact_mask(features)[:, None],
             self.pulls and self.pulls.static(features, residues, pairs),
             features.present_in(residues[:, None, :, 0]),
-            known,
+            has_reference,
         )
 
     def step_size(self, stride: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ class Denoiser(nn.Module):
         return torch.lerp(below, above, (k - low)[..., None])
 
     def step_size_buried(self, stride: Tensor, weights: Tensor) -> Tensor:
-        """The same (B, T, N, 9) of residues as they are buried, weights (B, T, N, 8) of `burial`."""
+        """Size (B, T, N, 9) of one step of residues by how buried they are, weights (B, T, N, 8) of `burial`."""
         k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
         low = k.long()
         below, above = (functional.embedding(i, self.burial_scales.flatten(1)) for i in (low, low + 1))
@@ -187,47 +191,48 @@ class Denoiser(nn.Module):
         shape = (layers, batch, config.heads, capacity * residues, width)
         return KVCache.empty(shape, self.step_scales, half)
 
-    def moments(self, time: Tensor, alpha: Tensor, sigma: Tensor, stride: Tensor) -> Moments:
+    def time_conditioning(self, time: Tensor, alpha: Tensor, sigma: Tensor, stride: Tensor) -> TimeConditioning:
         """The part of `conditions` that is the same for all conformations; shapes as in `FrameInputs`."""
         condition = self.condition(time, stride)
         layers = [layer.condition for block in self.blocks for layer in block.attention]
         modulation = torch.cat([layer(condition) for layer in (*layers, self.modulation)], -1)
         modulation = modulation.unflatten(-1, (-1, self.config.width)) + self.offsets
-        return Moments(alpha, sigma[..., None, :], self.levels(sigma, stride)[..., None, :, :], modulation, stride)
+        levels = self.levels(sigma, stride)[..., None, :, :]
+        return TimeConditioning(alpha, sigma[..., None, :], levels, modulation, stride)
 
     def conditions(
         self,
-        statics: Statics,
+        static: StaticInputs,
         previous: Conformation,
-        moments: Moments,
+        conditioning: TimeConditioning,
         index: Tensor,
         reference: Conformation | None = None,
     ) -> Conditions:
         """Conditions, computed before frames are looked at; shapes as in `FrameInputs`."""
         atoms, head_width = previous.backbone(), self.config.width // self.config.heads
-        neighbours, way_back = self._neighbours(atoms, statics.present), None
-        residues = self.residues.given(statics.residues, statics.torsion_mask, previous)
+        neighbours, to_reference = self._neighbours(atoms, static.present), None
+        residues = self.residues.from_previous(static.residues, static.torsion_mask, previous)
         size = self.step_scales[-1]
         if self.config.burial:
-            weights = burial(atoms[..., 1, :], statics.present)
+            weights = burial(atoms[..., 1, :], static.present)
             size = weights @ self.burial_scales[-1]
-            step = self.step_size_buried(moments.stride, weights)
-            noise = moments.sigma.index_select(-1, self.parts)
-            moments = moments._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
+            step = self.step_size_buried(conditioning.stride, weights)
+            noise = conditioning.sigma.index_select(-1, self.parts)
+            conditioning = conditioning._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
         if self.reversion and reference is not None:
-            way_back = self._way_back(statics, previous, reference, FARTHEST * size)
-            residues = residues + self.residues.drawn_back(way_back, previous, size, statics.known)
+            to_reference = self._to_reference(static, previous, reference, FARTHEST * size)
+            residues = residues + self.residues.drawn_back(to_reference, previous, size, static.has_reference)
         return Conditions(
-            statics,
+            static,
             previous,
             atoms,
             residues,
-            self.pairs.given(statics.pairs, previous, atoms, neighbours),
+            self.pairs.from_previous(static.pairs, previous, atoms, neighbours),
             neighbours,
-            way_back,
-            self.pulls and self.pulls.given(statics.holds, previous),
-            rotary_table(statics.features.residue_index, index, head_width),
-            *moments,
+            to_reference,
+            self.pulls and self.pulls.from_previous(static.pull_inputs, previous),
+            rotary_table(static.features.residue_index, index, head_width),
+            *conditioning,
         )
 
     def _neighbours(self, atoms: Tensor, present: Tensor | None) -> Tensor | None:
@@ -241,23 +246,23 @@ class Denoiser(nn.Module):
         return apart.topk(count, largest=False).indices
 
     @full_precision
-    def _way_back(
-        self, statics: Statics, previous: Conformation, reference: Conformation, farthest: Tensor
+    def _to_reference(
+        self, static: StaticInputs, previous: Conformation, reference: Conformation, farthest: Tensor
     ) -> Displacement:
-        """From the previous frame to the reference structure; smoothly bounded, 0 where that is not told."""
-        way = Displacement.between(previous, reference, statics.torsion_period)
+        """Displacement from the previous frame to the reference structure; smoothly bounded, 0 without one."""
+        delta = Displacement.between(previous, reference, static.torsion_period)
         translation, rotation, torsion, angle = farthest.split([1, 1, 6, 1], -1)
 
         def bounded(x: Tensor, size: Tensor, square: Tensor) -> Tensor:
             return x * (1 + square / size.square()).rsqrt()
 
-        way = Displacement(
-            bounded(way.translation, translation, way.translation.square().sum(-1, keepdim=True)),
-            bounded(way.rotation, rotation, way.rotation.square().sum(-1, keepdim=True)),
-            bounded(way.torsion, torsion, way.torsion.square()) * statics.torsion_mask,
-            bounded(way.angle, angle[..., 0], way.angle.square()),
+        delta = Displacement(
+            bounded(delta.translation, translation, delta.translation.square().sum(-1, keepdim=True)),
+            bounded(delta.rotation, rotation, delta.rotation.square().sum(-1, keepdim=True)),
+            bounded(delta.torsion, torsion, delta.torsion.square()) * static.torsion_mask,
+            bounded(delta.angle, angle[..., 0], delta.angle.square()),
         )
-        return way if statics.known is None else way.scaled(statics.known[..., 0].expand(-1, 1, 4))
+        return delta if static.has_reference is None else delta.scaled(static.has_reference[..., 0].expand(-1, 1, 4))
 
     def mask_behind(self, cache: KVCache, room: int, residues: int):
         """Masks, for `encode` and `denoise`, of a frame that is the last of ``room`` frames in the cache.
@@ -275,17 +280,17 @@ class Denoiser(nn.Module):
         return 2 * (bias[:, None].expand(room, residues).reshape(1, -1),)  # as attention kernels want it
 
     @torch.no_grad()
-    def encode(self, statics: Statics, context: FrameInputs, cache: KVCache, mask=None) -> KVCache:
+    def encode(self, static: StaticInputs, context: FrameInputs, cache: KVCache, mask=None) -> KVCache:
         """Cache extended by context copies (B, T, N); each sees the cached frames and the copies up to itself.
 
         ``mask`` may say which of the cached frames a single one sees, see `mask_behind`.
         """
-        n, frames, device = statics.features.residue_type.shape[-1], len(context.index), context.time.device
+        n, frames, device = static.features.residue_type.shape[-1], len(context.index), context.time.device
         if mask is None and (frames > 1 or not self.config.joint_attention):
             known, own = (torch.ones(frames, m, dtype=torch.bool, device=device) for m in (cache.n_frames, frames))
             mask = self._token_mask(torch.cat([known, own.tril()], 1), n)
-        moments = self.moments(context.time, context.alpha, context.sigma, context.stride)
-        conditions = self.conditions(statics, context.previous, moments, context.index, context.reference)
+        conditioning = self.time_conditioning(context.time, context.alpha, context.sigma, context.stride)
+        conditions = self.conditions(static, context.previous, conditioning, context.index, context.reference)
         self._trunk(conditions, context.conformation, mask, cache)
         return replace(cache, n_frames=cache.n_frames + frames)
 
@@ -301,7 +306,7 @@ class Denoiser(nn.Module):
         return self._answer(conditions, noisy, *self._trunk(conditions, noisy, mask, cache))[0]
 
     def forward(
-        self, statics: Statics, context: FrameInputs, noisy: FrameInputs
+        self, static: StaticInputs, context: FrameInputs, noisy: FrameInputs
     ) -> tuple[Displacement, Displacement, Tensor | None]:
         """Block-causal pass over a window.
 
@@ -317,8 +322,8 @@ class Denoiser(nn.Module):
             Estimate of ``sigma**2`` times the score.
         scale : Displacement, shape broadcastable to the same
             Unit of the loss: the error that the baseline alone would make, or sigma without a baseline.
-        odds : Tensor, shape (B, M, N, 4), or None
-            Logarithms of the odds that chi1 to chi4 have stayed in their wells, see `wells`; None without them.
+        log_odds : Tensor, shape (B, M, N, 4), or None
+            That chi1 to chi4 have stayed in their rotamers, see `rotamers`; None without the classifier.
         """
         frames = FrameInputs.cat(context, noisy)
         split = len(context.index)
@@ -326,17 +331,17 @@ class Denoiser(nn.Module):
         earlier = frames.index[:, None] > frames.index[None]
         same = torch.eye(len(is_noisy), dtype=torch.bool, device=is_noisy.device)
         sees = (earlier & ~is_noisy[None]) | same
-        mask = self._token_mask(sees, statics.features.residue_type.shape[-1], statics.present)
-        moments = self.moments(frames.time, frames.alpha, frames.sigma, frames.stride)
-        conditions = self.conditions(statics, frames.previous, moments, frames.index, frames.reference)
-        s, estimate, way, odds = self._trunk(conditions, frames.conformation, mask)
+        mask = self._token_mask(sees, static.features.residue_type.shape[-1], static.present)
+        conditioning = self.time_conditioning(frames.time, frames.alpha, frames.sigma, frames.stride)
+        conditions = self.conditions(static, frames.previous, conditioning, frames.index, frames.reference)
+        s, estimate, delta, log_odds = self._trunk(conditions, frames.conformation, mask)
 
         def of_noisy(d: Displacement) -> Displacement:
             return Displacement(*(x[:, split:] for x in (d.translation, d.rotation, d.torsion, d.angle)))
 
-        trunk = s[:, split:], of_noisy(estimate), of_noisy(way), None if odds is None else odds[:, split:]
-        displacement, scale, odds = self._answer(conditions.behind(split), noisy.conformation, *trunk)
-        return displacement, self.parameterization.unit_of_loss(scale, noisy.sigma), odds
+        trunk = s[:, split:], of_noisy(estimate), of_noisy(delta), None if log_odds is None else log_odds[:, split:]
+        displacement, scale, log_odds = self._answer(conditions.behind(split), noisy.conformation, *trunk)
+        return displacement, self.parameterization.unit_of_loss(scale, noisy.sigma), log_odds
 
     def _token_mask(self, sees: Tensor, n_residues: int, present: Tensor | None = None):
         """Masks (T * N, M * N) of the even and of the odd layers; they differ in separable attention only.
@@ -357,18 +362,18 @@ class Denoiser(nn.Module):
         return joint & same_frame, joint & same_residue
 
     def _trunk(self, conditions: Conditions, conformation: Conformation, mask, cache: KVCache | None = None):
-        """All blocks over frames (B, T, N): residue features, estimate, way from the last frame, odds by Bayes' rule.
+        """All blocks over frames (B, T, N): residue features, estimate, displacement from the last frame, log-odds.
 
         Keys and values go to ``cache``.
         """
         spread, _, unit = conditions.levels.unbind(-1)
         scale = in_parts(unit)
-        way, estimate = self.parameterization.baseline(conditions, conformation)
-        statics, previous = conditions.statics, conditions.previous
-        odds = wells.log_odds(way, conditions.sigma, statics.torsion_period) if self.wells else None
-        s = self.residues(conditions.residues, conformation, previous, way, spread, odds, statics.torsion_mask)
+        delta, estimate = self.parameterization.baseline(conditions, conformation)
+        static, previous = conditions.static, conditions.previous
+        log_odds = rotamers.bayes_log_odds(delta, conditions.sigma, static.torsion_period) if self.wells else None
+        s = self.residues(conditions.residues, conformation, previous, delta, spread, log_odds, static.torsion_mask)
         neighbours = conditions.neighbours
-        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, neighbours, statics)
+        z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, neighbours, static)
         modulation = conditions.modulation.unbind(-2)
         advance = self._advance
         if self.checkpointing and torch.is_grad_enabled():
@@ -376,51 +381,51 @@ class Denoiser(nn.Module):
         for k, block in enumerate(self.blocks):
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
-            given = scale, conformation, conditions.rotary, attend, neighbours, statics.present
-            s, z, estimate = advance(block, s, z, estimate, *given)
-        return s, replace(estimate, translation=centred(estimate.translation, statics.present)), way, odds
+            arguments = scale, conformation, conditions.rotary, attend, neighbours, static.present
+            s, z, estimate = advance(block, s, z, estimate, *arguments)
+        return s, replace(estimate, translation=centred(estimate.translation, static.present)), delta, log_odds
 
     def _answer(
-        self, conditions: Conditions, conformation: Conformation, s: Tensor, estimate: Displacement, way, odds
+        self, conditions: Conditions, conformation: Conformation, s: Tensor, estimate: Displacement, delta, log_odds
     ) -> tuple[Displacement, Displacement, Tensor | None]:
-        """Displacement, its scale and learned odds, from what the blocks have made."""
-        statics, scale = conditions.statics, in_parts(conditions.levels[..., 2])
+        """Displacement, its scale and learned log-odds, from what the blocks have made."""
+        static, scale = conditions.static, in_parts(conditions.levels[..., 2])
         *_, shift, gain = conditions.modulation.unbind(-2)
         s = modulate(s, shift, gain)
-        estimate = self._with_torsions(self.torsions(s), estimate, scale, statics.torsion_mask, conformation)
-        if conditions.way_back is not None:
+        estimate = self._with_torsions(self.torsions(s), estimate, scale, static.torsion_mask, conformation)
+        if conditions.to_reference is not None:
             estimate = self.reverted(conditions, conformation, estimate, self.reversion(s))
         if self.wells:
             learned, further = self.wells(s).chunk(2, -1)
-            odds = odds[..., wells.CHI, 0] + learned
-            weight = odds if self.decides else odds.detach()
+            log_odds = log_odds[..., rotamers.CHI, 0] + learned
+            weight = log_odds if self.classifier_gradient else log_odds.detach()
             backbone, chi = estimate.torsion.split([2, 4], -1)
-            hop = chi + scale.torsion[..., wells.CHI] * further
-            chi = wells.blended(chi, hop, weight, way.torsion[..., wells.CHI])
-            torsion = torch.cat([backbone, chi], -1) * statics.torsion_mask
+            hop = chi + scale.torsion[..., rotamers.CHI] * further
+            chi = rotamers.blended(chi, hop, weight, delta.torsion[..., rotamers.CHI])
+            torsion = torch.cat([backbone, chi], -1) * static.torsion_mask
             estimate = replace(estimate, torsion=torsion)
         if self.pulls:
-            estimate = self.pulls(statics.holds, conditions.held, conformation, estimate, scale)
-        return self.parameterization.to_score(estimate, conditions, conformation), scale, odds
+            estimate = self.pulls(static.pull_inputs, conditions.previous_distances, conformation, estimate, scale)
+        return self.parameterization.to_score(estimate, conditions, conformation), scale, log_odds
 
     @staticmethod
     @full_precision
     def reverted(
         conditions: Conditions, conformation: Conformation, estimate: Displacement, shares: Tensor
     ) -> Displacement:
-        """Estimate if steps are normal about a point on the way from the previous frame to the reference structure.
+        """Estimate if steps are normal about a point between the previous frame and the reference structure.
 
         The first estimate (`AroundPrevious`) has the previous frame as the mean of the step. A step of an
-        Ornstein-Uhlenbeck process has it moved by learned ``shares`` (B, T, N, 9) of the way back; what it means for
-        the denoised frame is that times the share of noise in the variance.
+        Ornstein-Uhlenbeck process has it moved by learned ``shares`` (B, T, N, 9) of the displacement to the
+        reference; what it means for the denoised frame is that times the share of noise in the variance.
         """
-        way, part = conditions.way_back, in_parts(shares * conditions.levels[..., 1])
+        delta, part = conditions.to_reference, in_parts(shares * conditions.levels[..., 1])
         axes = conformation.frames.rotations.transpose(-1, -2) @ conditions.previous.frames.rotations
         return Displacement(
-            centred(estimate.translation + part.translation * way.translation, conditions.statics.present),
-            estimate.rotation + part.rotation * (axes @ way.rotation[..., None])[..., 0],
-            estimate.torsion + part.torsion * way.torsion,
-            estimate.angle + part.angle * way.angle,
+            centred(estimate.translation + part.translation * delta.translation, conditions.static.present),
+            estimate.rotation + part.rotation * (axes @ delta.rotation[..., None])[..., 0],
+            estimate.torsion + part.torsion * delta.torsion,
+            estimate.angle + part.angle * delta.angle,
         )
 
     @staticmethod

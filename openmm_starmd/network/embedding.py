@@ -1,4 +1,4 @@
-"""What the network is told: residue features, pair features, noise level and stride."""
+"""Inputs of the network and their embedding: residue features, pair features, noise level and stride."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openmm_starmd.network import wells
+from openmm_starmd.network import rotamers
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.invariants import (
     BIN_EDGES,
@@ -25,7 +25,7 @@ from openmm_starmd.network.invariants import (
     local_pairs,
     neighbour_contacts,
 )
-from openmm_starmd.network.pulls import Holds
+from openmm_starmd.network.pulls import PullInputs
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.residues import RESIDUE_TYPES
@@ -35,7 +35,7 @@ FREQUENCIES = 8
 
 
 @dataclass(frozen=True)
-class Statics:
+class StaticInputs:
     """Tensors that a rollout or a training window computes once.
 
     Parameters
@@ -47,11 +47,11 @@ class Statics:
     torsion_mask, torsion_period : Tensor, shape (B, 1, N, 6)
         Of the residues, as numbers of the network's dtype.
     contact_mask : Tensor of bool, shape (B, 1, N, 8)
-    holds : Holds, optional
+    pull_inputs : PullInputs, optional
         What pulls are told of the residues, where the network has them.
     present : Tensor of bool, shape (B, 1, N), optional
         False for padding.
-    known : Tensor, shape (B, 1, 1, 1), optional
+    has_reference : Tensor, shape (B, 1, 1, 1), optional
         1 where the reference structure is told, else 0; None where it always is.
     """
 
@@ -61,9 +61,9 @@ class Statics:
     torsion_mask: Tensor
     torsion_period: Tensor
     contact_mask: Tensor
-    holds: Holds | None = None
+    pull_inputs: PullInputs | None = None
     present: Tensor | None = None
-    known: Tensor | None = None
+    has_reference: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class FrameInputs:
         )
 
 
-class Moments(NamedTuple):
+class TimeConditioning(NamedTuple):
     """Features of diffusion times and strides, whatever the conformations; see `Conditions`."""
 
     alpha: Tensor
@@ -139,17 +139,17 @@ class Conditions:
 
     Parameters
     ----------
-    statics : Statics
+    static : StaticInputs
     previous : Conformation, shape (B, T, N)
     previous_atoms : Tensor, shape (B, T, N, 3, 3)
         Its backbone, nm.
     residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C) or, of neighbours, (B, T, N, K, C)
-        Parts of residue and pair features that statics and previous frames give.
+        Parts of residue and pair features that the static inputs and previous frames give.
     neighbours : Tensor of int64, shape (B, T, N, K), optional
         Nearest residues in the previous frame; None where pairs are those of all.
-    way_back : Displacement, shape (B, T, N), optional
+    to_reference : Displacement, shape (B, T, N), optional
         From the previous frame to the reference structure, bounded; see `Denoiser.reverted`.
-    held : Tensor, shape (B, T, N, 3, N), optional
+    previous_distances : Tensor, shape (B, T, N, 3, N), optional
         Distances of the previous frame, see `Pulls`.
     rotary : (Tensor, Tensor)
         Cosine and sine of the tokens.
@@ -163,14 +163,14 @@ class Conditions:
         ps.
     """
 
-    statics: Statics
+    static: StaticInputs
     previous: Conformation
     previous_atoms: Tensor
     residues: Tensor
     pairs: Tensor
     neighbours: Tensor | None
-    way_back: Displacement | None
-    held: Tensor | None
+    to_reference: Displacement | None
+    previous_distances: Tensor | None
     rotary: tuple[Tensor, Tensor]
     alpha: Tensor
     sigma: Tensor
@@ -180,16 +180,16 @@ class Conditions:
 
     def at(self, k: Tensor) -> Conditions:
         """At the time of position k (1,) alone."""
-        return replace(self, **{name: getattr(self, name).index_select(1, k) for name in Moments._fields})
+        return replace(self, **{name: getattr(self, name).index_select(1, k) for name in TimeConditioning._fields})
 
     def behind(self, k: int) -> Conditions:
         """Input of the output part for the frames from position k on."""
-        parts = {name: getattr(self, name) for name in ("previous", "held", *Moments._fields)}
+        parts = {name: getattr(self, name) for name in ("previous", "previous_distances", *TimeConditioning._fields)}
         parts = {name: None if x is None else x[:, k:] for name, x in parts.items()}
-        way = self.way_back
-        if way is not None:
-            way = Displacement(*(x[:, k:] for x in (way.translation, way.rotation, way.torsion, way.angle)))
-        return replace(self, **parts, way_back=way)
+        delta = self.to_reference
+        if delta is not None:
+            delta = Displacement(*(x[:, k:] for x in (delta.translation, delta.rotation, delta.torsion, delta.angle)))
+        return replace(self, **parts, to_reference=delta)
 
 
 class ConditionEmbedding(nn.Module):
@@ -203,17 +203,18 @@ class ConditionEmbedding(nn.Module):
         self.register_buffer("frequency", 0.7 * torch.arange(1, FREQUENCIES + 1), persistent=False)
 
     def forward(self, time: Tensor, stride: Tensor) -> Tensor:
+        """Embed diffusion times and strides (B, T), ps."""
         phases = torch.cat([3 * time[..., None] * self.frequency, stride.log()[..., None] / 3 * self.frequency], -1)
         context = (time < 0).to(phases.dtype)[..., None]
         return self.layers(torch.cat([phases.sin(), phases.cos(), context], -1))[..., None, :]
 
 
 class ResidueEmbedding(nn.Module):
-    """Residue features (B, T, N, C): type, chain ends, torsions, and the way from the previous frame.
+    """Residue features (B, T, N, C): type, chain ends, torsions, and the displacement from the previous frame.
 
     The columns of ``geometry`` are, as far as the configuration has them: which torsions there are; torsions and angle
-    of the frame; way from the previous frame; torsions and angle of that; how these have turned; whether they have
-    stayed in their wells.
+    of the frame; displacement from the previous frame; torsions and angle of that; how these have turned; whether they
+    have stayed in their rotamers.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -231,7 +232,7 @@ class ResidueEmbedding(nn.Module):
             9 * self.around_previous,
             37 * both,
             7 * both,
-            7 * len(wells.HOP_SHARES) * both,
+            7 * len(rotamers.HOP_SHARES) * both,
         ]
         self.geometry = nn.Linear(sum(self.columns), width)
         if config.single_features:
@@ -253,20 +254,22 @@ class ResidueEmbedding(nn.Module):
         present = self.geometry.weight.split(self.columns, 1)[0]
         return fixed + functional.linear(features.torsion_mask.to(present.dtype), present, self.geometry.bias)
 
-    def given(self, static: Tensor, mask: Tensor, previous: Conformation) -> Tensor:
+    def from_previous(self, static: Tensor, mask: Tensor, previous: Conformation) -> Tensor:
         """The part that the previous frames know, (B, T, N, C); computed once where they are denoised repeatedly."""
         if not (self.around_previous and self.diffused):
             return static[:, None]
         weight = self.geometry.weight.split(self.columns, 1)[3]
         return static[:, None] + functional.linear(self._torsions(previous, mask), weight)
 
-    def drawn_back(self, way: Displacement, previous: Conformation, size: Tensor, known: Tensor | None) -> Tensor:
-        """Features (B, T, N, C) of the way to the reference structure, in units of ``size`` (*, 9)."""
-        translation = (way.translation[..., None, :] @ previous.frames.rotations)[..., 0, :]
-        of_frames = [translation / size[..., :1], way.rotation / size[..., 1:2]]
-        others = [way.torsion / size[..., 2:8], (way.angle / size[..., 8])[..., None]]
+    def drawn_back(
+        self, delta: Displacement, previous: Conformation, size: Tensor, has_reference: Tensor | None
+    ) -> Tensor:
+        """Features (B, T, N, C) of the displacement to the reference structure, in units of ``size`` (*, 9)."""
+        translation = (delta.translation[..., None, :] @ previous.frames.rotations)[..., 0, :]
+        of_frames = [translation / size[..., :1], delta.rotation / size[..., 1:2]]
+        others = [delta.torsion / size[..., 2:8], (delta.angle / size[..., 8])[..., None]]
         told = self.way_back(torch.cat([*of_frames, *others], -1))
-        return told if known is None else told * known
+        return told if has_reference is None else told * has_reference
 
     @staticmethod
     def _torsions(conformation: Conformation, mask: Tensor) -> Tensor:
@@ -274,39 +277,40 @@ class ResidueEmbedding(nn.Module):
 
     def forward(
         self,
-        given: Tensor,
+        cached: Tensor,
         now: Conformation,
         previous: Conformation,
-        way: Displacement,
+        delta: Displacement,
         spread: Tensor,
-        odds: Tensor | None,
+        log_odds: Tensor | None,
         mask: Tensor,
     ) -> Tensor:
-        """
+        """Residue features (B, T, N, C) of frames and their predecessors.
+
         Parameters
         ----------
         spread : Tensor, shape (B, T, 1, 9)
-            Expected size of the ``way`` from the previous frame, noise included.
-        odds : Tensor, shape (B, T, N, 7, 3)
-            See `wells.log_odds`; None where the configuration has no wells.
+            Expected size of the ``delta`` from the previous frame, noise included.
+        log_odds : Tensor, shape (B, T, N, 7, 3)
+            See `rotamers.bayes_log_odds`; None where the configuration has no classifier.
         """
         _, of_now, moved, _, turned, stayed = self.geometry.weight.split(self.columns, 1)
         parts, weights = [], []
         if self.diffused:
             parts, weights = [self._torsions(now, mask)], [of_now]
         if self.around_previous:
-            translation = (way.translation / spread[..., :1])[..., None, :]
+            translation = (delta.translation / spread[..., :1])[..., None, :]
             parts += [(translation @ frames.rotations)[..., 0, :] for frames in (previous.frames, now.frames)]
-            parts += [way.rotation / spread[..., 1:2]]
+            parts += [delta.rotation / spread[..., 1:2]]
             weights.append(moved)
             if self.diffused:
-                parts += [way.torsion * mask / spread[..., 2:8], (way.angle / spread[..., 8])[..., None]]
-                stays = odds.sigmoid()
+                parts += [delta.torsion * mask / spread[..., 2:8], (delta.angle / spread[..., 8])[..., None]]
+                stays = log_odds.sigmoid()
                 parts += [(stays[..., :6, :] * mask[..., None]).flatten(-2), stays[..., 6, :]]
                 weights += [turned, stayed]
         if not parts:
-            return given.expand(*now.shape, -1)
-        return given + functional.linear(torch.cat(parts, -1), torch.cat(weights, 1))
+            return cached.expand(*now.shape, -1)
+        return cached + functional.linear(torch.cat(parts, -1), torch.cat(weights, 1))
 
 
 class PairEmbedding(nn.Module):
@@ -336,7 +340,7 @@ class PairEmbedding(nn.Module):
         features: ResidueFeatures,
         reference: Conformation | None,
         pair: Tensor | None,
-        known: Tensor | None = None,
+        has_reference: Tensor | None = None,
     ) -> Tensor:
         """The part that does not depend on time, (B, N, N, C); computed once a rollout."""
         limit = self.config.max_relative_position
@@ -347,12 +351,12 @@ class PairEmbedding(nn.Module):
             cb = beta_carbon(reference, features.residue_type)
             seen = 2 * (reference.frames.rotations, reference.backbone())
             told = self.reference(torch.cat([local_pairs(*seen), distance_bins(distances(cb, cb))], -1))
-            z = z + (told if known is None else told * known)
+            z = z + (told if has_reference is None else told * has_reference)
         if self.config.pair_features and pair is not None:
             z = z + self.pair(pair)
         return z
 
-    def given(
+    def from_previous(
         self, static: Tensor, previous: Conformation, previous_atoms: Tensor, neighbours: Tensor | None
     ) -> Tensor:
         """The part that the previous frames know, (B, T, N, N, C); computed once where they are denoised repeatedly."""
@@ -369,26 +373,26 @@ class PairEmbedding(nn.Module):
 
     def forward(
         self,
-        given: Tensor,
+        cached: Tensor,
         now: Conformation,
         previous: Conformation,
         previous_atoms: Tensor,
         neighbours: Tensor | None,
-        statics: Statics,
+        static: StaticInputs,
     ) -> Tensor:
         """``previous_atoms`` (B, T, N, 3, 3): backbone of the previous frames."""
         if not self.around_previous:
-            cb = beta_carbon(now, statics.features.residue_type[:, None])
-            return self.mix(given + functional.linear(distance_bins(distances(cb, cb)), self.geometry.weight))
+            cb = beta_carbon(now, static.features.residue_type[:, None])
+            return self.mix(cached + functional.linear(distance_bins(distances(cb, cb)), self.geometry.weight))
         of_now, _, between, near = self.geometry.weight.split(self.columns, 1)
         points, rotations = contact_points(now), now.frames.rotations
         if neighbours is not None:
             own = local_neighbours(rotations, points, rotations, points, neighbours)
             past = local_neighbours(rotations, points, previous.frames.rotations, previous_atoms, neighbours)
-            seen = torch.cat([own, past, neighbour_contacts(points, statics.contact_mask, neighbours)], -1)
-            return self.mix(given + functional.linear(seen, torch.cat([of_now, between, near], 1)))
+            seen = torch.cat([own, past, neighbour_contacts(points, static.contact_mask, neighbours)], -1)
+            return self.mix(cached + functional.linear(seen, torch.cat([of_now, between, near], 1)))
         others = torch.stack([rotations, previous.frames.rotations])
         atoms = torch.stack([points[..., :3, :], previous_atoms])
         pairs = local_pairs(rotations, points, others, atoms)
-        z = given + functional.linear(pairs[0], of_now) + functional.linear(pairs[1], between)
-        return self.mix(z + functional.linear(contacts(points, statics.contact_mask), near))
+        z = cached + functional.linear(pairs[0], of_now) + functional.linear(pairs[1], between)
+        return self.mix(z + functional.linear(contacts(points, static.contact_mask), near))

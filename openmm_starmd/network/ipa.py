@@ -40,7 +40,8 @@ class InvariantPointAttention(nn.Module):
     def forward(
         self, s: Tensor, z: Tensor, frames: Rigid, neighbours: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
-        """
+        """Update residue features by invariant point attention (AlphaFold 2, algorithm 22).
+
         Parameters
         ----------
         s : Tensor, shape (B, T, N, C)

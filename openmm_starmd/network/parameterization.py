@@ -1,4 +1,4 @@
-"""What the network's output means: the first estimate that it corrects, and the units of its corrections."""
+"""Meaning of the network's output: the first estimate that it corrects, and the units of its corrections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openmm_starmd.protein.displacement import ROTATION, TORSION, Displacement, 
 
 
 class AroundPrevious:
-    """Corrections of the way to the previous frame.
+    """Corrections of the displacement to the previous frame.
 
     The first estimate is the posterior mean if steps were normal with the tabulated sizes (the skip connection and
     output scale of EDM, arXiv:2206.00364, equation 7, with the previous frame as the mean of the data).
@@ -29,18 +29,18 @@ class AroundPrevious:
 
     @full_precision
     def baseline(self, conditions: Conditions, now: Conformation) -> tuple[Displacement, Displacement]:
-        """Way from the previous frame, and first estimate of the way back to the clean one."""
+        """Displacement from the previous frame, and first estimate of the displacement to the clean one."""
         spread, share, _ = conditions.levels.unbind(-1)
-        period = conditions.statics.torsion_period
-        way = Displacement.between(conditions.previous, now, period)
+        period = conditions.static.torsion_period
+        delta = Displacement.between(conditions.previous, now, period)
         variance = conditions.sigma[..., TORSION, None].square()
         estimate = Displacement(
-            -share[..., :1] * way.translation,
-            -share[..., 1:2] * igso3.tangent(way.rotation, spread[..., ROTATION].expand(now.shape)),
-            variance * wrapped_normal_score(way.torsion, spread[..., 2:8], period),
-            -share[..., 8] * way.angle,
+            -share[..., :1] * delta.translation,
+            -share[..., 1:2] * igso3.tangent(delta.rotation, spread[..., ROTATION].expand(now.shape)),
+            variance * wrapped_normal_score(delta.torsion, spread[..., 2:8], period),
+            -share[..., 8] * delta.angle,
         )
-        return way, estimate
+        return delta, estimate
 
     def to_score(self, estimate: Displacement, conditions: Conditions, now: Conformation) -> Displacement:
         """``sigma**2`` times the score: the estimate itself."""
@@ -61,15 +61,15 @@ class Plain:
         return torch.stack([noise, torch.zeros_like(noise), unit], -1)
 
     def baseline(self, conditions: Conditions, now: Conformation) -> tuple[Displacement, Displacement]:
-        """No way from the previous frame, and none back."""
+        """No displacement from the previous frame, and none to the clean one."""
         zero = torch.zeros_like(now.frames.translations)
         nothing = Displacement(zero, zero, torch.zeros_like(now.torsions), torch.zeros_like(now.angles))
         return nothing, nothing
 
     def to_score(self, estimate: Displacement, conditions: Conditions, now: Conformation) -> Displacement:
-        """``sigma**2`` times the score, from the way to the clean frames."""
+        """``sigma**2`` times the score, from the displacement to the clean frames."""
         alpha = conditions.alpha[..., None, None]
-        clean = centred(now.frames.translations + estimate.translation, conditions.statics.present)
+        clean = centred(now.frames.translations + estimate.translation, conditions.static.present)
         level = conditions.sigma[..., ROTATION].expand(estimate.rotation.shape[:-1])
         return replace(
             estimate,

@@ -19,7 +19,7 @@ from openmm_starmd.geometry.constants import constant
 from openmm_starmd.geometry.rigid import full_precision
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.invariants import BETA_CARBON, CONTACT_POINTS, SIDE_CHAIN_BOND, contact_points
-from openmm_starmd.network.wells import CHI
+from openmm_starmd.network.rotamers import CHI
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
@@ -28,7 +28,7 @@ POINTS = 3  # of a residue: N, C, and the end of its side chain
 BOND_STARTS, BOND_ENDS = (1, 3, 4, 5), (3, 4, 5, 6)  # of chi1 to chi4, among the contact points
 BOND_LENGTHS = (math.hypot(*BETA_CARBON), *3 * (SIDE_CHAIN_BOND,))  # nm
 YIELDING = 0.1, 0.3  # of translations and rotations, beside chis: the chain holds residues back
-HELD = 0.03  # nm: how far distances that are held vary
+FLUCTUATION = 0.03  # nm: how far distances that pulls keep vary
 REACHES = (1.0, 2.0, 4.0, 8.0)  # within which a changed distance is drawn back, in its uncertainties
 FARTHEST = 5.0  # the same of a change as an input
 CENTRES, WIDTH = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3), 0.12  # nm, of the radial functions of distances
@@ -36,7 +36,7 @@ INPUTS = 2 * len(CENTRES) + len(REACHES) + 2
 
 
 @dataclass(frozen=True)
-class Holds:
+class PullInputs:
     """Features of residues that pulls take, computed once a rollout.
 
     Parameters
@@ -88,43 +88,49 @@ class Pulls(nn.Module):
         self.middle = nn.Linear(width, width)
         self.out = nn.Linear(width, POINTS * (len(REACHES) + 1))
 
-    def static(self, features: ResidueFeatures, residues: Tensor, pairs: Tensor) -> Holds:
+    def static(self, features: ResidueFeatures, residues: Tensor, pairs: Tensor) -> PullInputs:
         """The part that no conformation has to do with, from static features (B, N, C) and (B, N, N, C).
 
         Where the last chi only exchanges two alike atoms, the side chain ends before it.
         """
         period, has = features.torsion_period[..., CHI], features.torsion_mask[..., CHI]
-        moves = (has & (period > 4)).to(residues.dtype)
-        places = torch.arange(CONTACT_POINTS, device=moves.device)
-        ends = (places == 3 + moves.sum(-1, keepdim=True)).to(moves.dtype)
-        is_end = (torch.arange(POINTS, device=moves.device) == POINTS - 1)[:, None]
-        turning = (is_end * (moves / constant(BOND_LENGTHS, moves.dtype, moves.device))[..., None, :])[..., None]
+        moving = (has & (period > 4)).to(residues.dtype)
+        numbers = torch.arange(CONTACT_POINTS, device=moving.device)
+        ends = (numbers == 3 + moving.sum(-1, keepdim=True)).to(moving.dtype)
+        is_end = (torch.arange(POINTS, device=moving.device) == POINTS - 1)[:, None]
+        turning = (is_end * (moving / constant(BOND_LENGTHS, moving.dtype, moving.device))[..., None, :])[..., None]
         a, b, c, d = self.ends(functional.layer_norm(residues, residues.shape[-1:])).chunk(4, -1)
         offset = self.pair(pairs) + a[..., :, None, :] + b[..., None, :, :]
         gate = 1 + c[..., :, None, :] * d[..., None, :, :]
-        apart = 1 - torch.eye(residues.shape[-2], dtype=moves.dtype, device=moves.device)[:, None]
+        apart = 1 - torch.eye(residues.shape[-2], dtype=moving.dtype, device=moving.device)[:, None]
         present = features.present_in(residues[:, None, :, 0])
         if present is not None:
             apart = apart * (present[..., :, None, None] & present[..., None, None, :])
-        return Holds(ends[:, None, :, None], turning[:, None], apart, offset[:, None], gate[:, None], present)
+        return PullInputs(ends[:, None, :, None], turning[:, None], apart, offset[:, None], gate[:, None], present)
 
     @staticmethod
-    def points(atoms: Tensor, holds: Holds) -> Tensor:
+    def points(atoms: Tensor, pull_inputs: PullInputs) -> Tensor:
         """N, C and the side chain's end (*, N, 3, 3) of contact points (*, N, 8, 3)."""
-        return torch.cat([atoms[..., 0:3:2, :], holds.ends.to(atoms.dtype) @ atoms], -2)
+        return torch.cat([atoms[..., 0:3:2, :], pull_inputs.ends.to(atoms.dtype) @ atoms], -2)
 
-    def given(self, holds: Holds, previous: Conformation) -> Tensor:
+    def from_previous(self, pull_inputs: PullInputs, previous: Conformation) -> Tensor:
         """Distances (B, T, N, 3, N) in the previous frames."""
-        return from_ends(self.points(contact_points(previous), holds))[0]
+        return from_ends(self.points(contact_points(previous), pull_inputs))[0]
 
     @full_precision
     def forward(
-        self, holds: Holds, held: Tensor, conformation: Conformation, estimate: Displacement, unit: Displacement
+        self,
+        pull_inputs: PullInputs,
+        previous_distances: Tensor,
+        conformation: Conformation,
+        estimate: Displacement,
+        unit: Displacement,
     ) -> Displacement:
-        """
+        """Correct an estimate by the pulls between residues.
+
         Parameters
         ----------
-        held : Tensor, shape (B, T, N, 3, N)
+        previous_distances : Tensor, shape (B, T, N, 3, N)
             Distances in the previous frame.
         conformation : Conformation, shape (B, T, N)
         estimate : Displacement, shape (B, T, N)
@@ -141,21 +147,21 @@ class Pulls(nn.Module):
         with torch.no_grad():  # as of the frames in AlphaFold 2, algorithm 20
             denoised = estimate.apply(conformation)
             atoms = contact_points(denoised)
-            points = self.points(atoms, holds)
+            points = self.points(atoms, pull_inputs)
             levers = points - atoms[..., 1:2, :]
-            arms = self._arms(atoms, points, holds)
+            arms = self._arms(atoms, points, pull_inputs)
             d, away = from_ends(points)
             spread = self._spread(away, levers, arms, yielding, of_chi)
-            moved = (d - held) / spread
+            moved = (d - previous_distances) / spread
             reaches, centres = (constant(values, d.dtype, d.device) for values in (REACHES, CENTRES))
             back = moved[..., None] * torch.exp(-(moved[..., None] / reaches).square())
-            radial = [torch.exp(-((x[..., None] - centres) / WIDTH).square()) for x in (d, held)]
+            radial = [torch.exp(-((x[..., None] - centres) / WIDTH).square()) for x in (d, previous_distances)]
             sizes = [moved.clamp(-FARTHEST, FARTHEST)[..., None], spread.log()[..., None]]
             inputs = torch.cat([*radial, back, *sizes], -1).transpose(-3, -2).flatten(-2)
-        x = functional.gelu(self.mix(inputs) + holds.offset) * holds.gate
+        x = functional.gelu(self.mix(inputs) + pull_inputs.offset) * pull_inputs.gate
         x = x + functional.gelu(self.middle(x))
         asked = self.out(x).unflatten(-1, (POINTS, -1)).transpose(-3, -2)
-        pull = ((asked[..., :-1] * back).sum(-1) + asked[..., -1]) / spread * holds.apart
+        pull = ((asked[..., :-1] * back).sum(-1) + asked[..., -1]) / spread * pull_inputs.apart
         forces = pull[..., None] * away
         force = forces.sum(-2)
         force = torch.cat([force[..., :2, :], (force[..., 2, :] - forces.sum((-4, -3)))[..., None, :]], -2)
@@ -164,18 +170,18 @@ class Pulls(nn.Module):
         backbone, side = estimate.torsion.split([2, 4], -1)
         return replace(
             estimate,
-            translation=centred(estimate.translation + yielding[0] * force.sum(-2), holds.present),
+            translation=centred(estimate.translation + yielding[0] * force.sum(-2), pull_inputs.present),
             rotation=estimate.rotation + yielding[1] * (torque[..., None, :] @ denoised.frames.rotations)[..., 0, :],
             torsion=torch.cat([backbone, side + chi], -1),
         )
 
     @staticmethod
-    def _arms(atoms: Tensor, points: Tensor, holds: Holds) -> Tensor:
-        """How points (*, N, 3, 3) move with chi1 to chi4, (*, N, 3, 4, 3)."""
+    def _arms(atoms: Tensor, points: Tensor, pull_inputs: PullInputs) -> Tensor:
+        """Velocities (*, N, 3, 4, 3) of points (*, N, 3, 3) as chi1 to chi4 turn."""
         starts_and_ends = (constant(at, torch.int64, atoms.device) for at in (BOND_STARTS, BOND_ENDS))
         start, end = (atoms.index_select(-2, at) for at in starts_and_ends)
         axes, apart = (end - start)[..., None, :, :], points[..., :, None, :] - end[..., None, :, :]
-        return torch.linalg.cross(axes.expand_as(apart), apart, dim=-1) * holds.turning.to(atoms.dtype)
+        return torch.linalg.cross(axes.expand_as(apart), apart, dim=-1) * pull_inputs.turning.to(atoms.dtype)
 
     @staticmethod
     def _spread(away: Tensor, levers: Tensor, arms: Tensor, yielding: list[Tensor], of_chi: Tensor) -> Tensor:
@@ -187,4 +193,4 @@ class Pulls(nn.Module):
         own = ((away @ rows.transpose(-1, -2)).square() @ weights[..., None, :, :])[..., 0] + level
         of_ends = away.movedim(-2, -4).flatten(-3, -2) @ rows[..., -1, :, :].transpose(-1, -2)
         others = (of_ends.square() @ weights)[..., 0] + level[..., -1, :]
-        return (own + others.unflatten(-1, own.shape[-3:-1]).movedim(-3, -1) + HELD**2).sqrt()
+        return (own + others.unflatten(-1, own.shape[-3:-1]).movedim(-3, -1) + FLUCTUATION**2).sqrt()

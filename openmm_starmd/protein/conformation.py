@@ -40,7 +40,7 @@ class Conformation:
 
     @property
     def shape(self) -> torch.Size:
-        """(*, N)"""
+        """Shape (*, N) of replicas, frames and residues."""
         return self.angles.shape
 
     @property
@@ -76,7 +76,7 @@ class Conformation:
         return self.map(lambda x: x.to(*args, **kwargs))
 
     def where(self, mask: Tensor, other: Conformation) -> Conformation:
-        """This conformation at residues where ``mask`` (*, N), ``other`` (*, N) elsewhere."""
+        """Keep residues where ``mask`` (*, N), take those of ``other`` (*, N) elsewhere."""
         frames = Rigid(
             torch.where(mask[..., None, None], self.frames.rotations, other.frames.rotations),
             torch.where(mask[..., None], self.frames.translations, other.frames.translations),

@@ -74,7 +74,7 @@ class Displacement:
     @classmethod
     @full_precision
     def between(cls, start: Conformation, end: Conformation, period: Tensor) -> Displacement:
-        """Displacement that carries ``start`` to ``end``; torsions take the short way round ``period`` (*, N, 6)."""
+        """Displacement that carries ``start`` to ``end``; torsions go the shorter way round ``period`` (*, N, 6)."""
         return cls(
             end.frames.translations - start.frames.translations,
             logarithm(start.frames.rotations.transpose(-1, -2) @ end.frames.rotations),
@@ -106,10 +106,10 @@ class Displacement:
         )
 
 
-def way_between(
+def path_between(
     old: Conformation, new: Conformation, positions: Tensor, tokens: ResidueTokens
 ) -> Callable[[float], Tensor]:
-    """The way of all atoms from one conformation to another: every frame, torsion and angle on its shortest way.
+    """The path of all atoms from one conformation to another: every frame, torsion and angle on its shortest path.
 
     Parameters
     ----------
@@ -121,13 +121,13 @@ def way_between(
     Returns
     -------
     callable
-        From a fraction of the way, 0 to 1, to positions (A, 3), nm; exactly those of ``new`` at 1.
+        From a fraction of the path, 0 to 1, to positions (A, 3), nm; exactly those of ``new`` at 1.
     """
-    way = Displacement.between(old, new, tokens.features.torsion_period)
+    displacement = Displacement.between(old, new, tokens.features.torsion_period)
 
     def at(fraction: float) -> Tensor:
         factors = new.angles.new_full((4,), fraction)
-        return to_positions(new if fraction == 1 else way.scaled(factors).apply(old), positions, tokens)
+        return to_positions(new if fraction == 1 else displacement.scaled(factors).apply(old), positions, tokens)
 
     return at
 

@@ -22,8 +22,7 @@ class History:
     Parameters
     ----------
     conformations : Conformation, shape (B, T, N)
-        Context copies, oldest first. Frames that have left the window were missing from between the first ones that
-        stay in it (attention sinks) and the others.
+        Context copies, oldest first.
     times : Tensor, shape (T,)
         Physical times, ps; gaps may be unequal.
     reference : Conformation, shape (B, N)
@@ -66,15 +65,14 @@ class History:
         """Latest context frame, shape (B, N)."""
         return self.conformations[:, -1]
 
-    def append(self, conformation: Conformation, time: float, capacity: int, sinks: int = 0) -> History:
+    def append(self, conformation: Conformation, time: float, capacity: int) -> History:
         """New history with ``conformation`` (B, N) at ``time`` (ps) added.
 
-        At most ``capacity`` frames are kept: the first ``sinks``, which must be fewer, and the latest.
+        At most the latest ``capacity`` frames are kept.
         """
         frame, surplus = _on_grid(conformation).map(lambda x: x[:, None]), max(0, self.n_frames + 1 - capacity)
-        first, latest = slice(0, sinks), slice(sinks + surplus, None)
-        frames = Conformation.cat([self.conformations[:, first], self.conformations[:, latest], frame], dim=1)
-        times = torch.cat([self.times[first], self.times[latest], self.times.new_tensor([time])])
+        frames = Conformation.cat([self.conformations[:, surplus:], frame], dim=1)
+        times = torch.cat([self.times[surplus:], self.times.new_tensor([time])])
         return History(frames, times, self.reference, self.dropped + surplus)
 
     def without_last(self) -> History:

@@ -96,7 +96,7 @@ class ResidueFeatures:
         return cls(**{name: None if column[0] is None else torch.stack(column) for name, column in columns.items()})
 
     def padded(self, n: int) -> ResidueFeatures:
-        """Features of ``n`` residues, of which those behind the own ones are not ``present``."""
+        """Features of ``n`` residues; the residues behind the own ones are not ``present``."""
         lead, own = self.residue_type.shape[:-1], self.residue_type.shape[-1]
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         columns["present"] = torch.ones_like(self.residue_type, dtype=torch.bool)

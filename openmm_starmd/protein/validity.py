@@ -1,4 +1,4 @@
-"""Geometric checks of atom positions: does a conformation still look like a protein?
+"""Geometric checks of atom positions, which tell whether a conformation still looks like a protein.
 
 Four checks are BioEmu's filter of unphysical samples (Lewis et al., Science 389, eadv9817, 2025), see
 `Validity.passes_bioemu`. Others find what no relaxation mends, because bonds stand in the way: a centre of the wrong

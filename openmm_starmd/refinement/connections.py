@@ -1,4 +1,4 @@
-"""Which states molecular dynamics has connected in both directions, and what the others may hold."""
+"""States that molecular dynamics has connected in both directions, and what the others may hold."""
 
 from __future__ import annotations
 

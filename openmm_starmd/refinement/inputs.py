@@ -1,4 +1,4 @@
-"""What the command line gives to `refine`: the files of a rollout, and a System."""
+"""Inputs of the command `refine`: the files of a rollout, and a System."""
 
 from __future__ import annotations
 

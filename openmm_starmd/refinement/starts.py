@@ -1,4 +1,4 @@
-"""Which conformations of a learned run the swarm starts from."""
+"""Conformations of a learned run that the swarm starts from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all replicas share, and the moving on of some of them: the work of one process."""
+"""Settings that all replicas share, and the steps of some of them: the work of one process."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ class Ensemble:
         return replace(self, new_propagator=self.new_propagator.on(device))
 
     @cached_property
-    def _described(self) -> tuple[str, bytes, int]:
-        """Name, identity and sinks of the propagators; their caches need not travel with the ensemble."""
+    def _described(self) -> tuple[str, bytes]:
+        """Name and identity of the propagators; their caches need not travel with the ensemble."""
         propagator = self._create_propagator()
-        return propagator.name, propagator.identity, propagator.sink_frames
+        return propagator.name, propagator.identity
 
     @property
     def model_name(self) -> str:
@@ -154,7 +154,6 @@ class Ensemble:
             self.topology,
             self.tokens.features.torsion_mask,
             self.stride,
-            self._described[2],
             self._identity,
             self.starts[number],
         )

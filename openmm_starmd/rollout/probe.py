@@ -1,4 +1,4 @@
-"""How long a jump takes on this machine."""
+"""Duration of a jump on this machine."""
 
 from __future__ import annotations
 

@@ -34,17 +34,13 @@ class Replica:
     torsion_mask : Tensor, shape (N, 6)
     stride : float
         ps.
-    sinks : int
-        First frames of the run that stay in the window.
     identity : str
         What a state must agree in to be gone on from.
     start : array, shape (A, 3)
         nm.
     """
 
-    def __init__(
-        self, folder: Path, number: int, topology: Topology, torsion_mask, stride, sinks: int, identity: str, start
-    ):
+    def __init__(self, folder: Path, number: int, topology: Topology, torsion_mask, stride, identity: str, start):
         self.number, self.step, self.positions, self.rejection = number, 0, start, None
         self.history: History | None = None
         self.excess = 0.0  # energy above the base that `ValidityGate` knows, kJ/mol
@@ -53,7 +49,7 @@ class Replica:
         self.trajectory = folder / f"replica{number:04d}.xtc"
         self._state, self._lock = self.trajectory.with_suffix(".state"), folder / LOCKS / self.trajectory.stem
         self._topology, self._mask, self._identity = topology, torsion_mask, identity
-        self._stride, self._sinks = stride, sinks
+        self._stride = stride
         self._saved, self._bytes, self._file = 0, 0, None  # step of the last state, length of the trajectory there
 
     @contextmanager
@@ -106,7 +102,6 @@ class Replica:
         end = self._end_of(self.step - self._saved)
         frames = torch.arange(self.step + 1 - self.history.n_frames, self.step + 1)
         clock = {"step": self.step, "dropped": int(frames[0]), "bytes": end, "excess": self.excess}
-        frames[: self._sinks] = torch.arange(self._sinks)[: len(frames)]
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
         tensors["history"] = self.history.pack(self._mask)
         try:

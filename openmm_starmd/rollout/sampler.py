@@ -111,8 +111,10 @@ class BatchSampler:
         return self._of(len(keys)).extend(history, self._measured(positions), noise)
 
     def _judged(self, conformation: Conformation, before: np.ndarray, excess: np.ndarray, keys, places: list[int]):
-        """Positions (P, A, 3) of conformations (P, N) of some places, relaxed where that is asked for, the excess (P,)
-        of their energies, and the checks that each of them fails."""
+        """Positions (P, A, 3) of conformations (P, N) of some places, relaxed where that is asked for.
+
+        Beside them the excess (P,) of their energies, and the checks that each of them fails.
+        """
         conformation, old, excess = conformation.to("cpu", torch.float64), before[places], excess[places]
         sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
         failures = self._gate.sampled(sampled, old)

@@ -67,7 +67,7 @@ def place(a, b, c, bond, angle, dihedral):
 
 
 def _draw_torsions(names: list[str], rng: random.Random) -> tuple[list[float], list[float]]:
-    """phi and psi (rad) of each residue: beta or alpha basin; PRO fixes its phi and keeps its predecessor in beta."""
+    """Draw phi and psi (rad) of each residue, beta or alpha; PRO fixes its phi and keeps its predecessor in beta."""
     phi, psi = [], []
     for name, following in zip(names, [*names[1:], ""], strict=True):
         alpha = rng.random() < 0.35 and following != "PRO"
@@ -121,7 +121,7 @@ def _heavy_atoms(names, phi, psi, n_cap, c_cap) -> list[tuple[str, dict[str, np.
 
 
 def _clashes(residues) -> bool:
-    """Whether heavy atoms of residues that are not neighbours, or side chains of neighbours, come too close."""
+    """True if heavy atoms of residues that are not neighbours, or side chains of neighbours, come too close."""
     for i, (_, first) in enumerate(residues):
         for j in range(i + 1, len(residues)):
             skip = {"N", "CA", "C", "O", "CH3", "CB", "CD"} if j == i + 1 else set()

@@ -1,4 +1,4 @@
-"""What belongs to a protein chain in a structure file: bonds to other residues, what is removed, where a chain ends."""
+"""Protein chains of a structure file: bonds to other residues, what is removed, where a chain ends."""
 
 from __future__ import annotations
 
@@ -174,18 +174,19 @@ def refuse_foreign_atoms(fixer: PDBFixer) -> None:
     """Refuse amino acids with heavy atoms that their type does not have."""
     for residue in fixer.topology.residues():
         known = HEAVY_ATOMS.get(residue.name)
-        foreign = [atom.name for atom in residue.atoms() if is_heavy(atom) and atom.name not in {*(known or ()), "OXT"}]
-        if known and foreign:
+        heavy = [atom.name for atom in residue.atoms() if is_heavy(atom)]
+        unmatched = [name for name in heavy if name not in {*(known or ()), "OXT"}]
+        if known and unmatched:
             raise UnsupportedTopologyError(
-                f"the atoms {', '.join(foreign)} of {label(residue)} match no template: {residue.name} has none of "
+                f"the atoms {', '.join(unmatched)} of {label(residue)} match no template: {residue.name} has none of "
                 "these names. Rename the residue if it is a modified one, or remove the atoms."
             )
 
 
 def split_at_gaps(fixer: PDBFixer) -> list[str]:
-    """End chains at their gaps, where residues that the file's sequence names do not fit in; tells where, and what of
-    the sequence is missing at the ends of chains.
+    """End chains at their gaps, where residues that the file's sequence names do not fit in.
 
+    The answer tells where, and what of the sequence is missing at the ends of chains.
     ``fixer.missingResidues`` holds afterwards what is to be built inside of chains.
     """
     x, cuts, loops, changes = coordinates(fixer), set(), {}, []

@@ -90,13 +90,13 @@ class _Skeleton:
         self.planes = np.array(graph.peptide_planes(), dtype=int).reshape(-1, 4)
 
     def inverted(self, x: np.ndarray) -> np.ndarray:
-        """Which of the centres are of the other hand."""
+        """True for the centres of the other hand, shape (K,)."""
         centre, *others = np.moveaxis(x[self.centres], 1, 0)
         a, b, c = (other - centre for other in others)
         return np.einsum("ki,ki->k", np.cross(a, b), c) <= 0
 
     def cis(self, x: np.ndarray) -> np.ndarray:
-        """Which of the peptide planes are nearer to cis than to trans."""
+        """True for the peptide planes that are nearer to cis than to trans, shape (K,)."""
         bonds = np.diff(x[self.planes], axis=1)
         normals = np.cross(bonds[:, :-1], bonds[:, 1:])
         return np.einsum("ki,ki->k", normals[:, 0], normals[:, 1]) > 0
@@ -184,7 +184,7 @@ _TRIPLE_PRODUCT = (
 
 
 def _cis_bonds(fixer: PDBFixer) -> list[str]:
-    """Cis peptide bonds of the file, but those before proline."""
+    """Cis peptide bonds of the file that do not precede a proline."""
     skeleton = _Skeleton(fixer, np.zeros(fixer.topology.getNumAtoms(), dtype=bool))
     cis = skeleton.planes[skeleton.cis(coordinates(fixer)[skeleton.heavy])]
     residues = (skeleton.atoms[i].residue for i in cis[:, 2])

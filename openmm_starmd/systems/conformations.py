@@ -171,7 +171,7 @@ def _residues(rows: list[AtomRow]) -> list[list[int]]:
 
 
 def _hydrogen_name(row: AtomRow) -> str:
-    """Name of an atom of an amino acid; that of hydrogen for deuterium."""
+    """Name of an atom of an amino acid, deuterium named as hydrogen."""
     stem = row.name.lstrip("0123456789")
     return row.name.replace("D", "H", 1) if stem.startswith("D") else row.name
 
@@ -193,8 +193,8 @@ def _of_conformation(rows: list[AtomRow], numbers: list[int], letter: str) -> li
     rank = {letter: 0, "": 1}
     chosen: dict[str, int] = {}
     for i in sorted(numbers, key=lambda i: rank.get(rows[i].alternate, 2)):
-        foreign = rank.get(rows[i].alternate, 2) == 2 and rows[i].is_hydrogen
-        if rows[i].residue == residue and not foreign:
+        elsewhere = rank.get(rows[i].alternate, 2) == 2 and rows[i].is_hydrogen
+        if rows[i].residue == residue and not elsewhere:
             chosen.setdefault(rows[i].name, i)
     return sorted(chosen.values())
 

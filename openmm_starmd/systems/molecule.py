@@ -1,4 +1,4 @@
-"""What a user means by a molecule on the command line: a PDB file, or a sequence."""
+"""Molecules on the command line: a PDB file, or a sequence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run tells on its way: CSV tables, TensorBoard, a progress bar."""
+"""Logs of a training run: CSV tables, TensorBoard, a progress bar."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ from torch import Generator, Tensor, nn
 from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.files import replacing
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.training.captured import Ahead, Captured
 from openmm_starmd.training.config import TrainingConfig
+from openmm_starmd.training.graphed import GraphedStep, Prefetcher
 
 with extra("train", "Training"):
     from lightning_fabric import Fabric
@@ -147,7 +147,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), 0.0, betas=(0.9, 0.98), **self._settings)
         self._objective = self.fabric.setup_module(_Objective(self.module))
         alone = device.type == "cuda" and self.fabric.world_size == 1
-        self._captured = Captured(self._update, device) if alone else None
+        self._graphed = GraphedStep(self._update, device) if alone else None
         self._names: tuple[str, ...] = ()
         self.step = self.skipped = 0
         self.seconds, self.best = 0.0, {"step": -1, "loss": float("inf"), "weights": {}}
@@ -181,7 +181,7 @@ class Run:
             torch.save(state | {name: part.state_dict() for name, part in parts.items()}, partial)
 
     def _batch(self, draw: Callable, purpose: int, number: int):
-        """This process's share of a batch."""
+        """Draw the share of a batch that belongs to this process."""
         return draw(seeded(self.config.seed, purpose, 2 * number), self.share)
 
     def _noise(self, generator: Generator) -> Generator | Share:
@@ -214,8 +214,8 @@ class Run:
             group |= self._settings | {"lr": self._rate.fill_(rate)}  # a checkpoint may be of another device
         self.module.train()
         seed = _seed(self.config.seed, _TRAIN, 2 * step + 1)
-        if self._captured:
-            values = self._captured(batch, seed)
+        if self._graphed:
+            values = self._graphed(batch, seed)
         else:
             device = self.fabric.device
             values = self._update(batch.to(device), torch.Generator(device).manual_seed(seed))
@@ -285,11 +285,11 @@ class Run:
         saved, launched = time.monotonic(), []
         first = self.fabric.is_global_zero
         make = partial(self._batch, self.draw, _TRAIN)
-        ahead = Ahead(make, last) if self._captured and not self.config.rescan_steps else None
+        prefetch = Prefetcher(make, last) if self._graphed and not self.config.rescan_steps else None
         with Logs(self.output, self.step, last, silent=not first) as logs:
             ends = self.step >= last or self.spent == 1
             while not ends and not self.stopped:
-                launched.append(self._launch((ahead or make)(self.step)))
+                launched.append(self._launch((prefetch or make)(self.step)))
                 ends = self.step == last or self.spent == 1
                 validating = self.draw_held_out and (self.step % self.config.validation_steps == 0 or ends)
                 due = time.monotonic() - saved >= self.config.checkpoint_seconds or ends
@@ -309,6 +309,6 @@ class Run:
                     if export:
                         export(self.average, self.step)
                     saved = time.monotonic()
-        if ahead:
-            ahead.close()
+        if prefetch:
+            prefetch.close()
         self.fabric.barrier()

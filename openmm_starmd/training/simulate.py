@@ -32,7 +32,7 @@ from openmm_starmd.systems.peptide import (
     peptide_system,
     sound_minimum,
 )
-from openmm_starmd.training.crowd import Crowd
+from openmm_starmd.training.tiled_system import TiledSystem
 
 logger = logging.getLogger(__name__)
 TIME_STEP = 0.004
@@ -127,12 +127,12 @@ def _steps(picoseconds: float) -> int:
     return max(1, round(picoseconds / TIME_STEP))
 
 
-def _new_simulation(run: _Run, crowd: Crowd) -> Simulation:
+def _new_simulation(run: _Run, tiled: TiledSystem) -> Simulation:
     integrator = LangevinMiddleIntegrator(run.temperature, FRICTION, TIME_STEP)
     integrator.setRandomNumberSeed(run.run_seed)
     platform = Platform.getPlatform(run.platform)
     properties = ONE_THREAD if run.platform == "CPU" else {}
-    return Simulation(crowd.topology, peptide_system(crowd.topology, crowd.cutoff), integrator, platform, properties)
+    return Simulation(tiled.topology, peptide_system(tiled.topology, tiled.cutoff), integrator, platform, properties)
 
 
 def _silent(text: str, done: float) -> None:
@@ -162,36 +162,36 @@ def _read(run: _Run):
     return pdb.topology, pdb.positions
 
 
-def _start(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
+def _start(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
     """Build, minimise and equilibrate; leaves each NAME.pdb, an empty NAME.xtc and the first checkpoint."""
     molecules = [_minimized(run) for run in runs]
-    crowd = Crowd(molecules)
-    simulation = _new_simulation(runs[0], crowd)
-    simulation.context.setPositions(crowd.positions)
+    tiled = TiledSystem(molecules)
+    simulation = _new_simulation(runs[0], tiled)
+    simulation.context.setPositions(tiled.positions)
     simulation.context.setVelocitiesToTemperature(runs[0].temperature, runs[0].run_seed)
-    positions = _advance(crowd, simulation, EQUILIBRATION_STEPS)
+    positions = _advance(tiled, simulation, EQUILIBRATION_STEPS)
     simulation.context.setTime(0)
     simulation.currentStep = 0
-    for run, (topology, _), atoms in zip(runs, molecules, crowd.parts, strict=True):
+    for run, (topology, _), atoms in zip(runs, molecules, tiled.parts, strict=True):
         with open(run.path("pdb"), "w") as file:
             PDBFile.writeFile(topology, positions[atoms] * unit.nanometer, file, keepIds=True)
         run.path("xtc").write_bytes(b"")
     _save(runs, simulation)
-    return crowd, simulation
+    return tiled, simulation
 
 
-def _advance(crowd: Crowd, simulation: Simulation, steps: int) -> np.ndarray:
-    """Positions (A, 3), nm, some steps later; the molecules of a crowd return to their places on the way."""
-    every = RETURN_STEPS if crowd.cutoff else steps
+def _advance(tiled: TiledSystem, simulation: Simulation, steps: int) -> np.ndarray:
+    """Positions (A, 3), nm, some steps later; the tiled molecules return to their places meanwhile."""
+    every = RETURN_STEPS if tiled.cutoff else steps
     for done in range(0, steps, every):
         simulation.step(min(every, steps - done))
-        positions = crowd.in_place(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
-        if crowd.cutoff:
+        positions = tiled.in_place(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
+        if tiled.cutoff:
             simulation.context.setPositions(positions)
     return positions
 
 
-def _resume(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
+def _resume(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
     """Go back to the last checkpoint; frames written after it are cut off, they will be made again."""
     header, checkpoint = runs[0].path("chk").read_bytes().split(b"\n", 1)
     header = json.loads(header)
@@ -202,13 +202,13 @@ def _resume(runs: Sequence[_Run]) -> tuple[Crowd, Simulation]:
             "give the same molecules, and as many of them together, or name another output folder"
         )
     pdbs = [PDBFile(str(run.path("pdb"))) for run in runs]
-    crowd = Crowd([(pdb.topology, np.array(pdb.positions._value)) for pdb in pdbs])
-    simulation = _new_simulation(runs[0], crowd)
+    tiled = TiledSystem([(pdb.topology, np.array(pdb.positions._value)) for pdb in pdbs])
+    simulation = _new_simulation(runs[0], tiled)
     simulation.context.loadCheckpoint(checkpoint)
     simulation.currentStep = header["step"]
     for run in runs:
         os.truncate(run.path("xtc"), header["xtc_bytes"][run.name])
-    return crowd, simulation
+    return tiled, simulation
 
 
 def _execute(runs: Sequence[_Run], progress: Callable[[str, float], None] = _silent) -> str:
@@ -216,7 +216,7 @@ def _execute(runs: Sequence[_Run], progress: Callable[[str, float], None] = _sil
     first, name = runs[0], _together(runs)
     if all(run.finished for run in runs):
         return f"{name}: there"
-    crowd, simulation = _resume(runs) if first.path("chk").exists() else _start(runs)
+    tiled, simulation = _resume(runs) if first.path("chk").exists() else _start(runs)
     per_frame = _steps(first.frame_interval)
     total = round(first.nanoseconds * 1000 / first.frame_interval) * per_frame
     block = max(1, round(first.checkpoint_interval * 1000 / first.frame_interval)) * per_frame
@@ -227,8 +227,8 @@ def _execute(runs: Sequence[_Run], progress: Callable[[str, float], None] = _sil
         for run, topology in zip(runs, topologies, strict=True)
     ]
     while simulation.currentStep < total:
-        positions = _advance(crowd, simulation, per_frame)
-        for file, atoms in zip(files, crowd.parts, strict=True):
+        positions = _advance(tiled, simulation, per_frame)
+        for file, atoms in zip(files, tiled.parts, strict=True):
             file.writeModel(positions[atoms])
         if simulation.currentStep % block == 0 or simulation.currentStep == total:
             _save(runs, simulation)

@@ -1,4 +1,4 @@
-"""What is wrong with a trajectory, found while its frames pass by: one sentence each, with what to do."""
+"""Faults of a trajectory, found while its frames pass by: one sentence each, with what to do."""
 
 from __future__ import annotations
 

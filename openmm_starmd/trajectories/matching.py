@@ -1,4 +1,4 @@
-"""Which atoms of several topologies are the same: by order of the residues and name of the atom.
+"""Atoms that several topologies share: by order of the residues and name of the atom.
 
 Residue numbers, chain names, order of atoms, protonation (HIS, HID, HIE, HIP, CYX, ...), hydrogens, water, ions and
 ligands do not matter. What only some topologies have (a terminal OXT, caps, side chains) is left out on all sides.

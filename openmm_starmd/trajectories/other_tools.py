@@ -109,7 +109,7 @@ def _topology(path: Path, given: mdtraj.Topology | None, own: bool) -> tuple[mdt
 
 
 def _told_beside(path: Path) -> tuple[float | None, str]:
-    """ps between frames by ConfRover's JSON file beside them, or why there are none."""
+    """Interval (ps) between frames by ConfRover's JSON file beside them, or why there are none."""
     facts = path.with_suffix(".json")
     try:
         content = json.loads(facts.read_text(encoding="utf-8"))
@@ -198,7 +198,7 @@ def _tensor(path: Path):
 
 
 def _step(config: Path) -> float | None:
-    """ps between frames by PLaTITO's config.yaml, whose ``step`` is in ns; None where it does not tell."""
+    """Interval (ps) between frames by PLaTITO's config.yaml, whose ``step`` is in ns; None where it does not tell."""
     try:
         told = re.search(r"^step:\s*([0-9.eE+-]+)\s*$", config.read_text(encoding="utf-8"), re.MULTILINE)
         return 1000 * float(told[1]) if told and float(told[1]) > 0 else None

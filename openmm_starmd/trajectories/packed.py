@@ -59,7 +59,7 @@ class StoredConformations:
         return unpack(self.numbers(index))
 
     def numbers(self, index: int | slice | Tensor) -> np.ndarray:
-        """What `unpack` takes, of the frames of an index."""
+        """Numbers (T, N, 13) for `unpack`, of the frames of an index."""
         index = index.numpy() if isinstance(index, Tensor) else index
         if not isinstance(self._numbers, Path):
             return self._numbers[index].copy()

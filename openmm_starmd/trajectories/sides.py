@@ -112,7 +112,7 @@ def _read(source, name, topology, keys, common, progress) -> tuple[mdtraj.Trajec
 
 
 def _times(found: Found, trajectory: mdtraj.Trajectory, timed: bool, option: str) -> tuple[float | None, str]:
-    """ps between the frames of one trajectory, or why they have no times; neither for a single frame."""
+    """Interval (ps) between the frames of one trajectory, or why they have no times; neither for a single frame."""
     if found.interval or found.untimed:
         return found.interval, found.untimed
     if not timed:
@@ -127,7 +127,7 @@ def _times(found: Found, trajectory: mdtraj.Trajectory, timed: bool, option: str
 
 
 def _interval(all_found, loaded, option) -> tuple[float | None, str]:
-    """ps between frames, the same in all trajectories of a side, or why they have no times."""
+    """Interval (ps) between frames, the same in all trajectories of a side, or why they have no times."""
     intervals, untimed = [], []
     for found, (trajectory, timed) in zip(all_found, loaded, strict=True):
         interval, reason = _times(found, trajectory, timed, option)

@@ -1,4 +1,4 @@
-"""Where trajectories are found: a folder, single files, ATLAS and mdCATH.
+"""Sources of trajectories: a folder, single files, ATLAS and mdCATH.
 
 A source is a small value with a ``find`` that lists what is there without reading a frame. In Python it is written as
 it stands here; in a TOML file as a table, such as ``{source = "atlas", path = "atlas", split = "atlas.csv"}``.

@@ -119,7 +119,7 @@ def test_forces_that_change_between_jumps_move_the_base(heated):
 
 def test_the_base_goes_through_checkpoints_and_physics_and_is_forgotten_by_reset(heated, tmp_path):
     simulation, rest = heated(schedule=HybridSchedule(2, 3)), heated(schedule=HybridSchedule(2, 3))
-    freedoms = simulation.integrator._freedoms
+    freedoms = simulation.integrator._particles.freedoms
     before = simulation.context.getState(energy=True).getPotentialEnergy()._value
     simulation.step(1)
     after = simulation.context.getState(energy=True).getPotentialEnergy()._value

@@ -61,14 +61,14 @@ class Constant(nn.Module):
         x = self.x - self.x.mean(0)
         return Conformation(Rigid(exponential(self.turn), x), self.torsions, self.angles)
 
-    def statics(self, *_):
+    def static_inputs(self, *_):
         return None
 
-    def forward(self, statics, context, noisy):
+    def forward(self, static, context, noisy):
         answer = self.answer().map(lambda x: x.expand(*noisy.conformation.angles.shape[:2], *x.shape))
-        way = Displacement.between(noisy.conformation, answer, torch.tensor(2 * math.pi))
+        delta = Displacement.between(noisy.conformation, answer, torch.tensor(2 * math.pi))
         shrunk = noisy.alpha[..., None, None] * answer.frames.translations - noisy.conformation.frames.translations
-        return Displacement(shrunk, way.rotation, way.torsion, way.angle), units(noisy), None
+        return Displacement(shrunk, delta.rotation, delta.torsion, delta.angle), units(noisy), None
 
 
 def both_of(student, follower):
@@ -80,8 +80,8 @@ def both_of(student, follower):
 
 def apart(a, b):
     """How far two conformations are from each other, part by part."""
-    way = Displacement.between(a, b, torch.tensor(2 * math.pi))
-    return [float(x.detach().abs().max()) for x in (way.translation, way.rotation, way.torsion, way.angle)]
+    delta = Displacement.between(a, b, torch.tensor(2 * math.pi))
+    return [float(x.detach().abs().max()) for x in (delta.translation, delta.rotation, delta.torsion, delta.angle)]
 
 
 @pytest.mark.parametrize("process", [ProcessConfig(), paper().process], ids=["geometric", "paper"])
@@ -109,10 +109,10 @@ class Linear(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(torch.tensor(rows))
 
-    def statics(self, *_):
+    def static_inputs(self, *_):
         return None
 
-    def forward(self, statics, context, noisy):
+    def forward(self, static, context, noisy):
         powers = torch.stack([noisy.time**k for k in range(len(self.rows))], -1)
         angle = (powers @ self.rows)[..., None] * (noisy.conformation.angles - 1.96)
         zero = noisy.conformation.frames.translations * 0
@@ -126,11 +126,11 @@ class Exact(Linear):
         super().__init__([0.0])
         self.process, self.variance = process, variance
 
-    def forward(self, statics, context, noisy):
+    def forward(self, static, context, noisy):
         level = self.process.sigma(noisy.time)[..., 3].square()
         angle = (-level / (level + self.variance))[..., None] * (noisy.conformation.angles - 1.96)
-        way, unit, odds = super().forward(statics, context, noisy)
-        return Displacement(way.translation, way.rotation, way.torsion, angle), unit, odds
+        delta, unit, log_odds = super().forward(static, context, noisy)
+        return Displacement(delta.translation, delta.rotation, delta.torsion, angle), unit, log_odds
 
 
 def sampled_variance(denoiser, sampler, variance, batch=4_000):
@@ -146,8 +146,8 @@ def sampled_variance(denoiser, sampler, variance, batch=4_000):
         asked = type("Asked", (), {})()
         asked.conformation, asked.time = noisy.map(lambda x: x[:, None]), time
         asked.alpha, asked.sigma = process.alpha(time), process.sigma(time)
-        way = denoiser(None, None, asked)[0]
-        return Displacement(way.translation[:, 0], way.rotation[:, 0], way.torsion[:, 0], way.angle[:, 0])
+        delta = denoiser(None, None, asked)[0]
+        return Displacement(delta.translation[:, 0], delta.rotation[:, 0], delta.torsion[:, 0], delta.angle[:, 0])
 
     return float(sampler.sample(start, spread, denoise, residues(batch), generator).angles.detach().var())
 
@@ -184,10 +184,10 @@ class Turned(nn.Module):
         super().__init__()
         self.rotation = nn.Parameter(rotation)
 
-    def statics(self, *_):
+    def static_inputs(self, *_):
         return None
 
-    def forward(self, statics, context, noisy):
+    def forward(self, static, context, noisy):
         self.asked, x = noisy, noisy.conformation
         zero = torch.zeros_like(x.frames.translations)
         return Displacement(zero, zero + self.rotation, 0 * x.torsions, 0 * x.angles), units(noisy), None
@@ -209,25 +209,26 @@ def test_a_residue_turns_in_space_as_the_teacher_would_turn_it_after_more_noise(
 def test_a_student_turns_down_the_steepest_slope_however_far_it_has_to_turn():
     """The slope of the squared angles that are left; one wide turn's axes are not those of the residue."""
     batch, turn, step = 16, torch.tensor([0.1, -0.3, 0.2]), 1e-4
-    way = torch.nn.functional.normalize(torch.randn(batch, 1, N, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
-    student, teacher = Turned(2.5 * way), Turned(turn)
+    delta = torch.randn(batch, 1, N, 3, generator=torch.Generator().manual_seed(1))
+    delta = torch.nn.functional.normalize(delta, dim=-1)
+    student, teacher = Turned(2.5 * delta), Turned(turn)
     both, sampler = both_of(student, Turned(torch.zeros(3))), Ancestral(Process(ProcessConfig()), 2)
     only = LossWeights(translation=0.0, torsion=0.0, angle=0.0, distance_map=0.0)
     given = *windows(point(1), batch), torch.Generator().manual_seed(0)
     distillation_loss(both, teacher, sampler, *given, only)[0].backward()
     first = student.asked.time[:, 0] == 1
     before, after = (x.asked.conformation.frames.rotations[first, 0].double() for x in (student, teacher))
-    way, gradient = (x[first, 0].double() for x in (student.rotation.detach(), student.rotation.grad))
+    delta, gradient = (x[first, 0].double() for x in (student.rotation.detach(), student.rotation.grad))
     levels = [x.asked.sigma[first, 0, 1].double() for x in (student, teacher)]
-    answer = before @ exponential(way)
+    answer = before @ exponential(delta)
     pull = answer.transpose(-1, -2) @ after @ turn.double()
     goal = answer @ exponential(pull)
 
-    def left(way):
-        angles = logarithm((before @ exponential(way)).transpose(-1, -2) @ goal).square().sum((-1, -2))
+    def left(delta):
+        angles = logarithm((before @ exponential(delta)).transpose(-1, -2) @ goal).square().sum((-1, -2))
         return (angles / (levels[0] * levels[1])).sum() / (batch * N * 3)
 
-    slope = (left(way + step * gradient) - left(way - step * gradient)) / (2 * step)
+    slope = (left(delta + step * gradient) - left(delta - step * gradient)) / (2 * step)
     assert float(slope) == pytest.approx(float(gradient.square().sum()), rel=1e-3)
 
 
@@ -250,13 +251,13 @@ def gradients(module):
 def test_student_and_follower_learn_from_their_own_terms_and_the_teacher_from_none():
     teacher, both = denoiser_of(1).requires_grad_(False), Distillation(denoiser_of(2))
     given = teacher, Ancestral(Process(ProcessConfig()), 3), *windows(point(1), 8)
-    terms = dict.fromkeys(("translation", "rotation", "torsion", "angle", "distance_map", "wells"), 0.0)
+    terms = dict.fromkeys(("translation", "rotation", "torsion", "angle", "distance_map", "rotamers"), 0.0)
     loss, parts = distillation_loss(
-        both, *given, torch.Generator().manual_seed(0), LossWeights(**terms | {"wells": 1.0})
+        both, *given, torch.Generator().manual_seed(0), LossWeights(**terms | {"rotamers": 1.0})
     )
     loss.backward()
     assert gradients(both.follower) and not gradients(both.student) and not gradients(teacher)
-    assert loss.item() == pytest.approx(float(parts["wells"]))
+    assert loss.item() == pytest.approx(float(parts["rotamers"]))
 
     weights = LossWeights(**terms | {"torsion": 1.0})
     loss, parts = distillation_loss(both, *given, torch.Generator().manual_seed(0), weights)
@@ -279,17 +280,17 @@ def test_where_teacher_and_follower_agree_nothing_pulls_but_the_last_call_which_
             last += 1
             assert student == {f"student {name}" for name in everything} and not follower
         else:
-            assert follower == everything | {"wells"}
+            assert follower == everything | {"rotamers"}
     assert 20 < last < 44
 
 
-@pytest.mark.parametrize("decides", [True, False])
-def test_only_a_student_learns_from_its_estimate_whether_torsions_stay(decides):
+@pytest.mark.parametrize("classifier_gradient", [True, False])
+def test_only_a_student_learns_from_its_estimate_whether_torsions_stay(classifier_gradient):
     denoiser = denoiser_of(1)
-    denoiser.decides = decides
-    terms = dict.fromkeys(("translation", "rotation", "angle", "distance_map", "wells"), 0.0)
+    denoiser.classifier_gradient = classifier_gradient
+    terms = dict.fromkeys(("translation", "rotation", "angle", "distance_map", "rotamers"), 0.0)
     generator = torch.Generator().manual_seed(0)
     process = Process(ProcessConfig())
     denoising_loss(denoiser, process, *windows(point(1), 8), generator, LossWeights(**terms))[0].backward()
-    odds, further = denoiser.wells.weight.grad.chunk(2)
-    assert bool(odds.abs().sum() > 0) is decides and further.abs().sum() > 0
+    log_odds, further = denoiser.wells.weight.grad.chunk(2)
+    assert bool(log_odds.abs().sum() > 0) is classifier_gradient and further.abs().sum() > 0

@@ -66,7 +66,7 @@ def test_score_is_the_gradient_of_the_forward_kernel(config):
     alpha, sigma = process.alpha(t), process.sigma(t)
     clean, feats = still(1).to(torch.float64), features(1)
     noisy = process.perturb(clean, alpha, sigma, feats, generator)
-    way = process.score_displacement(noisy, clean, alpha, sigma, feats)
+    delta = process.score_displacement(noisy, clean, alpha, sigma, feats)
     direction = tangent_noise(noisy.angles, feats.torsion_mask, generator)
 
     def log_density(x):
@@ -84,10 +84,10 @@ def test_score_is_the_gradient_of_the_forward_kernel(config):
     numerical = (log_density(plus) - log_density(minus)) / (2 * h)
     s = sigma[0] ** 2
     analytic = (
-        (way.translation * direction.translation).sum() / s[0]
-        + (way.rotation * direction.rotation).sum() / s[1]
-        + (way.torsion * direction.torsion).sum() / s[2]
-        + (way.angle * direction.angle).sum() / s[3]
+        (delta.translation * direction.translation).sum() / s[0]
+        + (delta.rotation * direction.rotation).sum() / s[1]
+        + (delta.torsion * direction.torsion).sum() / s[2]
+        + (delta.angle * direction.angle).sum() / s[3]
     )
     assert analytic.item() == pytest.approx(numerical.item(), rel=1e-4, abs=1e-4)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep, Places
+from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep, PackedConformation
 from openmm_starmd.geometry import igso3
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score
@@ -161,7 +161,7 @@ def test_calls_of_the_reference_sampler():
 
 
 def begun(sampler, features):
-    """Moves, and the state before the first, from noise about residues at rest."""
+    """Coefficients, and the state before the first, from noise about residues at rest."""
     batch = len(features.residue_type)
     frames = Rigid.identity((batch, RESIDUES), dtype=torch.float64)
     origin = Conformation(frames, torch.zeros(batch, RESIDUES, 6).double(), frames.translations[..., 0] + 1.95)
@@ -190,10 +190,10 @@ def test_where_the_answer_is_always_the_same_one_step_is_as_good_as_two(config):
                 target.angle - noisy.angles,
             )
 
-        moves, state = begun(sampler, features)
+        coefficients, state = begun(sampler, features)
         found = []
         for k in range(len(times)):
-            state = sampler.move(moves, state, denoise(state.x.conformation(), k))
+            state = sampler.step(coefficients, state, denoise(state.x.conformation(), k))
             found.append(state.x)
         return found
 
@@ -207,13 +207,13 @@ def test_a_move_asks_neither_for_whole_turns_of_torsions_nor_for_a_shift_of_all(
     sampler, features = Multistep(process, 6), two_residues(64)
     shape = 64, RESIDUES
     random = [torch.randn(*shape, n, generator=generator, dtype=torch.float64) for n in (3, 3, 6, 1)]
-    way = Displacement(*random[:3], random[3][..., 0])
-    moves, state = begun(sampler, features)
-    state = sampler.move(moves, state, way)
+    delta = Displacement(*random[:3], random[3][..., 0])
+    coefficients, state = begun(sampler, features)
+    state = sampler.step(coefficients, state, delta)
     turned = state.denoised.flat.clone()
     turned[..., 3:9] += 2 * math.pi * torch.randint(-2, 3, (*shape, 6), generator=generator)
     one, other = (
-        sampler.move(moves, replace(state, denoised=Places(state.denoised.rotations, flat)), way)
+        sampler.step(coefficients, replace(state, denoised=PackedConformation(state.denoised.rotations, flat)), delta)
         for flat in (state.denoised.flat, turned)
     )
     torch.testing.assert_close(one.x.flat, other.x.flat)
@@ -226,10 +226,10 @@ def test_a_move_asks_neither_for_whole_turns_of_torsions_nor_for_a_shift_of_all(
 )
 def test_a_single_call_leads_to_its_answer(sampler):
     features = two_residues(64)
-    moves, state = begun(sampler, features)
+    coefficients, state = begun(sampler, features)
     zero = torch.zeros(64, RESIDUES, 3, dtype=torch.float64)
-    way = Displacement(zero, zero, torch.full((64, RESIDUES, 6), 0.25).double(), zero[..., 0])
-    assert len(moves.numbers) == 1
-    x = sampler.move(moves, state, way).x
+    delta = Displacement(zero, zero, torch.full((64, RESIDUES, 6), 0.25).double(), zero[..., 0])
+    assert len(coefficients.numbers) == 1
+    x = sampler.step(coefficients, state, delta).x
     torch.testing.assert_close(x.flat[..., 3:9], state.x.flat[..., 3:9] + 0.25)
     torch.testing.assert_close(x.rotations, state.x.rotations)

@@ -220,19 +220,6 @@ def test_parameters_changed_later_act_during_relaxation(new_simulation, peptide)
     assert lengths[1] > lengths[0] + 0.02
 
 
-def test_python_forces_work(new_simulation, peptide):
-    calls = []
-
-    def nothing(state):
-        calls.append(1)
-        return 0.0, np.zeros((system.getNumParticles(), 3))
-
-    system = openmm.XmlSerializer.clone(peptide[2])
-    system.addForce(openmm.PythonForce(nothing))
-    new_simulation(system=system).step(1)
-    assert calls
-
-
 def _spoil(propagator, times):
     """Move a residue away in the first ``times`` conformations; return the growing list of the generators' seeds."""
     propagate, seeds = propagator.step, []

@@ -14,7 +14,7 @@ import torch
 from openmm import app
 
 from openmm_starmd import HistoryError, JumpRejectedError, Propagator, Relaxation, StarMDModel, StarMDReporter, resume
-from openmm_starmd.binding.past import Past
+from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.store import HistoryStore
 
 KILLS = 20
@@ -166,7 +166,7 @@ MOMENTS = {
     "dynamics": (Relaxation, "_dynamics"),
     "velocities": (openmm.Context, "setVelocities"),
     "clock": (openmm.Context, "setTime"),
-    "history": (Past, "add"),
+    "history": (HistoryTracker, "add"),
     "store": (HistoryStore, "setPerDofVariable"),
 }
 

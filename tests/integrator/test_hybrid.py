@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from dataclasses import replace
 
 import mdtraj
 import numpy as np
@@ -11,7 +10,7 @@ import openmm
 import pytest
 from openmm import app
 
-from openmm_starmd import HybridSchedule, StarMDIntegrator, StarMDModel
+from openmm_starmd import HybridSchedule, StarMDIntegrator
 
 SEED = 11
 
@@ -125,17 +124,6 @@ def test_the_history_follows_physical_steps(new_simulation, tiny_model, case, sp
     ca = [atom.index for atom in simulation.topology.atoms() if atom.name == "CA"]
     last = seen[0].last.frames.translations[0].numpy()
     assert np.abs(last - now[ca]).max() < 5 * tiny_model.config.process.context_noise[0] + 1e-5
-
-
-def test_sinks_stay_through_physical_steps(new_simulation, tiny_model, seen_windows):
-    config = replace(tiny_model.config, sink_frames=1)
-    model = StarMDModel(tiny_model.denoiser, config, tiny_model.domain)
-    simulation = new_simulation(model=model, stepSize=0.1, strict=False)
-    simulation.step(1)
-    simulation.integrator.stepPhysical(130)
-    seen = seen_windows(simulation.integrator)
-    simulation.step(1)
-    np.testing.assert_allclose(seen[0].times, [0, 0.2, 0.36], atol=1e-6)
 
 
 @pytest.mark.parametrize("way", ["checkpoint", "state"])

@@ -2,13 +2,15 @@
 
 import copy
 import pickle
-from dataclasses import replace
+from dataclasses import fields
 
 import openmm
 import pytest
+import torch
 from openmm import app, unit
 
 from openmm_starmd import HistoryError, StarMDError, StarMDIntegrator, StarMDModel
+from openmm_starmd.network.config import ModelConfig, NetworkConfig, ProcessConfig
 from openmm_starmd.protein.tokens import ResidueTokens
 
 CONTINUE = {
@@ -34,36 +36,25 @@ def test_a_fresh_simulation_continues_bit_for_bit(new_simulation, snapshot, tmp_
     assert rest.integrator.getRandomNumberSeed() == 7
 
 
-@pytest.mark.parametrize("way", CONTINUE)
-def test_a_window_with_sinks_continues_bit_for_bit(new_simulation, tiny_model, snapshot, seen_windows, tmp_path, way):
-    save, load = CONTINUE[way]
-    config = replace(tiny_model.config, sink_frames=1)
-    model = StarMDModel(tiny_model.denoiser, config, tiny_model.domain)
-    whole, rest = new_simulation(model=model), new_simulation(model=model)
-    whole.step(4)
-    getattr(whole, save)(str(tmp_path / "saved"))
-    whole.step(2)
-    getattr(rest, load)(str(tmp_path / "saved"))
-    seen = seen_windows(rest.integrator)
-    rest.step(2)
-    assert snapshot(rest) == snapshot(whole)
-    assert [window.times.tolist() for window in seen] == [[0.0, 300.0, 400.0], [0.0, 400.0, 500.0]]
+SETTINGS = [("network", f.name) for f in fields(NetworkConfig)] + [("process", f.name) for f in fields(ProcessConfig)]
+SETTINGS += [("", f.name) for f in fields(ModelConfig) if f.name not in ("network", "process")]
 
 
-@pytest.mark.parametrize("change", [{"sink_frames": 1}, {"precision": "bf16-mixed"}])
-def test_newer_settings_left_alone_keep_the_identity_that_there_was_before_them(tiny_model, peptide, change):
-    tokens, config = ResidueTokens.from_topology(peptide[0]), tiny_model.config
-    other = StarMDModel(tiny_model.denoiser, replace(config, **change), tiny_model.domain)
-    assert repr(config).endswith(f"denoising_steps={config.denoising_steps}, sampler={config.sampler!r})")
-    assert tiny_model.identity(tokens) != other.identity(tokens)
+@pytest.mark.parametrize(("part", "name"), SETTINGS, ids=".".join)
+def test_every_setting_belongs_to_the_identity(tiny_model, peptide, part, name):
+    tokens, config = ResidueTokens.from_topology(peptide[0]), copy.deepcopy(tiny_model.config)
+    same = StarMDModel(tiny_model.denoiser, ModelConfig.from_dict(config.to_dict()), tiny_model.domain, "card", "name")
+    assert same.identity(tokens) == tiny_model.identity(tokens)
+    object.__setattr__(getattr(config, part) if part else config, name, "another")
+    assert StarMDModel(tiny_model.denoiser, config, tiny_model.domain).identity(tokens) != tiny_model.identity(tokens)
 
 
-def test_a_network_that_sees_fewer_neighbours_is_another(tiny_model, peptide):
-    tokens, config = ResidueTokens.from_topology(peptide[0]), tiny_model.config
-    fewer = replace(config, network=replace(config.network, neighbours=8))
-    assert repr(fewer) == repr(config)
-    other = StarMDModel(tiny_model.denoiser, fewer, tiny_model.domain)
-    assert other.identity(tokens) != tiny_model.identity(tokens)
+def test_sequence_and_weights_belong_to_the_identity(tiny_model, peptide, build_peptide):
+    tokens, other = (ResidueTokens.from_topology(topology) for topology in (peptide[0], build_peptide("GGG")[0]))
+    denoiser = copy.deepcopy(tiny_model.denoiser)
+    denoiser.step_scales[0, 0] = torch.nextafter(denoiser.step_scales[0, 0], torch.tensor(9.0))
+    changed = StarMDModel(denoiser, tiny_model.config, tiny_model.domain)
+    assert len({m.identity(t) for m in (tiny_model, changed) for t in (tokens, other)}) == 4
 
 
 def test_the_history_matters(new_simulation, snapshot, tmp_path):

@@ -126,8 +126,8 @@ def test_a_molecule_across_the_boundary_takes_the_same_way(new_box, boxes, broke
     ways = []
     for simulation in (whole, other):
         context, integrator = simulation.context, simulation.integrator
-        before, shifts = integrator._wholeMolecules(context.getState(positions=True))
-        history = integrator._past.history(integrator._propagator, before, shifts)
+        before, shifts = integrator._particles.wholeMolecules(context.getState(positions=True))
+        history = integrator._tracker.history(integrator._propagator, before, shifts)
         ways.append((before, shifts, history.last.frames.translations))
     centre = ways[0][2].mean(1), ways[1][2].mean(1)
     np.testing.assert_allclose(ways[0][2] - centre[0], ways[1][2] - centre[1], atol=1e-5)

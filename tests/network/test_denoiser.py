@@ -90,10 +90,10 @@ def difference(a, b):
     return max((getattr(a, k) - getattr(b, k)).abs().max() for k in ("translation", "rotation", "torsion", "angle"))
 
 
-def denoised(denoiser, statics, noisy, cache):
+def denoised(denoiser, static, noisy, cache):
     """One noisy frame (B, 1, N) behind its context."""
-    moments = denoiser.moments(noisy.time, noisy.alpha, noisy.sigma, noisy.stride)
-    conditions = denoiser.conditions(statics, noisy.previous, moments, noisy.index)
+    conditioning = denoiser.time_conditioning(noisy.time, noisy.alpha, noisy.sigma, noisy.stride)
+    conditions = denoiser.conditions(static, noisy.previous, conditioning, noisy.index)
     return denoiser.denoise(conditions, noisy.conformation, cache)
 
 
@@ -101,19 +101,19 @@ def denoised(denoiser, statics, noisy, cache):
 def test_cached_rollout_equals_block_causal_pass(name):
     process, feats, copies, strides, noisy = setting(name)
     denoiser = denoiser_of(name)
-    statics = denoiser.statics(feats, copies[:, 0])
+    static = denoiser.static_inputs(feats, copies[:, 0])
     context = context_inputs(copies, strides, process)
-    whole, *_ = denoiser(statics, context, noisy)
+    whole, *_ = denoiser(static, context, noisy)
     cache = denoiser.cache(2, 5, 4)
     for k in range(3):
-        cache = denoiser.encode(statics, context.frame(k), cache)
-        single = denoised(denoiser, statics, noisy.frame(k), cache)
+        cache = denoiser.encode(static, context.frame(k), cache)
+        single = denoised(denoiser, static, noisy.frame(k), cache)
         for part in ("translation", "rotation", "torsion", "angle"):
             expected, found = getattr(whole, part)[:, k], getattr(single, part)[:, 0]
             scale = expected.abs().max().clamp_min(1)
             assert (expected - found).abs().max() < 1e-5 * scale
     first = context_inputs(copies[:, :3], strides[:, :3], process)
-    at_once = denoiser.encode(statics, first, denoiser.cache(2, 5, 3))
+    at_once = denoiser.encode(static, first, denoiser.cache(2, 5, 3))
     for a, b in ((at_once.keys, cache.keys), (at_once.values, cache.values)):
         torch.testing.assert_close(a, b[:, :, :, : a.shape[3]], atol=1e-5, rtol=1e-5)
 
@@ -129,8 +129,8 @@ def test_equivariance(name, dtype, tolerance):
         return replace(c, frames=Rigid(turn @ c.frames.rotations, c.frames.translations @ turn.T))
 
     def run(copies, noisy):
-        statics = denoiser.statics(feats, copies[:, 0])
-        return denoiser(statics, context_inputs(copies, strides, process), noisy)[0]
+        static = denoiser.static_inputs(feats, copies[:, 0])
+        return denoiser(static, context_inputs(copies, strides, process), noisy)[0]
 
     plain = run(copies, noisy)
     moved = replace(noisy, conformation=turned(noisy.conformation), previous=turned(noisy.previous))
@@ -150,7 +150,7 @@ def test_translation_of_all_frames_changes_nothing():
         return replace(c, frames=Rigid(c.frames.rotations, c.frames.translations + shift))
 
     def run(copies, noisy):
-        return denoiser(denoiser.statics(feats), context_inputs(copies, strides, process), noisy)[0]
+        return denoiser(denoiser.static_inputs(feats), context_inputs(copies, strides, process), noisy)[0]
 
     moved = replace(noisy, conformation=shifted(noisy.conformation), previous=shifted(noisy.previous))
     assert difference(run(copies, noisy), run(shifted(copies), moved)) < 1e-10
@@ -159,10 +159,10 @@ def test_translation_of_all_frames_changes_nothing():
 def test_no_frame_sees_the_future():
     process, feats, copies, strides, noisy = setting("previous")
     denoiser = denoiser_of("previous")
-    statics = denoiser.statics(feats)
-    before, *_ = denoiser(statics, context_inputs(copies, strides, process), noisy)
+    static = denoiser.static_inputs(feats)
+    before, *_ = denoiser(static, context_inputs(copies, strides, process), noisy)
     changed = copies.map(lambda x: torch.cat([x[:, :2], x[:, 2:].flip(1)], 1))
-    after, *_ = denoiser(statics, context_inputs(changed, strides, process), noisy)
+    after, *_ = denoiser(static, context_inputs(changed, strides, process), noisy)
     assert difference_at(before, after, 0) == difference_at(before, after, 1) == 0
     assert difference_at(before, after, 2) > 1e-3
 
@@ -174,9 +174,9 @@ def difference_at(a, b, k):
 def test_stride_and_noise_level_matter():
     process, feats, copies, strides, noisy = setting("previous")
     denoiser = denoiser_of("previous")
-    statics, context = denoiser.statics(feats), context_inputs(copies, strides, process)
-    base, *_ = denoiser(statics, context, noisy)
-    other, *_ = denoiser(statics, context, replace(noisy, stride=2 * noisy.stride))
+    static, context = denoiser.static_inputs(feats), context_inputs(copies, strides, process)
+    base, *_ = denoiser(static, context, noisy)
+    other, *_ = denoiser(static, context, replace(noisy, stride=2 * noisy.stride))
     assert difference(base, other) > 1e-3
 
 
@@ -185,9 +185,9 @@ def test_untrained_previous_denoiser_returns_its_baseline():
     process, feats, copies, strides, noisy = setting("previous")
     denoiser = Denoiser(CONFIGS["previous"])
     denoiser.step_scales.fill_(1e-6)
-    way, *_ = denoiser(denoiser.statics(feats), context_inputs(copies, strides, process), noisy)
+    delta, *_ = denoiser(denoiser.static_inputs(feats), context_inputs(copies, strides, process), noisy)
     expected = noisy.previous.frames.translations - noisy.conformation.frames.translations
-    torch.testing.assert_close(way.translation, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(delta.translation, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -195,15 +195,15 @@ def test_conditions_of_all_times_are_those_of_each(name):
     """One frame denoised at three times: what is computed for all of them beforehand serves each."""
     process, feats, copies, strides, noisy = setting(name)
     denoiser, frame = denoiser_of(name), noisy.frame(0)
-    statics = denoiser.statics(feats, copies[:, 0])
-    cache = denoiser.encode(statics, context_inputs(copies, strides, process).frame(0), denoiser.cache(2, 5, 2))
+    static = denoiser.static_inputs(feats, copies[:, 0])
+    cache = denoiser.encode(static, context_inputs(copies, strides, process).frame(0), denoiser.cache(2, 5, 2))
     times = torch.tensor([[0.9, 0.5, 0.1]])
     levels = times, process.alpha(times), process.sigma(times), torch.full_like(times, 50.0)
-    together = denoiser.conditions(statics, frame.previous, denoiser.moments(*levels), frame.index)
+    together = denoiser.conditions(static, frame.previous, denoiser.time_conditioning(*levels), frame.index)
     for k in range(3):
         of_time = dict(zip(("time", "alpha", "sigma", "stride"), (x[:, k : k + 1] for x in levels), strict=True))
         single = replace(frame, **of_time)
-        expected = denoised(denoiser, statics, single, cache)
+        expected = denoised(denoiser, static, single, cache)
         assert difference(expected, denoiser.denoise(together.at(torch.tensor([k])), frame.conformation, cache)) < 1e-5
 
 
@@ -212,11 +212,11 @@ def test_cache_memory():
     denoiser, generator = Denoiser(config), torch.Generator().manual_seed(0)
     feats, copies = features(3, 7, generator), conformation((3, 6, 7), generator)
     inputs = context_inputs(copies, torch.full((3, 6), 100.0), Process(peptide().process))
-    cache = denoiser.encode(denoiser.statics(feats), inputs, denoiser.cache(3, 7, 6))
+    cache = denoiser.encode(denoiser.static_inputs(feats), inputs, denoiser.cache(3, 7, 6))
     layers = config.blocks * config.attention_layers
     assert cache.nbytes == 2 * layers * 3 * 7 * 6 * config.width * 4
     with pytest.raises(ValueError, match="room for 6 frames, but 7 are needed"):
-        denoiser.encode(denoiser.statics(feats), inputs.frame(0), cache)
+        denoiser.encode(denoiser.static_inputs(feats), inputs.frame(0), cache)
 
 
 def test_long_contexts_are_kept_in_half_precision():
@@ -240,13 +240,13 @@ def test_half_precision_of_keys_and_values_changes_little(monkeypatch):
     copies, others = (conformation((1, length, n), generator) for _ in range(2))
     strides = torch.full((1, length), 100.0)
     noisy = noisy_inputs(process, copies, strides, feats, generator, [length - 1])
-    statics = denoiser.statics(feats, copies[:, 0])
-    uncached, changed = (denoiser(statics, context_inputs(c, strides, process), noisy)[0] for c in (copies, others))
+    static = denoiser.static_inputs(feats, copies[:, 0])
+    uncached, changed = (denoiser(static, context_inputs(c, strides, process), noisy)[0] for c in (copies, others))
     monkeypatch.setattr(attention, "HALF_ABOVE", 0)
     cache = denoiser.cache(1, n, length)
     for k in range(length - 1):
-        cache = denoiser.encode(statics, context_inputs(copies, strides, process).frame(k), cache)
-    cached = denoised(denoiser, statics, noisy, cache)
+        cache = denoiser.encode(static, context_inputs(copies, strides, process).frame(k), cache)
+    cached = denoised(denoiser, static, noisy, cache)
     for part in ("translation", "rotation", "torsion", "angle"):
         found, expected, other = (getattr(x, part) for x in (cached, uncached, changed))
         error = (found - expected).norm()
@@ -298,20 +298,21 @@ n, length = 300, 64
 feats = features(1, n, g)
 with torch.inference_mode():
     one = conformation((1, 1, n), g)
-    statics = denoiser.statics(feats, one[:, 0])
+    static = denoiser.static_inputs(feats, one[:, 0])
     cache = denoiser.cache(1, n, length)
     for x in (cache.keys, cache.values):
         x.normal_(generator=g)
     cache = replace(cache, n_frames=length - 2)
     stride = torch.full((1, 1), 100.0)
-    cache = denoiser.encode(statics, context_inputs(one, stride, process, first_index=length - 2), cache)
+    inputs = replace(context_inputs(one, stride, process), index=torch.tensor([length - 2]))
+    cache = denoiser.encode(static, inputs, cache)
     time = torch.full((1, 1), 0.5)
     levels = time, process.alpha(time), process.sigma(time), stride
-    conditions = denoiser.conditions(statics, one, denoiser.moments(*levels), torch.tensor([length - 1]))
-    way = denoiser.denoise(conditions, one, cache)
+    conditions = denoiser.conditions(static, one, denoiser.time_conditioning(*levels), torch.tensor([length - 1]))
+    delta = denoiser.denoise(conditions, one, cache)
 layers = config.network.blocks * config.network.attention_layers
 assert cache.nbytes == 2 * layers * n * length * config.network.width * 2
-assert torch.isfinite(way.rotation).all()
+assert torch.isfinite(delta.rotation).all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     path = ":".join([str(Path(__file__).parent), *filter(None, sys.path)])
@@ -326,5 +327,5 @@ def test_untrained_pulls_change_nothing():
     without, with_pulls = denoiser_of("previous"), Denoiser(CONFIGS["pulls"])
     with_pulls.load_state_dict(with_pulls.state_dict() | without.state_dict())
     context = context_inputs(copies, strides, process)
-    results = [d(d.statics(feats, copies[:, 0]), context, noisy)[0] for d in (without, with_pulls)]
+    results = [d(d.static_inputs(feats, copies[:, 0]), context, noisy)[0] for d in (without, with_pulls)]
     assert difference(*results) < 1e-7

@@ -8,7 +8,7 @@ from openmm.unit import nanometer
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.invariants import contact_points
 from openmm_starmd.network.parameterization import in_parts
-from openmm_starmd.network.pulls import HELD, YIELDING, Pulls
+from openmm_starmd.network.pulls import FLUCTUATION, YIELDING, Pulls
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
@@ -48,29 +48,29 @@ def setting(features, asked=(), seed=None):
     return pulls, pulls.static(features, residues, pairs)
 
 
-def corrected(pulls, holds, now, previous=None):
+def corrected(pulls, pull_inputs, now, previous=None):
     n = now.shape[-1]
-    held = pulls.given(holds, previous or now)
+    previous_distances = pulls.from_previous(pull_inputs, previous or now)
     with torch.no_grad():
-        return pulls(holds, held, now, displacement((0, 0, 0, 0), n), UNIT)
+        return pulls(pull_inputs, previous_distances, now, displacement((0, 0, 0, 0), n), UNIT)
 
 
 @pytest.mark.parametrize("point", [0, 1, 2], ids=["N", "C", "end"])
 @pytest.mark.parametrize("sequence", ["DR", "KE", "FG"])
 def test_asked_for_changes_are_made_by_what_is_uncertain(sequence, point):
     features, now = peptide(sequence)
-    pulls, holds = setting(features, {point: 0.1})
-    found = corrected(pulls, holds, now)
+    pulls, pull_inputs = setting(features, {point: 0.1})
+    found = corrected(pulls, pull_inputs, now)
 
     leaves = [x.clone().requires_grad_() for x in vars(displacement((0.0, 0, 0, 0), 2)).values()]
-    there = pulls.points(contact_points(Displacement(*leaves).apply(now)), holds)[0, 0]
+    there = pulls.points(contact_points(Displacement(*leaves).apply(now)), pull_inputs)[0, 0]
     variances = [share * level**2 for share, level in zip((*YIELDING, 1, 0), LEVELS, strict=True)]
     expected = [torch.zeros_like(x) for x in leaves]
     for residue in range(2):
         d = (there[residue, point] - there[1 - residue, 2]).norm()
         slopes = list(torch.autograd.grad(d, leaves, retain_graph=True))
         slopes[2] = slopes[2] * features.torsion_mask
-        spread = (sum((v * g.square()).sum() for v, g in zip(variances, slopes, strict=True)) + HELD**2).sqrt()
+        spread = (sum((v * g.square()).sum() for v, g in zip(variances, slopes, strict=True)) + FLUCTUATION**2).sqrt()
         expected = [x + v * g * 0.1 / spread for x, v, g in zip(expected, variances, slopes, strict=True)]
     for name, x in zip(vars(found), expected, strict=True):
         torch.testing.assert_close(getattr(found, name), x, atol=1e-12, rtol=1e-6)
@@ -79,13 +79,13 @@ def test_asked_for_changes_are_made_by_what_is_uncertain(sequence, point):
 
 def test_a_changed_distance_is_drawn_back():
     features, now = peptide("DR")
-    pulls, holds = setting(features)
+    pulls, pull_inputs = setting(features)
     with torch.no_grad():
         pulls.out.bias.view(3, -1)[2, 1] = -0.25
     previous = displacement((0, 0, 0.02, 0), 2).apply(now)
-    after = corrected(pulls, holds, now, previous).apply(now)
-    held, before, then = (pulls.given(holds, x)[0, 0, 0, 2, 1] for x in (previous, now, after))
-    assert abs(then - held) < abs(before - held)
+    after = corrected(pulls, pull_inputs, now, previous).apply(now)
+    kept, before, then = (pulls.from_previous(pull_inputs, x)[0, 0, 0, 2, 1] for x in (previous, now, after))
+    assert abs(then - kept) < abs(before - kept)
 
 
 def test_nothing_is_pulled_within_a_residue():
@@ -97,7 +97,7 @@ def test_nothing_is_pulled_within_a_residue():
 
 def test_ends_that_are_alike_are_one():
     features, now = peptide("DRFE")
-    pulls, holds = setting(features, seed=2)
+    pulls, pull_inputs = setting(features, seed=2)
     swapped = now.torsions.clone()
     half = features.torsion_period[:, None] < 4
     half[..., :2] = False
@@ -105,7 +105,7 @@ def test_ends_that_are_alike_are_one():
     swapped[half] += torch.pi
     other = type(now)(now.frames, swapped, now.angles)
     previous = displacement((0, 0, 0.1, 0), 4).apply(now)
-    moved = corrected(pulls, holds, now, previous)
+    moved = corrected(pulls, pull_inputs, now, previous)
     assert moved.torsion.abs().max() > 1e-6
-    for a, b in zip(vars(moved).values(), vars(corrected(pulls, holds, other, previous)).values(), strict=True):
+    for a, b in zip(vars(moved).values(), vars(corrected(pulls, pull_inputs, other, previous)).values(), strict=True):
         torch.testing.assert_close(a, b)

@@ -151,10 +151,10 @@ def test_behind_full_windows_what_fails_waits_in_the_batch(run, samples, tmp_pat
 
 
 def test_a_state_tells_the_times_of_the_frames_that_stay(run, tiny_model, tmp_path, monkeypatch):
-    config = dataclasses.replace(tiny_model.config, context_frames=3, sink_frames=1)
+    config = dataclasses.replace(tiny_model.config, context_frames=3)
     monkeypatch.setattr(tiny_model, "config", config)
     whole = run("a", 6)
-    assert clock_of(tmp_path / "a" / "replica0000.state") == (6, 4, [0.0, 500.0, 600.0])
+    assert clock_of(tmp_path / "a" / "replica0000.state") == (6, 4, [400.0, 500.0, 600.0])
     run("b", 1)
     assert clock_of(tmp_path / "b" / "replica0000.state") == (1, 0, [0.0, 100.0])
     run("b", 4)

@@ -25,7 +25,7 @@ from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
 from openmm_starmd.protein.displacement import per_replica  # noqa: E402
 from openmm_starmd.systems import build_peptide  # noqa: E402
-from openmm_starmd.training import captured, fitting, logs, loop  # noqa: E402
+from openmm_starmd.training import fitting, graphed, logs, loop  # noqa: E402
 from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 
 TARGET = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
@@ -432,18 +432,18 @@ def test_batches_made_ahead_are_those_that_are_asked_for():
         threads.add(threading.current_thread())
         return -number
 
-    ahead = captured.Ahead(make, 30)
-    assert [ahead(number) for number in range(3, 30)] == [-number for number in range(3, 30)]
-    ahead.close()
+    prefetch = graphed.Prefetcher(make, 30)
+    assert [prefetch(number) for number in range(3, 30)] == [-number for number in range(3, 30)]
+    prefetch.close()
     assert sorted(made) == list(range(3, 30))
     assert threading.main_thread() not in threads
 
 
 def test_an_error_in_a_batch_made_ahead_reaches_the_run():
-    ahead = captured.Ahead(lambda number: 1 // (5 - number), 10)
+    prefetch = graphed.Prefetcher(lambda number: 1 // (5 - number), 10)
     with pytest.raises(ZeroDivisionError):
-        [ahead(number) for number in range(10)]
-    ahead.close()
+        [prefetch(number) for number in range(10)]
+    prefetch.close()
 
 
 def test_a_checkpoint_of_another_kind_of_optimiser_goes_on(tmp_path):

@@ -16,8 +16,8 @@ from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems import build_peptide, peptide_system
-from openmm_starmd.training.crowd import Crowd
 from openmm_starmd.training.simulate import coverage_sequences, simulate
+from openmm_starmd.training.tiled_system import TiledSystem
 
 module = sys.modules["openmm_starmd.training.simulate"]  # the package's attribute of that name is the function
 
@@ -143,38 +143,38 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path, monkeypatch, short):
     assert killed == whole
 
 
-def crowd_of(*sequences):
+def tiled_of(*sequences):
     molecules = [build_peptide(sequence, seed=5) for sequence in sequences]
-    return Crowd([(topology, np.array(positions._value)) for topology, positions in molecules]), molecules
+    return TiledSystem([(topology, np.array(positions._value)) for topology, positions in molecules]), molecules
 
 
 def test_molecules_of_a_crowd_have_the_forces_that_they_have_alone():
-    crowd, molecules = crowd_of("ACD", "WG", "PQRST", "GG", "MAVE")
-    together = context_of(crowd.topology, crowd.positions, peptide_system(crowd.topology, crowd.cutoff))
+    tiled, molecules = tiled_of("ACD", "WG", "PQRST", "GG", "MAVE")
+    together = context_of(tiled.topology, tiled.positions, peptide_system(tiled.topology, tiled.cutoff))
     forces = together.getState(forces=True).getForces(asNumpy=True)._value
-    for atoms, (topology, positions) in zip(crowd.parts, molecules, strict=True):
+    for atoms, (topology, positions) in zip(tiled.parts, molecules, strict=True):
         alone = context_of(topology, positions).getState(forces=True).getForces(asNumpy=True)._value
         assert np.abs(forces[atoms] - alone).max() < 1e-6 * np.abs(alone).max()
 
 
 def test_a_crowd_that_has_spread_returns_to_its_places_with_every_molecule_as_it_is():
-    crowd, _ = crowd_of("ACD", "WG", "PQRST")
-    moved = crowd.positions.copy()
-    for k, atoms in enumerate(crowd.parts):
+    tiled, _ = tiled_of("ACD", "WG", "PQRST")
+    moved = tiled.positions.copy()
+    for k, atoms in enumerate(tiled.parts):
         moved[atoms] += k - 1.0
-    assert np.abs(crowd.in_place(moved) - crowd.positions).max() < 1e-12
+    assert np.abs(tiled.in_place(moved) - tiled.positions).max() < 1e-12
 
 
 def test_molecules_that_drift_are_put_back_in_the_simulation():
-    crowd, _ = crowd_of("AG", "SG")
+    tiled, _ = tiled_of("AG", "SG")
     run = SimpleNamespace(temperature=300.0, run_seed=1, platform="CPU")
-    simulation = module._new_simulation(run, crowd)
-    simulation.context.setPositions(crowd.positions)
-    simulation.context.setVelocities(np.full_like(crowd.positions, 5.0))  # nm/ps
-    positions = module._advance(crowd, simulation, 50)
+    simulation = module._new_simulation(run, tiled)
+    simulation.context.setPositions(tiled.positions)
+    simulation.context.setVelocities(np.full_like(tiled.positions, 5.0))  # nm/ps
+    positions = module._advance(tiled, simulation, 50)
     for x in (positions, positions_of(simulation.context)):
-        for atoms in crowd.parts:
-            assert x[atoms].mean(0) == pytest.approx(crowd.positions[atoms].mean(0), abs=1e-4)
+        for atoms in tiled.parts:
+            assert x[atoms].mean(0) == pytest.approx(tiled.positions[atoms].mean(0), abs=1e-4)
 
 
 def test_trajectories_made_together_are_those_of_their_molecules_and_resume(tmp_path, monkeypatch, short):

@@ -1,4 +1,4 @@
-"""Which side chains touch: what no distribution of single torsions shows, salt bridges among them."""
+"""Contacts of side chains, which no distribution of single torsions shows, salt bridges among them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ States = np.ndarray | Sequence[np.ndarray]
 
 
 def fit_states(reference: np.ndarray, n_states: int = 20, seed: int = 0):
-    """deeptime k-means model of reference points (T, D): the states that both sides of a comparison share.
+    """K-means model of deeptime of reference points (T, D): the states that both sides of a comparison share.
 
     Fitted to 20,000 evenly spaced points at most; fewer states where there are fewer different points.
     """
@@ -253,7 +253,7 @@ def chapman_kolmogorov(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ChapmanKolmogorov:
-    """Chapman-Kolmogorov test: is P(k lag) what P(lag)^k says, between metastable sets? (Prinz et al. 2011.)
+    """Chapman-Kolmogorov test, P(k lag) against P(lag)^k, between metastable sets (Prinz et al. 2011).
 
     Parameters
     ----------

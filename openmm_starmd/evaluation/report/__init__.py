@@ -1,1 +1,1 @@
-"""What a user sees of a comparison: tables, figures and the page."""
+"""Report of a comparison: tables, figures and the page."""

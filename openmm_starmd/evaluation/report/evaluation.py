@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from openmm_starmd.evaluation.report.page import render
-from openmm_starmd.evaluation.scoring import judge
+from openmm_starmd.evaluation.scoring import scorer
 from openmm_starmd.evaluation.scoring.causes import causes
 from openmm_starmd.evaluation.scoring.comparison import Comparison
 from openmm_starmd.evaluation.scoring.jumps import jump_scores, read_jumps
@@ -187,7 +187,7 @@ def evaluate(
     projection = Projection(one, lag_time)
     progress("measuring the generated trajectory", 0.5)
     comparison = Comparison((one, two), projection, projection.frames(two), temperature, not no_kinetics)
-    scores = tuple(judge.scores(comparison, progress))
+    scores = tuple(scorer.scores(comparison, progress))
     settings = _settings(one, two, lag_time, temperature, projection)
     absent = unscored(scores, one.topology, no_kinetics)
     if notes := _notes(one, two, lag_time, not no_kinetics):

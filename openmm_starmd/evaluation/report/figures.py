@@ -42,7 +42,7 @@ def _both(comparison: Comparison) -> dict[str, list]:
 
 
 def _intervals(comparison: Comparison) -> dict[str, float]:
-    """ps between the frames of each side."""
+    """Interval between the frames of each side, ps."""
     return {name: comparison.projection.lag_time / side[0].lag for name, side in _both(comparison).items()}
 
 
@@ -60,7 +60,7 @@ def _states(side: list) -> list[np.ndarray]:
 
 
 def ramachandran(comparison: Comparison) -> tuple[Figure, str] | None:
-    """phi and psi of every residue that has both."""
+    """Ramachandran maps of every residue that has phi and psi."""
     labels = comparison.projection.torsions.names
     residues = [name.split()[1] for name in labels if name.startswith("phi") and f"psi {name.split()[1]}" in labels]
     if not residues:
@@ -142,7 +142,7 @@ def timescales(comparison: Comparison) -> tuple[Figure, str]:
 
 
 def chapman_kolmogorov(comparison: Comparison) -> tuple[Figure, str]:
-    """The same metastable sets, of the reference, on both sides."""
+    """Chapman-Kolmogorov test of both sides between the metastable sets of the reference."""
     lag, n_states = comparison.reference[0].lag, comparison.projection.states.n_clusters
     msm = markov.fit_counts(markov.transition_counts(_states(comparison.reference), lag, n_states)[0], lag)
     sets = markov.metastable_sets(msm, min(N_SETS, msm.n_states), n_states)

@@ -1,4 +1,4 @@
-"""What is wrong with a file as a whole: units, order of the atoms, mirror image, copied frames."""
+"""Faults of a file as a whole: units, order of the atoms, mirror image, copied frames."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.evaluation.scoring.judge import SAMPLES
 from openmm_starmd.evaluation.scoring.measures import KINETICS, VALIDITY
+from openmm_starmd.evaluation.scoring.scorer import SAMPLES
 from openmm_starmd.evaluation.scoring.scores import Score
 from openmm_starmd.reporters import HEADERS
 

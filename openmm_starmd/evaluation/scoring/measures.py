@@ -1,4 +1,4 @@
-"""What the report measures: every score as sums over pieces of trajectories and a comparison of two such sums."""
+"""Measures of the report: every score as sums over pieces of trajectories and a comparison of two such sums."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Frames:
         return len(self.states)
 
     def rows(self, rows: np.ndarray | slice, core: int | None = None) -> Frames:
-        """These rows as frames of their own."""
+        """Frames of some rows alone."""
         taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("lag", "core")}
         return replace(self, **taken, core=len(taken["states"]) if core is None else core)
 

@@ -1,4 +1,4 @@
-"""What has no scores because the files do not hold it, in sentences."""
+"""Sentences on what has no scores because the files do not hold it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""What the scores mean, in plain sentences."""
+"""Meaning of the scores, in plain sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from openmm_starmd.evaluation.scoring.judge import CONNECTED
 from openmm_starmd.evaluation.scoring.measures import DISTRIBUTIONS, KINETICS, LEAST_CONNECTED, VALIDITY
+from openmm_starmd.evaluation.scoring.scorer import CONNECTED
 from openmm_starmd.evaluation.scoring.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score, percent, written
 
 NOTICEABLE = 1.2  # factor between timescales that the verdict tells even where MD's own error is larger

@@ -70,7 +70,7 @@ ATOM_SITE = (
 
 
 def write_cif(path, trajectory):
-    """mmCIF by the rules of biotite: one loop of atoms in Angstrom, entities after it."""
+    """MmCIF by the rules of biotite: one loop of atoms in Angstrom, entities after it."""
     lines = ["data_topology", "#", "loop_", *(f"_atom_site.{name}" for name in ATOM_SITE)]
     for atom, (x, y, z) in zip(trajectory.topology.atoms, 10 * trajectory.xyz[0], strict=True):
         residue, chain = atom.residue, "AB"[atom.residue.chain.index]

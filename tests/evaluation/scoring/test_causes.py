@@ -153,7 +153,7 @@ def test_atoms_that_are_missing_are_named(md, generated):
 
 
 def test_features_of_small_scale_are_not_dropped():
-    """deeptime leaves out whatever varies by less than 1e-6: nm of a stiff protein, say."""
+    """Deeptime leaves out whatever varies by less than 1e-6: nm of a stiff protein, say."""
     rng = np.random.default_rng(0)
     slow = np.cumsum(rng.random(4000) < 0.01) % 2
     features = np.stack([slow + rng.normal(0, 0.1, 4000), rng.normal(0, 1, 4000), np.full(4000, 2.0)], 1)

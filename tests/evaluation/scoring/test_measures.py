@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from openmm_starmd.evaluation.scoring import judge, measures
+from openmm_starmd.evaluation.scoring import measures, scorer
 from openmm_starmd.evaluation.scoring.comparison import Comparison
 from openmm_starmd.evaluation.scoring.projection import Projection, halves, join, split
 from openmm_starmd.evaluation.scoring.scores import error_of
@@ -25,30 +25,30 @@ def test_sums_over_pieces_are_the_sum_over_the_whole(comparison, monkeypatch):
     pieces = split([whole], 7, comparison.multiples[-1] * whole.lag)
     assert len(pieces) == 7 and sum(piece.core for piece in pieces) == len(whole)
     assert max(map(len, pieces)) > max(piece.core for piece in pieces)
-    for measure in judge.measures(comparison):
+    for measure in scorer.measures(comparison):
         parts = sum(measure.summarize(piece).astype(float) for piece in pieces)
         assert np.allclose(parts, measure.summarize(whole), rtol=1e-5, atol=1e-6), measure.name
 
 
 def test_equal_sums_are_compared_as_equal(comparison):
-    for measure in judge.measures(comparison):
+    for measure in scorer.measures(comparison):
         total = sum(measure.summarize(frames) for frames in comparison.generated)
         if measure.group != "validity":
             assert error_of(measure.compare(total, total), measure.direction) == pytest.approx(0, abs=1e-9)
 
 
 def test_contacts_differ_by_the_mean_difference_of_shares(comparison):
-    measure = next(m for m in judge.measures(comparison) if m.name.startswith("side chains in contact"))
+    measure = next(m for m in scorer.measures(comparison) if m.name.startswith("side chains in contact"))
     assert measure.compare(np.array([5.0, 0, 10]), np.array([1.0, 1, 4])) == pytest.approx((0.25 + 0.25) / 2)
 
 
 def test_a_comparison_is_plain_data(comparison):
     """A copy through bytes, as between processes, has the same scores."""
     copy = pickle.loads(pickle.dumps(comparison))
-    chosen = [m for m in judge.measures(copy) if m.name in ("free energy on tICA-0,1", "VAMP-2, difference")]
-    own = [m for m in judge.measures(comparison) if m.name in [c.name for c in chosen]]
+    chosen = [m for m in scorer.measures(copy) if m.name in ("free energy on tICA-0,1", "VAMP-2, difference")]
+    own = [m for m in scorer.measures(comparison) if m.name in [c.name for c in chosen]]
     for one, other in zip(own, chosen, strict=True):
-        assert judge.score(one, comparison) == judge.score(other, copy)
+        assert scorer.score(one, comparison) == scorer.score(other, copy)
 
 
 def test_pairs_never_reach_into_another_trajectory(comparison):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openmm_starmd.evaluation.scoring import scores
-from openmm_starmd.evaluation.scoring.judge import drift
+from openmm_starmd.evaluation.scoring.scorer import drift
 from openmm_starmd.evaluation.scoring.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Estimate, Measure, Score
 from openmm_starmd.evaluation.scoring.verdict import verdict
 

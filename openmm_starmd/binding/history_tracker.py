@@ -1,4 +1,4 @@
-"""Past: the conformations that the next jump is conditioned on follow what happens in the Context."""
+"""The history tracker: the conformations that the next jump is conditioned on follow what happens in the Context."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openmm_starmd.protein.tokens import ResidueTokens
 EDITED = 1e-4  # nm; a backbone atom that moved farther since the last step was moved by somebody else
 
 
-class Past:
+class HistoryTracker:
     """The history of a run in the store, kept in step with the atoms.
 
     What is kept of a jump is the conformation that its atoms have in the end, relaxed, not the one that the network

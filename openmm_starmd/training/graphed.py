@@ -18,7 +18,7 @@ WARM_UP = 3  # calls of a shape before it is recorded, so that tables, libraries
 _THREADS, _AHEAD = 4, 12
 
 
-class Ahead:
+class Prefetcher:
     """Batches made by threads before they are asked for.
 
     Parameters
@@ -35,7 +35,7 @@ class Ahead:
         self._coming: dict[int, Future] = {}
 
     def __call__(self, number: int):
-        """The batch of a number; those that follow are begun."""
+        """Batch of a number; threads begin the batches that follow."""
         for coming in range(number, max(number + 1, min(number + _AHEAD, self._last))):
             if coming not in self._coming:
                 self._coming[coming] = self._pool.submit(self._make, coming)
@@ -46,7 +46,7 @@ class Ahead:
         self._pool.shutdown(cancel_futures=True)
 
 
-class Captured:
+class GraphedStep:
     """A function of a batch and of random numbers as CUDA graphs, one for each shape of the batch.
 
     Parameters
@@ -98,7 +98,7 @@ class Captured:
         return value
 
     def _record(self, batch) -> tuple:
-        """Graph, the place of its batch and that of its value."""
+        """Graph, memory of its batch and memory of its value."""
         graph, place = torch.cuda.CUDAGraph(), batch.to(self._generator.device)
         graph.register_generator_state(self._generator)
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from openmm_starmd.training import captured
+from openmm_starmd.training import graphed
 
 
 class Graph:
@@ -45,7 +45,7 @@ def step(monkeypatch):
     for name, value in cuda.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
-    made = captured.Captured(noisy_sum, torch.device("cpu"))
+    made = graphed.GraphedStep(noisy_sum, torch.device("cpu"))
     return made
 
 

@@ -1,15 +1,15 @@
-"""Wells: Bayes' rule against drawn steps, and estimates that are exact where the odds are known."""
+"""Rotamer classifier: Bayes' rule against drawn steps, and estimates that are exact where the odds are known."""
 
 import math
 from dataclasses import replace
 
 import torch
 
-from openmm_starmd.diffusion.loss import context_inputs, denoising_loss, well_term
+from openmm_starmd.diffusion.loss import context_inputs, denoising_loss, rotamer_term
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.geometry.torsions import wrap
-from openmm_starmd.network import wells
+from openmm_starmd.network import rotamers
 from openmm_starmd.network.config import NetworkConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.embedding import FrameInputs
@@ -36,26 +36,26 @@ PERIOD = torch.full((1, 6), 2 * math.pi, dtype=torch.float64)
 def test_torsions_stay_as_often_as_drawn_ones_do():
     generator = torch.Generator().manual_seed(0)
     n, sigma = 400_000, 0.7
-    for k, share in enumerate(wells.HOP_SHARES):
+    for k, share in enumerate(rotamers.HOP_SHARES):
         hopped = torch.rand(n, generator=generator, dtype=torch.float64) < share
-        well = wells.TORSION_WELL * torch.randn(n, generator=generator, dtype=torch.float64)
+        well = rotamers.TORSION_WIDTH * torch.randn(n, generator=generator, dtype=torch.float64)
         step = torch.where(hopped, 2 * math.pi * torch.rand(n, generator=generator, dtype=torch.float64), well)
         noisy = step + sigma * torch.randn(n, generator=generator, dtype=torch.float64)
         noisy = torch.remainder(noisy + math.pi, 2 * math.pi) - math.pi
         for at in (0.2, 1.5, 2.0):
             here = (noisy.abs() - at).abs() < 0.05
             expected = (~hopped[here]).double().mean()
-            told = wells.log_odds(displacement(torsion=at), level(0.5, sigma), PERIOD)[0, 0, k].sigmoid()
+            told = rotamers.bayes_log_odds(displacement(torsion=at), level(0.5, sigma), PERIOD)[0, 0, k].sigmoid()
             error = (expected * (1 - expected) / here.sum()).sqrt()
             assert (told - expected).abs() < 5 * error + 0.02, (share, at)
 
 
 def test_what_is_near_stays_and_what_is_far_has_hopped():
-    near = wells.log_odds(displacement(0.1, 0.1), level(0.1, 0.1), PERIOD).sigmoid()
-    far = wells.log_odds(displacement(2.5, 2.5), level(0.1, 0.1), PERIOD).sigmoid()
+    near = rotamers.bayes_log_odds(displacement(0.1, 0.1), level(0.1, 0.1), PERIOD).sigmoid()
+    far = rotamers.bayes_log_odds(displacement(2.5, 2.5), level(0.1, 0.1), PERIOD).sigmoid()
     assert near.shape == (1, 7, 3)
     assert (near > 0.8).all() and (far < 1e-3).all()
-    between = wells.log_odds(displacement(1.2, 1.2), level(0.5, 0.5), PERIOD)[0]
+    between = rotamers.bayes_log_odds(displacement(1.2, 1.2), level(0.5, 0.5), PERIOD)[0]
     assert (between.diff(dim=-1) > 0).all()  # the rarer hops are, the likelier it has stayed
 
 
@@ -68,33 +68,34 @@ def test_known_odds_make_the_best_estimate():
         return torch.randn(n, 1, generator=generator, dtype=torch.float64)
 
     hopped = torch.rand(n, 1, generator=generator, dtype=torch.float64) < share
-    step = torch.where(hopped, far, wells.TORSION_WELL * normal())
-    way = step + sigma * normal()
-    spread = (wells.TORSION_WELL**2 + sigma**2) ** 0.5
-    near = -0.5 * (way / spread) ** 2 - math.log(spread)
-    odds = math.log((1 - share) / share) + near + 0.5 * ((way - far) / sigma) ** 2 + math.log(sigma)
+    step = torch.where(hopped, far, rotamers.TORSION_WIDTH * normal())
+    delta = step + sigma * normal()
+    spread = (rotamers.TORSION_WIDTH**2 + sigma**2) ** 0.5
+    near = -0.5 * (delta / spread) ** 2 - math.log(spread)
+    log_odds = math.log((1 - share) / share) + near + 0.5 * ((delta - far) / sigma) ** 2 + math.log(sigma)
 
-    def error(odds):
-        back = wells.blended(-way * (sigma / spread) ** 2, far - way, odds, way)
-        return (way + back - step).square().mean()
+    def error(log_odds):
+        back = rotamers.blended(-delta * (sigma / spread) ** 2, far - delta, log_odds, delta)
+        return (delta + back - step).square().mean()
 
-    best = error(odds)
-    assert all(best < error(odds + shift) for shift in (-1.0, -0.3, 0.3, 1.0))
-    assert best < min(error(torch.full_like(odds, 20.0)), error(torch.full_like(odds, -20.0)))
+    best = error(log_odds)
+    assert all(best < error(log_odds + shift) for shift in (-1.0, -0.3, 0.3, 1.0))
+    assert best < min(error(torch.full_like(log_odds, 20.0)), error(torch.full_like(log_odds, -20.0)))
 
 
 def test_what_stays_gets_no_further_than_the_edge_of_its_well():
-    way, estimate = displacement(2.5).torsion, displacement(-0.5).torsion
-    sure = torch.full_like(way, 50.0)
-    assert torch.allclose(way + wells.blended(estimate, estimate, sure, way), torch.full_like(way, wells.HOP))
-    assert torch.allclose(wells.blended(estimate, estimate, -sure, way), estimate)
+    delta, estimate = displacement(2.5).torsion, displacement(-0.5).torsion
+    sure = torch.full_like(delta, 50.0)
+    edge = torch.full_like(delta, rotamers.HOP)
+    assert torch.allclose(delta + rotamers.blended(estimate, estimate, sure, delta), edge)
+    assert torch.allclose(rotamers.blended(estimate, estimate, -sure, delta), estimate)
     inside = displacement(-2.0).torsion
-    assert torch.allclose(wells.blended(inside, estimate, sure, way), inside)
+    assert torch.allclose(rotamers.blended(inside, estimate, sure, delta), inside)
 
 
 def test_who_turns_further_than_sixty_degrees_has_hopped():
     turns = torch.tensor([59.0, -59.0, 61.0, -179.0]).deg2rad()
-    assert wells.stayed(turns).tolist() == [True, True, False, False]
+    assert rotamers.stayed(turns).tolist() == [True, True, False, False]
 
 
 def windows(count, share, generator):
@@ -114,7 +115,7 @@ def windows(count, share, generator):
 
 
 def last_frame_of(windows):
-    """A fresh denoiser's inputs but for the statics: the last frames of windows, noisy, and those before them."""
+    """A fresh denoiser's inputs but for the static ones: the last frames of windows, noisy, and those before them."""
     features, window, strides = windows
     process, time = Process(ProcessConfig()), torch.full((len(strides), 1), 0.7)
     levels = time, process.alpha(time), process.sigma(time)
@@ -131,15 +132,16 @@ def small_denoiser():
 def test_a_turn_by_a_period_is_none():
     """Half a turn of an aromatic ring leaves it where it is; so does a small turn more."""
     features, window, _, _ = windows(20, 0.0, torch.Generator().manual_seed(0))
-    odds = torch.full((20, 1, 2, 4), 5.0).masked_fill(~features.torsion_mask[:, None, :, 2:], 50.0)
+    log_odds = torch.full((20, 1, 2, 4), 5.0).masked_fill(~features.torsion_mask[:, None, :, 2:], 50.0)
     half = torch.full_like(features.torsion_period, math.pi)
     turned = window[:, 1:]
     turned = Conformation(
         turned.frames, wrap(turned.torsions + math.pi * features.torsion_mask[:, None]), turned.angles
     )
-    staying = well_term(odds, window[:, :1], window[:, 1:], features)
-    torch.testing.assert_close(well_term(odds, window[:, :1], turned, replace(features, torsion_period=half)), staying)
-    assert well_term(odds, window[:, :1], turned, features) > 10 * staying
+    staying = rotamer_term(log_odds, window[:, :1], window[:, 1:], features)
+    alike = replace(features, torsion_period=half)
+    torch.testing.assert_close(rotamer_term(log_odds, window[:, :1], turned, alike), staying)
+    assert rotamer_term(log_odds, window[:, :1], turned, features) > 10 * staying
 
 
 def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
@@ -147,8 +149,8 @@ def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
     share = hops[..., 2:][features.torsion_mask[:, None, :, 2:]].float().mean()
 
     def loss(log_odds):
-        odds = torch.full((500, 1, 2, 4), float(log_odds)).masked_fill(~features.torsion_mask[:, None, :, 2:], 50.0)
-        return well_term(odds, window[:, :1], window[:, 1:], features)
+        log_odds = torch.full((500, 1, 2, 4), float(log_odds)).masked_fill(~features.torsion_mask[:, None, :, 2:], 50.0)
+        return rotamer_term(log_odds, window[:, :1], window[:, 1:], features)
 
     best = torch.log((1 - share) / share)
     entropy = -share * share.log() - (1 - share) * (1 - share).log()
@@ -167,8 +169,8 @@ def test_training_teaches_the_share_of_hops():
         denoising_loss(denoiser, Process(ProcessConfig()), *batch, generator)[0].backward()
         optimizer.step()
     features, window, strides, _ = windows(256, 0.1, generator)
-    odds = denoiser(denoiser.statics(features, window[:, 0]), *last_frame_of((features, window, strides)))[2]
-    stays = odds.sigmoid()[features.torsion_mask[:, None, :, 2:]].mean().item()
+    log_odds = denoiser(denoiser.static_inputs(features, window[:, 0]), *last_frame_of((features, window, strides)))[2]
+    stays = log_odds.sigmoid()[features.torsion_mask[:, None, :, 2:]].mean().item()
     assert 0.85 < stays < 0.95
 
 
@@ -177,7 +179,7 @@ def test_odds_move_side_chains_only():
     features, window, strides, _ = windows(3, 0.5, torch.Generator().manual_seed(0))
 
     def estimate():
-        return denoiser(denoiser.statics(features, window[:, 0]), *last_frame_of((features, window, strides)))[0]
+        return denoiser(denoiser.static_inputs(features, window[:, 0]), *last_frame_of((features, window, strides)))[0]
 
     before = estimate()
     torch.nn.init.normal_(denoiser.wells.bias)

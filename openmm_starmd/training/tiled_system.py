@@ -16,7 +16,7 @@ RESIDUE_LENGTH, SIDE_CHAINS = 0.38, 1.5  # nm: of a stretched chain, and what st
 WAY = 6.0  # nm: what two molecules may come nearer to each other between two returns to their places
 
 
-class Crowd:
+class TiledSystem:
     """Molecules on a cubic grid; a single one stays as it is.
 
     Parameters
