@@ -45,9 +45,11 @@ from openmm_starmd.network.config import ModelConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.parameterization import in_parts
 from openmm_starmd.training.config import TrainingConfig
-from openmm_starmd.training.dataset import Batch, TrajectoryDataset, step_scales
+from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.fitting import trained_model
 from openmm_starmd.training.loop import Run
+from openmm_starmd.training.step_sizes import step_scales
+from openmm_starmd.training.windows import Batch
 
 EMBEDDED = "starmd-peptide"  # its size is that of every variant, without pulls, which not all could have
 STRIDE = 100.0  # ps, of the jumps that are scored and of a model that is not told the stride

@@ -5,7 +5,7 @@
 The folder is laid out as ATLAS is (NAME/NAME.pdb, NAME/NAME_prod_R1_fit.xtc, R2, R3); the split is a CSV file with the
 columns name and release_date (YYYY-MM-DD), of which chains released on or after --after are tested (82 in ATLAS).
 Generated trajectories are NAME.xtc + NAME.pdb in one folder, of any program; with --model they are made there first, by
-the Propagator from NAME.pdb. Scores of a chain are kept in OUTPUT_TASK.jsonl: give the same command again to go on.
+the Propagator from NAME.pdb. Scores of a chain are kept in OUTPUT_TASK.json: give the same command again to go on.
 
 Tasks: 100ns = 80 frames at 1.2 ns, 240ns = 200 frames at 1.2 ns, 1us = 400 frames at 2.5 ns. The frames of a generated
 trajectory are taken to be so far apart whatever times its file states; only so many count.

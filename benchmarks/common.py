@@ -109,6 +109,11 @@ def write(stem, title: str, facts: dict, sections: dict[str, str], results: dict
     lines = [f"# {title}\n", *(f"- {name}: {value}" for name, value in facts.items())]
     lines += [f"\n## {name}\n\n{text}" if name else f"\n{text}" for name, text in sections.items()]
     Path(f"{stem}.md").write_text("\n".join(lines) + "\n")
+    write_json(stem, facts, results)
+
+
+def write_json(stem, facts: dict, results: dict) -> None:
+    """STEM.json with facts and results, for programs and `results_so_far`."""
     Path(f"{stem}.json").write_text(json.dumps(plain({"settings": facts, "results": results}), indent=1) + "\n")
 
 

@@ -4,7 +4,7 @@
 
 The folder holds `clean`, `fast_folders` and `monomers`, where each file has to end in a valid run, and `awkward`, where
 each file has to end in a valid run or in one clear error that names the cause. Finished files are kept as JSON lines
-beside the table (STRUCTURES.jsonl), so that an interrupted run goes on where it was; delete them to measure anew.
+beside the table (STRUCTURES.json), so that an interrupted run goes on where it was; delete them to measure anew.
 
 What happens to a file
 ----------------------
@@ -19,7 +19,6 @@ random weights in small steps about the last conformation, each with the default
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 import traceback
@@ -31,6 +30,7 @@ os.environ.setdefault("OPENMM_CPU_THREADS", "1")
 
 import numpy as np
 import torch
+from common import circumstances, results_so_far, write_json
 from openmm import GBSAOBCForce, NonbondedForce, Platform, System, unit
 from openmm.app import CutoffNonPeriodic, ForceField, HBonds, PDBFile, PDBxFile, Simulation, Topology
 
@@ -286,16 +286,15 @@ def main():
     parser.add_argument("--only-prepare", action="store_true", help="what `prepare` says, without jumps: minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = options.output.with_suffix(".jsonl")
-    rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+    facts, stem = circumstances(), options.output.with_suffix("")
+    rows = results_so_far(stem, facts).get("rows", [])
     known = {(row["file"], row["way"]) for row in rows}
     for path, way in jobs(options.folder, options.only_prepare):
         if (f"{path.parent.name}/{path.name}", way) in known:
             continue
         row = examine(path, way)
         rows.append(row)
-        with lines.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write_json(stem, facts, {"rows": rows})
         print(f"{row['file']} {way}: {row['outcome']} {row.get('text', '')} ({row['seconds']:.1f} s)", flush=True)
         options.output.write_text(table(rows), encoding="utf-8")
     options.output.write_text(table(rows), encoding="utf-8")

@@ -14,8 +14,9 @@ FLOORS = [
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
     "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
     "systems trajectories",
-    "network.config network.invariants network.rotamers network.pulls network.embedding network.attention network.ipa "
-    "network.parameterization network.denoiser",
+    "network.config network.invariants network.rotamers network.pulls network.embedding network.attention "
+    "network.pair_embedding network.ipa network.masks network.block network.parameterization network.reversion "
+    "network.denoiser",
     "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
     "domain model interface propagator plugins elastic",
     "binding relaxation integrator reporters rollout training "

@@ -1,6 +1,6 @@
 """Real structures, from the file to a valid structure after two jumps; the whole table is made by the benchmark."""
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -24,10 +24,9 @@ needs_folder = pytest.mark.skipif(not FOLDER.is_dir(), reason="the folder of str
 
 @pytest.fixture(scope="session")
 def structures():
-    spec = importlib.util.spec_from_file_location("structures", ROOT / "benchmarks" / "structures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("structures")
 
 
 def written(path, topology, positions):
@@ -98,14 +97,14 @@ def test_an_error_is_a_row_and_a_finished_file_is_not_examined_again(structures,
     monkeypatch.setattr(structures, "prepare", lambda path: 1 / 0)
     monkeypatch.setattr("sys.argv", ["structures.py", str(tmp_path), "--output", str(tmp_path / "t.md")])
     structures.main()
-    first = (tmp_path / "t.jsonl").read_text()
-    rows = [json.loads(line) for line in first.splitlines()]
+    first = (tmp_path / "t.json").read_text()
+    rows = json.loads(first)["results"]["rows"]
     assert [(row["way"], row["outcome"]) for row in rows] == [("as it comes", "error"), ("prepared", "error")]
     assert "No template found" in rows[0]["text"] and "DAL 2 of chain A" in rows[0]["tokens"]
     table = (tmp_path / "t.md").read_text()
     assert "DAL 2 of chain A" in table and "ZeroDivisionError" in table
     structures.main()
-    assert (tmp_path / "t.jsonl").read_text() == first
+    assert (tmp_path / "t.json").read_text() == first
 
 
 @needs_folder

@@ -34,7 +34,7 @@ class NetworkConfig:
         Whether pair features include those of the starting conformation.
     reversion : bool
         Whether residues are told how far the previous frame is from the starting conformation, and may be drawn back
-        there (`Denoiser.reverted`): with ``reference_structure``, around the previous frame, with diffused torsions.
+        there (`network.reversion`): with ``reference_structure``, around the previous frame, with diffused torsions.
     burial : bool
         Whether the size of a step depends on how many residues are near in the previous frame, beside the stride:
         around the previous frame.

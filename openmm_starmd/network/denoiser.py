@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from openmm_starmd.geometry.rigid import Rigid, exponential, full_precision
 from openmm_starmd.geometry.torsions import wrap
-from openmm_starmd.network import rotamers
-from openmm_starmd.network.attention import KVCache, SpaceTimeAttention, modulate, rotary_table
+from openmm_starmd.network import reversion, rotamers
+from openmm_starmd.network.attention import KVCache, modulate, rotary_table
+from openmm_starmd.network.block import DiffusionBlock
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.embedding import (
     ConditionEmbedding,
     Conditions,
     FrameInputs,
-    PairEmbedding,
     ResidueEmbedding,
     StaticInputs,
     TimeConditioning,
 )
-from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances, gathered
-from openmm_starmd.network.ipa import InvariantPointAttention
+from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances
+from openmm_starmd.network.masks import masks_behind, token_masks
+from openmm_starmd.network.pair_embedding import PairEmbedding
 from openmm_starmd.network.parameterization import PARAMETERIZATIONS, in_parts
 from openmm_starmd.network.pulls import Pulls
 from openmm_starmd.protein.conformation import Conformation
@@ -38,42 +38,7 @@ from openmm_starmd.protein.displacement import Displacement, centred
 from openmm_starmd.protein.tokens import ResidueFeatures
 
 STEP_STRIDES = 8  # step sizes are tabulated at 10 * 2**k ps
-FARTHEST = (
-    4.0  # sizes of the longest tabulated step, towards which the displacement to the reference structure is bounded
-)
-
-
-class EdgeTransition(nn.Module):
-    """Update of pair features from the residue features of both ends."""
-
-    def __init__(self, width: int, pair_width: int):
-        super().__init__()
-        self.ends = nn.Linear(width, 2 * pair_width)
-        self.layers = nn.Sequential(nn.GELU(), nn.Linear(pair_width, pair_width))
-        self.mix = nn.Linear(pair_width, pair_width)
-
-    def forward(self, s: Tensor, z: Tensor, neighbours: Tensor | None) -> Tensor:
-        """Update pair features ``z`` of residues with features ``s``."""
-        a, b = self.ends(s).chunk(2, -1)
-        b = b[..., None, :, :] if neighbours is None else gathered(b.contiguous(), neighbours)
-        return z + self.layers(self.mix(functional.layer_norm(z, z.shape[-1:])) + a[..., :, None, :] + b)
-
-
-class DiffusionBlock(nn.Module):
-    """One block of the paper's figure 2: IPA, space-time attention, edge transition, frame update."""
-
-    def __init__(self, config: NetworkConfig, last: bool):
-        super().__init__()
-        width = config.width
-        self.ipa = InvariantPointAttention(
-            width, config.pair_width, config.heads, config.query_points, config.value_points
-        )
-        self.transition = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-        self.attention = nn.ModuleList(SpaceTimeAttention(width, config.heads) for _ in range(config.attention_layers))
-        self.edge = None if last else EdgeTransition(width, config.pair_width)
-        self.update = nn.Linear(width, 6)
+FARTHEST = 4.0  # sizes of the longest tabulated step: bound of the displacement to the reference structure
 
 
 class Denoiser(nn.Module):
@@ -220,7 +185,7 @@ class Denoiser(nn.Module):
             noise = conditioning.sigma.index_select(-1, self.parts)
             conditioning = conditioning._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
         if self.reversion and reference is not None:
-            to_reference = self._to_reference(static, previous, reference, FARTHEST * size)
+            to_reference = reversion.to_reference(static, previous, reference, FARTHEST * size)
             residues = residues + self.residues.drawn_back(to_reference, previous, size, static.has_reference)
         return Conditions(
             static,
@@ -245,39 +210,9 @@ class Denoiser(nn.Module):
             apart = apart.masked_fill(~present[..., None, :], torch.inf)
         return apart.topk(count, largest=False).indices
 
-    @full_precision
-    def _to_reference(
-        self, static: StaticInputs, previous: Conformation, reference: Conformation, farthest: Tensor
-    ) -> Displacement:
-        """Displacement from the previous frame to the reference structure; smoothly bounded, 0 without one."""
-        delta = Displacement.between(previous, reference, static.torsion_period)
-        translation, rotation, torsion, angle = farthest.split([1, 1, 6, 1], -1)
-
-        def bounded(x: Tensor, size: Tensor, square: Tensor) -> Tensor:
-            return x * (1 + square / size.square()).rsqrt()
-
-        delta = Displacement(
-            bounded(delta.translation, translation, delta.translation.square().sum(-1, keepdim=True)),
-            bounded(delta.rotation, rotation, delta.rotation.square().sum(-1, keepdim=True)),
-            bounded(delta.torsion, torsion, delta.torsion.square()) * static.torsion_mask,
-            bounded(delta.angle, angle[..., 0], delta.angle.square()),
-        )
-        return delta if static.has_reference is None else delta.scaled(static.has_reference[..., 0].expand(-1, 1, 4))
-
     def mask_behind(self, cache: KVCache, room: int, residues: int):
-        """Masks, for `encode` and `denoise`, of a frame that is the last of ``room`` frames in the cache.
-
-        It sees the ``cache.n_frames`` first ones and itself. None where that is all.
-        """
-        if room == cache.n_frames + 1:
-            return None
-        device = cache.keys.device
-        frame = torch.arange(room, device=device)
-        sees = (frame < cache.n_frames) | (frame == room - 1)
-        if not self.config.joint_attention:
-            return self._token_mask(sees[None], residues)
-        bias = torch.zeros(room, dtype=cache.keys.dtype, device=device).masked_fill(~sees, -torch.inf)
-        return 2 * (bias[:, None].expand(room, residues).reshape(1, -1),)  # as attention kernels want it
+        """Masks of `masks_behind` for the attention of this network."""
+        return masks_behind(cache, room, residues, self.config.joint_attention)
 
     @torch.no_grad()
     def encode(self, static: StaticInputs, context: FrameInputs, cache: KVCache, mask=None) -> KVCache:
@@ -288,7 +223,7 @@ class Denoiser(nn.Module):
         n, frames, device = static.features.residue_type.shape[-1], len(context.index), context.time.device
         if mask is None and (frames > 1 or not self.config.joint_attention):
             known, own = (torch.ones(frames, m, dtype=torch.bool, device=device) for m in (cache.n_frames, frames))
-            mask = self._token_mask(torch.cat([known, own.tril()], 1), n)
+            mask = token_masks(torch.cat([known, own.tril()], 1), n, self.config.joint_attention)
         conditioning = self.time_conditioning(context.time, context.alpha, context.sigma, context.stride)
         conditions = self.conditions(static, context.previous, conditioning, context.index, context.reference)
         self._trunk(conditions, context.conformation, mask, cache)
@@ -302,7 +237,7 @@ class Denoiser(nn.Module):
         """
         if mask is None and not self.config.joint_attention:
             sees = torch.ones(1, cache.n_frames + 1, dtype=torch.bool, device=noisy.device)
-            mask = self._token_mask(sees, noisy.shape[-1])
+            mask = token_masks(sees, noisy.shape[-1], self.config.joint_attention)
         return self._answer(conditions, noisy, *self._trunk(conditions, noisy, mask, cache))[0]
 
     def forward(
@@ -331,7 +266,7 @@ class Denoiser(nn.Module):
         earlier = frames.index[:, None] > frames.index[None]
         same = torch.eye(len(is_noisy), dtype=torch.bool, device=is_noisy.device)
         sees = (earlier & ~is_noisy[None]) | same
-        mask = self._token_mask(sees, static.features.residue_type.shape[-1], static.present)
+        mask = token_masks(sees, static.features.residue_type.shape[-1], self.config.joint_attention, static.present)
         conditioning = self.time_conditioning(frames.time, frames.alpha, frames.sigma, frames.stride)
         conditions = self.conditions(static, frames.previous, conditioning, frames.index, frames.reference)
         s, estimate, delta, log_odds = self._trunk(conditions, frames.conformation, mask)
@@ -342,24 +277,6 @@ class Denoiser(nn.Module):
         trunk = s[:, split:], of_noisy(estimate), of_noisy(delta), None if log_odds is None else log_odds[:, split:]
         displacement, scale, log_odds = self._answer(conditions.behind(split), noisy.conformation, *trunk)
         return displacement, self.parameterization.unit_of_loss(scale, noisy.sigma), log_odds
-
-    def _token_mask(self, sees: Tensor, n_residues: int, present: Tensor | None = None):
-        """Masks (T * N, M * N) of the even and of the odd layers; they differ in separable attention only.
-
-        With padding they are (B, 1, T * N, M * N), and tokens of padding are seen by none but themselves.
-        """
-        joint = sees.repeat_interleave(n_residues, 0).repeat_interleave(n_residues, 1)
-        if present is not None:
-            keys = present[:, 0].repeat(1, sees.shape[1])[:, None, None]
-            joint = joint & (keys | torch.eye(*joint.shape, dtype=torch.bool, device=joint.device))
-        if self.config.joint_attention:
-            return joint, joint
-        residue = torch.arange(n_residues, device=sees.device)
-        same_residue = residue.repeat(sees.shape[0])[:, None] == residue.repeat(sees.shape[1])[None]
-        rows = torch.arange(sees.shape[0], device=sees.device) + sees.shape[1] - sees.shape[0]
-        same_frame = rows[:, None] == torch.arange(sees.shape[1], device=sees.device)[None]
-        same_frame = same_frame.repeat_interleave(n_residues, 0).repeat_interleave(n_residues, 1)
-        return joint & same_frame, joint & same_residue
 
     def _trunk(self, conditions: Conditions, conformation: Conformation, mask, cache: KVCache | None = None):
         """All blocks over frames (B, T, N): residue features, estimate, displacement from the last frame, log-odds.
@@ -375,15 +292,21 @@ class Denoiser(nn.Module):
         neighbours = conditions.neighbours
         z = self.pairs(conditions.pairs, conformation, previous, conditions.previous_atoms, neighbours, static)
         modulation = conditions.modulation.unbind(-2)
-        advance = self._advance
-        if self.checkpointing and torch.is_grad_enabled():
-            advance = partial(checkpoint, self._advance, use_reentrant=False, preserve_rng_state=False)
         for k, block in enumerate(self.blocks):
+            advance = block
+            if self.checkpointing and torch.is_grad_enabled():
+                advance = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             layers = range(k * len(block.attention), (k + 1) * len(block.attention))
             attend = [self._attend(i, modulation, mask, cache, s.shape) for i in layers]
-            arguments = scale, conformation, conditions.rotary, attend, neighbours, static.present
-            s, z, estimate = advance(block, s, z, estimate, *arguments)
+            arguments = scale, conformation.frames, conditions.rotary, attend, neighbours, static.present
+            s, z, estimate = advance(s, z, estimate, *arguments)
         return s, replace(estimate, translation=centred(estimate.translation, static.present)), delta, log_odds
+
+    @staticmethod
+    def _attend(layer: int, modulation: list[Tensor], mask, cache: KVCache | None, shape: torch.Size):
+        """Modulation, mask and cache of an attention layer."""
+        room = cache and cache.layer(layer, *shape[1:3])
+        return modulation[6 * layer : 6 * layer + 6], mask[layer % 2] if mask else None, room
 
     def _answer(
         self, conditions: Conditions, conformation: Conformation, s: Tensor, estimate: Displacement, delta, log_odds
@@ -394,7 +317,7 @@ class Denoiser(nn.Module):
         s = modulate(s, shift, gain)
         estimate = self._with_torsions(self.torsions(s), estimate, scale, static.torsion_mask, conformation)
         if conditions.to_reference is not None:
-            estimate = self.reverted(conditions, conformation, estimate, self.reversion(s))
+            estimate = reversion.reverted(conditions, conformation, estimate, self.reversion(s))
         if self.wells:
             learned, further = self.wells(s).chunk(2, -1)
             log_odds = log_odds[..., rotamers.CHI, 0] + learned
@@ -407,58 +330,6 @@ class Denoiser(nn.Module):
         if self.pulls:
             estimate = self.pulls(static.pull_inputs, conditions.previous_distances, conformation, estimate, scale)
         return self.parameterization.to_score(estimate, conditions, conformation), scale, log_odds
-
-    @staticmethod
-    @full_precision
-    def reverted(
-        conditions: Conditions, conformation: Conformation, estimate: Displacement, shares: Tensor
-    ) -> Displacement:
-        """Estimate if steps are normal about a point between the previous frame and the reference structure.
-
-        The first estimate (`AroundPrevious`) has the previous frame as the mean of the step. A step of an
-        Ornstein-Uhlenbeck process has it moved by learned ``shares`` (B, T, N, 9) of the displacement to the
-        reference; what it means for the denoised frame is that times the share of noise in the variance.
-        """
-        delta, part = conditions.to_reference, in_parts(shares * conditions.levels[..., 1])
-        axes = conformation.frames.rotations.transpose(-1, -2) @ conditions.previous.frames.rotations
-        return Displacement(
-            centred(estimate.translation + part.translation * delta.translation, conditions.static.present),
-            estimate.rotation + part.rotation * (axes @ delta.rotation[..., None])[..., 0],
-            estimate.torsion + part.torsion * delta.torsion,
-            estimate.angle + part.angle * delta.angle,
-        )
-
-    @staticmethod
-    def _attend(layer: int, modulation: list[Tensor], mask, cache: KVCache | None, shape: torch.Size):
-        """Modulation, mask and cache of an attention layer."""
-        room = cache and cache.layer(layer, *shape[1:3])
-        return modulation[6 * layer : 6 * layer + 6], mask[layer % 2] if mask else None, room
-
-    def _advance(self, block: DiffusionBlock, s, z, estimate, scale, conformation, rotary, attend, neighbours, present):
-        """One block: residue and pair features, and the estimate."""
-        moved = self._moved(conformation, estimate)
-        s = s + block.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved, neighbours, present)
-        s = s + block.transition(s)
-        for layer, (modulation, mask, cache) in zip(block.attention, attend, strict=True):
-            s = layer(s, modulation, rotary, mask, cache)
-        if block.edge is not None:
-            z = block.edge(s, z, neighbours)
-        local, turn = block.update(s).split(3, -1)
-        step = (moved.rotations @ local[..., None])[..., 0]
-        estimate = replace(
-            estimate,
-            translation=estimate.translation + scale.translation * step,
-            rotation=estimate.rotation + scale.rotation * turn,
-        )
-        return s, z, estimate
-
-    @staticmethod
-    @full_precision
-    def _moved(conformation: Conformation, estimate: Displacement) -> Rigid:
-        """Frames at the present estimate; no gradient runs through them (AlphaFold 2, algorithm 20)."""
-        frames = conformation.frames
-        turn = exponential(estimate.rotation.detach())
-        return Rigid(frames.rotations @ turn, frames.translations + estimate.translation.detach())
 
     def _with_torsions(self, out: Tensor, estimate, scale, mask: Tensor, conformation: Conformation):
         """Estimate completed by the torsion head's output (B, T, N, 7 or 14)."""

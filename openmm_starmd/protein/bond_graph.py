@@ -2,7 +2,8 @@
 
 Groups of atoms that turn together come from bonds, never from atom tables: so hydrogens, protonation, caps and terminal
 variants need no names. Bonds between residues (peptide bonds, disulfides) and proline's N-CD are cut, so the graph of a
-token holds its residue and the caps beside it.
+token holds its residue and the caps beside it. The module is long because every question that it answers, from the
+variant of a token to the rings, walks over the same private bonds.
 """
 
 from __future__ import annotations

@@ -82,19 +82,8 @@ class Ensemble:
         return replace(self, new_propagator=self.new_propagator.on(device))
 
     @cached_property
-    def _described(self) -> tuple[str, bytes]:
-        """Name and identity of the propagators; their caches need not travel with the ensemble."""
-        propagator = self._create_propagator()
-        return propagator.name, propagator.identity
-
-    @property
-    def model_name(self) -> str:
-        """Name of the model in messages."""
-        return self._described[0]
-
-    @cached_property
     def _identity(self) -> str:
-        relaxation, model = self._relaxes and self.relaxation, self._described[1].hex()
+        relaxation, model = self._relaxes and self.relaxation, self._create_propagator().identity.hex()
         return f"{model} {self.stride:g} {self.temperature:g} {self.seed} {relaxation}"
 
     @property

@@ -14,7 +14,9 @@ from openmm_starmd.geometry.rigid import Rigid, exponential, superpose
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.systems import build_peptide
-from openmm_starmd.training.dataset import STEP_STRIDES, TrajectoryDataset, aligned, step_scales
+from openmm_starmd.training.dataset import TrajectoryDataset
+from openmm_starmd.training.step_sizes import STEP_STRIDES, step_scales
+from openmm_starmd.training.windows import aligned
 from openmm_starmd.trajectories import encoding
 from openmm_starmd.trajectories.times import frame_interval
 

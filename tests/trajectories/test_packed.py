@@ -20,7 +20,8 @@ from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.systems import build_peptide
 from openmm_starmd.training import dataset as dataset_module
-from openmm_starmd.training.dataset import TrajectoryDataset, step_scales
+from openmm_starmd.training.dataset import TrajectoryDataset
+from openmm_starmd.training.step_sizes import step_scales
 from openmm_starmd.trajectories import Folder, encoding, packed, reader
 
 
