@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 import warnings
 
 from openmm import LangevinMiddleIntegrator, unit
 from openmm.app import Topology
 
+from openmm_starmd.binding.bias import Bias
 from openmm_starmd.binding.bound import CLOCK, PHYSICS, BoundIntegrator
 from openmm_starmd.binding.context import (
     checkedPositions,
-    checkIntegrator,
     checkSystem,
     drawVelocities,
     refuseWater,
+    unwatched,
     watchContexts,
 )
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.history_tracker import HistoryTracker
-from openmm_starmd.binding.jump import JumpKernel, Origin
+from openmm_starmd.binding.jump import JumpKernel
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
-from openmm_starmd.domain import Violation
+from openmm_starmd.domain import Violation, warn_of_numbering
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.units import require, valueIn, wholeNumber
 
@@ -57,9 +56,9 @@ class StarMDIntegrator(BoundIntegrator):
     conformations anew. A copy or an unpickled
     StarMDIntegrator is a new one with the same settings; an XML round trip loses the model and ends in an error.
 
-    OpenMM's `Simulation.runForClockTime` looks at the clock every ten steps, that is, after ten jumps: the run can last
-    longer by as much. Forces that the model was not trained with, restraints and biases among them, act in the
-    relaxation alone; a warning names them when the Context is created.
+    OpenMM's `Simulation.runForClockTime` looks at the clock every ten jumps and can last longer by as much. Restraints
+    and biases act on the jumps where ``biasForceGroups`` names their force groups. All other forces that the model was
+    not trained with act in the relaxation alone; a warning names them when the Context is created.
 
     For the model see Shoghi et al., "Scalable Spatio-Temporal SE(3) Diffusion for Long-Horizon Protein Dynamics"
     (https://arxiv.org/abs/2602.02128).
@@ -81,6 +80,8 @@ class StarMDIntegrator(BoundIntegrator):
         strict=True,
         schedule=HybridSchedule(1, 0),
         physicalIntegrator=None,
+        biasForceGroups=None,
+        biasCandidates=1,
     ):
         """Create a StarMDIntegrator.
 
@@ -115,6 +116,12 @@ class StarMDIntegrator(BoundIntegrator):
         physicalIntegrator : Integrator, optional
             What `stepPhysical` and the segments of the schedule run; any integrator of OpenMM without a Context.
             By default a LangevinMiddleIntegrator with 1/ps and the time step of the relaxation.
+        biasForceGroups : set of int, optional
+            Force groups of restraints and biases. A jump is accepted by their energy, so that the ensemble is the
+            biased one as far as unbiased jumps are reversible. A rejected jump keeps its conformation; its time passes.
+            The relaxation leaves them out, and physical steps feel them.
+        biasCandidates : int
+            Conformations of a jump among which the bias chooses (multiple-try Metropolis), for biases that accept few.
         """
         super().__init__()
         self._settings = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -132,12 +139,13 @@ class StarMDIntegrator(BoundIntegrator):
         )
         require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
-        refuse_missing_hydrogens(topology)
+        refuse_missing_atoms(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
         self._propagator = self._createPropagator(stepSize, self._temperature)
         if not self._relaxation.steers:
             refuseWater(topology)
+        self._bias = Bias.of(biasForceGroups, biasCandidates, self._relaxation.steers)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
         store = HistoryStore(
@@ -148,11 +156,14 @@ class StarMDIntegrator(BoundIntegrator):
             self._propagator.identity,
             self._relaxation.scratch,
         )
+        store.setIntegrationForceGroups(self._bias.others)
         if self._relaxation.active:
             self._relaxation.addProgram(store)
         self._gate, self._tracker = self._createGate(), HistoryTracker(store, self._tokens, self._random)
         molecules = MoleculeImages(topology, self._tokens.protein_atoms.tolist())
-        self._adopt(self._createPhysics(physicalIntegrator), store, molecules, randomSeed)
+        if physicalIntegrator is None:
+            physicalIntegrator = LangevinMiddleIntegrator(self._temperature, 1.0, self._relaxation.timeStep)
+        self._adopt(physicalIntegrator, store, molecules, randomSeed)
         self.setCurrentIntegrator(CLOCK if schedule.learnedSteps else PHYSICS)
         self._statistics = JumpStatistics()
 
@@ -193,43 +204,27 @@ class StarMDIntegrator(BoundIntegrator):
     def _jump(self, context, saved: bytes):
         """History of past conformations -> propagator -> conformation -> atom positions -> relaxation -> Context."""
         self.setCurrentIntegrator(CLOCK)
-        origin = self._origin(context, saved)
-        time, count = context.getTime(), context.getStepCount()
+        time, count, kernel, accepted = context.getTime(), context.getStepCount(), self._kernel(), True
+        origin = kernel.origin(context, self._store.excess, self._checkPositions, saved)
         self._statistics.startJump()
-        proposal = self._kernel().propose(context, origin, self._random)
-        drawVelocities(context, self._particles.masses, self._temperature, self._random("velocities", proposal.retries))
+        if self._bias.groups:
+            proposal, accepted = self._bias.propose(kernel, context, origin, self._random)
+        else:
+            proposal = kernel.propose(context, origin, self._random)
+        if accepted:
+            self._tracker.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
+            self._store.excess = self._gate.excess(proposal.energies[-1] - origin.base, self._particles.freedoms)
+        else:
+            unwatched(context, "loadCheckpoint", saved)
+        drawVelocities(context, self._particles.masses, self._temperature, self._random("velocities", proposal.attempt))
         context.setTime(time + self._propagator.stride * unit.picoseconds)
         context.setStepCount(count + 1)
-        self._tracker.add(self._propagator, origin.history, proposal.positions, proposal.shifts, proposal.generator)
-        self._store.excess = self._gate.excess(proposal.energies[-1] - origin.base, self._particles.freedoms)
         self._store.jump += 1
-        self._statistics.finishJump(proposal.retries, proposal.repaired, proposal.energies)
-
-    def _origin(self, context, saved: bytes) -> Origin:
-        """Where the Context is, and the history that leads there."""
-        if self._particles.hasVirtualSites:
-            context.computeVirtualSites()
-        positions, shifts = self._particles.wholeMolecules(context.getState(positions=True))
-        base = context.getState(energy=True).getPotentialEnergy()._value
-        if self._tracker.known(self._propagator, positions - shifts) is None:
-            self._checkPositions(positions)
-        else:
-            base -= self._store.excess
-        return Origin(positions, shifts, base, self._tracker.history(self._propagator, positions, shifts), saved)
+        self._statistics.finishJump(proposal.attempt, proposal.repaired, proposal.energies, accepted)
 
     def _kernel(self) -> JumpKernel:
-        return JumpKernel(
-            self._propagator,
-            self._gate,
-            self._relaxation,
-            self._held,
-            CLOCK,
-            self._particles,
-            self._temperature,
-            self._maxRetries,
-            self._statistics,
-            self._outside,
-        )
+        own = self._propagator, self._gate, self._tracker, self._relaxation, self._held, CLOCK, self._particles
+        return JumpKernel(*own, self._temperature, self._maxRetries, self._statistics, self._outside, self._bias.others)
 
     def _checkPositions(self, positions):
         """Compare positions that a history starts with, and that nobody has seen before, with the domain."""
@@ -265,6 +260,10 @@ class StarMDIntegrator(BoundIntegrator):
         A step does so by itself; this is for those who have just loaded a checkpoint or State.
         """
         self._store.read(self._propagator.device)
+
+    def getIntegrationForceGroups(self):
+        """Get the force groups of the physical integrator, as bits: reporters show their energy."""
+        return self.getIntegrator(PHYSICS).getIntegrationForceGroups()
 
     def getStepSize(self):
         """Get the stride, ps; with physical segments the mean time of the steps of a cycle.
@@ -311,11 +310,12 @@ class StarMDIntegrator(BoundIntegrator):
         dict
             Jumps taken (``steps``), conformations that were given up and ``resampled``, jumps whose conformation was
             ``repaired`` (the residues that failed the checks were sampled again, the rest was held), and the
-            ``acceptance``: the shares of the ``steps + resampled`` conformations that were accepted at ``firstTry``
-            and ``afterRepair`` (both kinds together), None before the first. ``failed`` checks by kind, before repairs;
-            wall ``seconds`` by phase; and the ``last`` jump: its ``retries``, whether it was ``repaired``, ``failed``
-            checks, ``energyBefore`` and ``energyAfter`` relaxation (potential energy, kJ/mol) and wall ``seconds``;
-            None before the first.
+            ``acceptance``: the shares of the sampled conformations that passed the checks at ``firstTry`` and
+            ``afterRepair`` (both kinds together). ``bias`` counts the jumps that the bias has ``accepted`` and
+            ``rejected``, with the share as ``acceptance``. Shares are None before the first. ``failed`` checks by kind,
+            before repairs; wall ``seconds`` by phase; and the ``last`` jump: its ``retries``, whether it was
+            ``repaired``, ``failed`` checks, ``energyBefore`` and ``energyAfter`` relaxation (potential energy without
+            the bias, kJ/mol) and wall ``seconds``; None before the first.
         """
         return self._statistics.asDict()
 
@@ -329,48 +329,23 @@ class StarMDIntegrator(BoundIntegrator):
         """
         topology = self._settings["topology"]
         checkSystem(system, topology.getNumAtoms(), self._tokens)
-        if unknown := unknownForces(system, topology, self._tokens, self._newPropagator.force_field):
+        warn_of_numbering(self._tokens)
+        self._bias.check(system)
+        if unknown := unknownForces(system, topology, self._tokens, self._newPropagator.force_field, self._bias.groups):
             warnings.warn(
                 f"Model {self._propagator.name!r} was not trained with {'; '.join(unknown)}. This acts in the "
-                "relaxation after each jump and in physical steps; the jumps know nothing of it.",
+                "relaxation after each jump and in physical steps; the jumps know nothing of it. A restraint or bias "
+                "acts on the jumps, too, where biasForceGroups names its force group.",
                 stacklevel=5,
             )
         self._chooseSeed()
 
     def _createGate(self) -> ValidityGate:
-        topology = self._settings["topology"]
-        return ValidityGate(topology, self._tokens, self._temperature, self._relaxation.active)
+        return ValidityGate(self._settings["topology"], self._tokens, self._temperature, self._relaxation.active)
 
     def _createPropagator(self, stride: float, temperature: float) -> JumpPropagator:
-        frames, denoising = self._settings["contextFrames"], self._settings["denoisingSteps"]
-        settings = {"context_frames": frames, "denoising_steps": denoising}
-        return self._newPropagator(self._tokens, stride, temperature, **settings)
-
-    def _createPhysics(self, integrator):
-        if integrator is None:
-            return LangevinMiddleIntegrator(self._temperature, 1.0, self._relaxation.timeStep)
-        checkIntegrator(integrator)
-        self._settings["physicalIntegrator"] = None  # copies take what becomes of it
-        return integrator
-
-    def __deepcopy__(self, memo):
-        return _create(*self.__reduce__()[1])
-
-    __copy__ = functools.partialmethod(__deepcopy__, None)
-
-    def __reduce__(self):
-        physics = copy.deepcopy(self.getIntegrator(PHYSICS))
-        if self._seedsPhysics:
-            physics.setRandomNumberSeed(0)
-        present = {"physicalIntegrator": physics, "randomSeed": self._givenSeed}
-        return _create, (self._settings | present, self.getConstraintTolerance())
-
-
-def _create(settings, constraintTolerance: float) -> StarMDIntegrator:
-    """A new integrator with the settings of another one, the present ones of its physical integrator included."""
-    integrator = StarMDIntegrator(**settings)
-    integrator.setConstraintTolerance(constraintTolerance)
-    return integrator
+        given = {"context_frames": self._settings["contextFrames"], "denoising_steps": self._settings["denoisingSteps"]}
+        return self._newPropagator(self._tokens, stride, temperature, **given)
 
 
 watchContexts()

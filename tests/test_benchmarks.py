@@ -692,3 +692,20 @@ def test_the_cost_of_training_is_measured(run, tmp_path):
     assert passes["ratio"] == pytest.approx(times[0] / times[1])
     assert 0.9 * memory["kept (MB)"] > memory["checkpointed (MB)"] > 1
     assert "| 3 residues, 2 windows |" in text and "| 32 residues, 4 frames |" in text
+
+
+@pytest.mark.parametrize("broken", [0.0, 0.5])
+def test_the_imbalance_of_jumps_is_told_beyond_its_noise(script, broken):
+    """Poisson counts whose rates there and back have the ratio exp(broken)."""
+    there = np.triu(np.ones((12, 12)), 1)
+    rates = 400 * np.exp(0.5 * broken * (there - there.T))
+    chi2, beyond = script("bias").imbalance(np.random.default_rng(1).poisson(rates).astype(float))
+    assert beyond == pytest.approx(broken, abs=0.06)
+    assert (0.7 < chi2 < 1.4) if not broken else chi2 > 4
+
+
+def test_moments_under_a_bias_are_reweighted(script):
+    """A normal variable under a linear bias of b kT moves by -b times its variance and keeps its spread."""
+    bias = script("bias")
+    values = np.random.default_rng(2).normal(size=40_000)
+    assert bias.moments(values, np.exp(-0.5 * values)) == pytest.approx([-0.5, 1.0], abs=0.03)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import secrets
 import weakref
 from contextlib import contextmanager
 
 from openmm import CompoundIntegrator, Integrator, State
 
-from openmm_starmd.binding.context import unwatched
+from openmm_starmd.binding.context import checkIntegrator, unwatched
 from openmm_starmd.binding.loading import Loader
 from openmm_starmd.binding.particles import Particles
 from openmm_starmd.binding.periodic import MoleculeImages
@@ -23,11 +25,15 @@ PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for t
 class BoundIntegrator(CompoundIntegrator):
     """A physical integrator and a HistoryStore in one, bound to the Context that they are used in.
 
-    A subclass calls `_adopt` in its constructor, before anything else of this class.
+    A subclass keeps the arguments of its constructor in ``_settings``, and calls `_adopt` there.
     """
+
+    _settings: dict
 
     def _adopt(self, physics: Integrator, store: HistoryStore, molecules: MoleculeImages, randomSeed: int):
         """Take the children, and a random number seed; 0 lets one be chosen."""
+        checkIntegrator(physics)
+        self._settings["physicalIntegrator"] = None  # copies take what becomes of it
         self._store, self._loader, self._molecules = store, Loader(store), molecules
         self._seedsPhysics = hasattr(physics, "setRandomNumberSeed") and physics.getRandomNumberSeed() == 0
         self.addIntegrator(physics)
@@ -122,3 +128,22 @@ class BoundIntegrator(CompoundIntegrator):
         """Seed of a draw of this jump."""
         stream = [self._store.stream] if self._store.stream else []
         return derived(self.getRandomNumberSeed(), self._store.jump, number, purpose, *stream)
+
+    def __deepcopy__(self, memo):
+        return _create(*self.__reduce__()[1])
+
+    __copy__ = functools.partialmethod(__deepcopy__, None)
+
+    def __reduce__(self):
+        physics = copy.deepcopy(self.getIntegrator(PHYSICS))
+        if self._seedsPhysics:
+            physics.setRandomNumberSeed(0)
+        present = {"physicalIntegrator": physics, "randomSeed": self._givenSeed}
+        return _create, (type(self), self._settings | present, self.getConstraintTolerance())
+
+
+def _create(kind: type[BoundIntegrator], settings: dict, constraintTolerance: float) -> BoundIntegrator:
+    """A new integrator with the settings of another one, the present ones of its physical integrator included."""
+    integrator = kind(**settings)
+    integrator.setConstraintTolerance(constraintTolerance)
+    return integrator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from functools import cache
 
 import numpy as np
@@ -35,7 +36,13 @@ EWALD = openmm.NonbondedForce.Ewald, openmm.NonbondedForce.PME, openmm.Nonbonded
 FF14SB = "amber14/protein.ff14SB.xml"
 
 
-def unknownForces(system: openmm.System, topology: Topology, tokens: ResidueTokens, trainedWith: str) -> list[str]:
+def unknownForces(
+    system: openmm.System,
+    topology: Topology,
+    tokens: ResidueTokens,
+    trainedWith: str,
+    biasGroups: Collection[int] = (),
+) -> list[str]:
     """Parts of a System that a model does not know: restraints, biases, solvent, force field, short cutoffs.
 
     Parameters
@@ -46,13 +53,15 @@ def unknownForces(system: openmm.System, topology: Topology, tokens: ResidueToke
         Of its protein.
     trainedWith : str
         The ``force_field`` of the model's domain. Solvent and parameters are compared where it names OBC2 and ff14SB.
+    biasGroups : collection of int
+        Force groups that jumps know as their bias.
     """
-    forces = list(system.getForces())
+    forces = [force for force in system.getForces() if force.getForceGroup() not in biasGroups]
     found = [f"the {_called(force)}" for force in forces if not isinstance(force, ORDINARY)]
     found += _restraints(forces, topology)
     if "OBC2" in trainedWith:
         found += _solvent(forces, topology)
-    if "ff14SB" in trainedWith and _differsFromFF14SB(system, topology, tokens):
+    if "ff14SB" in trainedWith and _differsFromFF14SB(forces, topology, tokens):
         found.append("a force field other than ff14SB")
     return [*found, *_shortCutoffs(forces)]
 
@@ -93,7 +102,7 @@ def _isOBC2(force: openmm.CustomGBForce) -> bool:
     return any("4.85*psi^3" in value.replace(" ", "") for value in values)
 
 
-def _differsFromFF14SB(system: openmm.System, topology: Topology, tokens: ResidueTokens) -> bool:
+def _differsFromFF14SB(forces: Sequence[openmm.Force], topology: Topology, tokens: ResidueTokens) -> bool:
     """True if charges, Lennard-Jones parameters or the strength of the torsions differ; only a protein is compared."""
     if len(tokens.protein_atoms) != topology.getNumAtoms():
         return False
@@ -101,7 +110,7 @@ def _differsFromFF14SB(system: openmm.System, topology: Topology, tokens: Residu
         reference = _ff14sb().createSystem(topology)
     except ValueError:  # no template: nothing to compare with
         return False
-    ours, theirs = _parameters(system), _parameters(reference)
+    ours, theirs = _parameters(forces), _parameters(list(reference.getForces()))
     return ours is not None and not all(map(_alike, ours, theirs))
 
 
@@ -115,9 +124,8 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     return np.allclose(a, b, rtol=2e-3, atol=1e-3)
 
 
-def _parameters(system: openmm.System) -> tuple[np.ndarray, np.ndarray] | None:
+def _parameters(forces: Sequence[openmm.Force]) -> tuple[np.ndarray, np.ndarray] | None:
     """Charge (e), sigma (nm) and epsilon (kJ/mol) of each atom, and the sum of all torsions' constants (kJ/mol)."""
-    forces = system.getForces()
     nonbonded = next((force for force in forces if isinstance(force, openmm.NonbondedForce)), None)
     if nonbonded is None:
         return None

@@ -51,11 +51,11 @@ class HistoryTracker:
         """
         known = self.known(propagator, positions - shifts)
         if known is None:
-            return propagator.start(self._measured(positions))
+            return propagator.start(self.measured(positions))
         if not self._store.elapsed:
             return known
         noise = self._generator(propagator, "physical", 0)
-        return propagator.replace(known, self._measured(positions), self._store.elapsed, noise)
+        return propagator.replace(known, self.measured(positions), self._store.elapsed, noise)
 
     def known(self, propagator: JumpPropagator, stored: np.ndarray) -> History | None:
         """History in the store, if the backbone is still where it was then; ``stored`` positions are the Context's."""
@@ -67,7 +67,7 @@ class HistoryTracker:
 
     def add(self, propagator, history: History, positions, shifts, generator, time: float | None = None):
         """Let ``history`` go on to the present positions, one stride or ``time`` (ps) later."""
-        extended = propagator.extend(history, self._measured(positions), generator, time)
+        extended = propagator.extend(history, self.measured(positions), generator, time)
         self._store.write(extended, self._backboneOf(positions - shifts))
 
     def follow(self, propagator: JumpPropagator, positions, shifts, time: float, step: int):
@@ -81,7 +81,8 @@ class HistoryTracker:
             self._store.write(history, self._backboneOf(positions - shifts))
             self._store.elapsed = elapsed
 
-    def _measured(self, positions: np.ndarray) -> Conformation:
+    def measured(self, positions: np.ndarray) -> Conformation:
+        """Conformation (1, N) of positions (A, 3), nm."""
         return from_positions(torch.from_numpy(positions), self._tokens)[None]
 
     def _backboneOf(self, positions: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from openmm import Context, OpenMMException, State
 
 from openmm_starmd.binding.context import unwatched
 from openmm_starmd.binding.gate import Failures, ValidityGate
+from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.particles import Particles
 from openmm_starmd.binding.repair import repair
 from openmm_starmd.binding.statistics import JumpStatistics
@@ -62,8 +63,8 @@ class Proposal:
         As of an Origin.
     energies : list of float
         Potential energies before and after relaxation, kJ/mol.
-    retries : int
-        Conformations that were given up before.
+    attempt : int
+        Number of conformations that were given up before.
     repaired : bool
         Whether some of its residues were sampled again.
     generator : torch.Generator
@@ -73,7 +74,7 @@ class Proposal:
     positions: np.ndarray
     shifts: np.ndarray
     energies: list[float]
-    retries: int
+    attempt: int
     repaired: bool
     generator: torch.Generator
 
@@ -82,12 +83,11 @@ class Proposal:
 class JumpKernel:
     """The transition of one stride, without clock and velocities.
 
-    A conformation that fails the checks is repaired once; if it fails again, a new one is sampled.
-
     Parameters
     ----------
     propagator : JumpPropagator
     gate : ValidityGate
+    tracker : HistoryTracker
     relaxation : Relaxation
     held : array of int
         Atoms that the relaxation restrains.
@@ -100,10 +100,13 @@ class JumpKernel:
     statistics : JumpStatistics
     outside : callable
         Returns the violations of the model's domain, for the error.
+    groups : set of int
+        Force groups of the energies; all but those of a bias.
     """
 
     propagator: JumpPropagator
     gate: ValidityGate
+    tracker: HistoryTracker
     relaxation: object
     held: np.ndarray
     child: int
@@ -112,6 +115,43 @@ class JumpKernel:
     maxRetries: int
     statistics: JumpStatistics
     outside: Callable[[], list[Violation]]
+    groups: set[int]
+
+    def origin(self, context: Context, excess: float, check: Callable[[np.ndarray], None], checkpoint: bytes) -> Origin:
+        """Where the Context is, and the history that leads there.
+
+        Parameters
+        ----------
+        context : Context
+        excess : float
+            Energy of a conformation that the history knows, above its base, kJ/mol.
+        check : callable
+            Called with positions (A, 3) that the history does not know.
+        checkpoint : bytes
+            Of the Context.
+        """
+        if self.particles.hasVirtualSites:
+            context.computeVirtualSites()
+        positions, shifts = self.particles.wholeMolecules(context.getState(positions=True))
+        base = self._energy(context.getState(energy=True, groups=self.groups))
+        if self.tracker.known(self.propagator, positions - shifts) is None:
+            check(positions)
+        else:
+            base -= excess
+        return Origin(positions, shifts, base, self.tracker.history(self.propagator, positions, shifts), checkpoint)
+
+    def arrived(self, origin: Origin, proposal: Proposal, checkpoint: bytes) -> Origin:
+        """Where a proposal, whose atoms a checkpoint holds, has led to."""
+        base = proposal.energies[-1] - self.gate.excess(proposal.energies[-1] - origin.base, self.particles.freedoms)
+        after = self.tracker.measured(proposal.positions)
+        history = self.propagator.extend(origin.history, after, proposal.generator)
+        return Origin(proposal.positions, proposal.shifts, base, history, checkpoint)
+
+    def renewed(self, origin: Origin, seed: int) -> Origin:
+        """The origin with another context copy of its last conformation."""
+        generator = torch.Generator(self.propagator.device).manual_seed(seed)
+        here = self.tracker.measured(origin.positions)
+        return replace(origin, history=self.propagator.replace(origin.history, here, 0.0, generator))
 
     def propose(self, context: Context, origin: Origin, random: Random) -> Proposal:
         """Sample, check and relax until a conformation passes; the Context is at the origin before.
@@ -122,24 +162,46 @@ class JumpKernel:
             If no acceptable conformation was sampled within ``maxRetries``. The Context is at the origin.
         """
         for attempt in range(self.maxRetries + 1):
-            generator = torch.Generator(self.propagator.device).manual_seed(random("jump", attempt))
-            with self.statistics.timed("network"):
-                conformation = self.propagator.step(origin.history, generator)
-            relaxed, energies, failures = self._tried(context, origin, conformation, random, attempt)
-            found = failures
-            if failures:
-                unwatched(context, "loadCheckpoint", origin.checkpoint)
-                self.statistics.fail(failures)
-                repaired = self._repaired(origin, conformation, failures, partial(random, f"repair {attempt}"))
-                if repaired is not None:
-                    relaxed, energies, found = self._tried(context, origin, repaired, random, attempt)
-            if not found:
-                return Proposal(*relaxed, energies, attempt, bool(failures), generator)
+            (sample,) = self.sampled([origin.history], [random], attempt)
+            if proposal := self.realised(context, origin, *sample, random, attempt):
+                return proposal
+        raise self.rejection(origin)
+
+    def rejection(self, origin: Origin) -> JumpRejectedError:
+        """The error that tells why no conformation has passed."""
+        counts, last = self.statistics.failedNow, self.statistics.failedLast
+        reason = self.gate.rejection(origin.positions, self.maxRetries + 1, counts, last, self.outside())
+        return JumpRejectedError(f"{reason} The Context is in its last good state.")
+
+    def sampled(self, histories: Sequence[History], randoms: Sequence[Random], attempt: int):
+        """Conformations (1, N) after each of the histories, in one batch, and the generator of each."""
+        generators = [torch.Generator(self.propagator.device).manual_seed(r("jump", attempt)) for r in randoms]
+        with self.statistics.timed("network"):
+            if len(histories) == 1:
+                conformations = self.propagator.step(histories[0], generators[0])
+            else:
+                conformations = self.propagator.step(History.join(histories), generators)
+        return [(conformations[k : k + 1], generator) for k, generator in enumerate(generators)]
+
+    def realised(self, context: Context, origin: Origin, conformation, generator, random: Random, attempt: int):
+        """Proposal made of a conformation (1, N), repaired once if it fails the checks; None if it fails again.
+
+        The Context is at the origin before; with the result None it is there afterwards.
+        """
+        relaxed, energies, failures = self._tried(context, origin, conformation, random, attempt)
+        found = failures
+        if failures:
             unwatched(context, "loadCheckpoint", origin.checkpoint)
-            self.statistics.reject()
-        counts = self.statistics.failedNow
-        reason = self.gate.rejection(origin.positions, self.maxRetries + 1, counts, failures, self.outside())
-        raise JumpRejectedError(f"{reason} The Context is in its last good state.")
+            self.statistics.fail(failures)
+            repaired = self._repaired(origin, conformation, failures, partial(random, f"repair {attempt}"))
+            if repaired is not None:
+                relaxed, energies, found = self._tried(context, origin, repaired, random, attempt)
+        if not found:
+            self.statistics.accept(bool(failures))
+            return Proposal(*relaxed, energies, attempt, bool(failures), generator)
+        unwatched(context, "loadCheckpoint", origin.checkpoint)
+        self.statistics.reject()
+        return None
 
     def _repaired(self, origin: Origin, conformation: Conformation, failures: Failures, seed) -> Conformation | None:
         with self.statistics.timed("network"):
@@ -185,18 +247,22 @@ class JumpKernel:
                 context.computeVirtualSites()
                 context.applyConstraints(context.getIntegrator().getConstraintTolerance())
                 context.computeVirtualSites()
-            states: list[State] = [context.getState(energy=True)]
+            states: list[State] = [context.getState(energy=True, groups=self.groups)]
             with self.statistics.timed("relaxation"):
                 if self.relaxation.active:
                     seed = random("relaxation", attempt)
                     self.relaxation.relax(context, self.child, self.held, at, self.temperature, seed)
-                states.append(context.getState(positions=True, energy=True))
+                states.append(context.getState(positions=True, energy=True, groups=self.groups))
             positions = self.particles.wholeMolecules(states[-1])
         except NOT_FINITE as error:
             if isinstance(error, OpenMMException) and "NaN" not in str(error):
                 raise
             return None, None, {"not_finite": []}
-        energies = [state.getPotentialEnergy()._value for state in states]
+        energies = [self._energy(state) for state in states]
         compared = [[origin.base, *energies]]
         (failures,) = self.gate.relaxed(positions[0][None], origin.positions[None], compared, self.particles.freedoms)
         return positions, energies, failures
+
+    @staticmethod
+    def _energy(state: State) -> float:
+        return state.getPotentialEnergy()._value

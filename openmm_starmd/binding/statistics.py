@@ -34,26 +34,34 @@ class JumpStatistics:
     """Counts of one integrator since it was created."""
 
     def __init__(self):
-        self._counts, self._failed, self._seconds = Counter(), Counter(), Counter()
+        self._counts, self._passed, self._failed, self._seconds = (Counter() for _ in range(4))
         self._last = None
         self.startJump()
 
     def startJump(self):
         """Begin to count for one jump."""
-        self._begin, self.failedNow = time.perf_counter(), Counter()
+        self._begin, self.failedNow, self.failedLast = time.perf_counter(), Counter(), {}
 
     def fail(self, failures):
-        """Count a conformation that failed the checks of these names as it was sampled."""
+        """Count a conformation that failed the checks of these names, at these atoms, as it was sampled."""
+        self.failedLast = failures
         self.failedNow.update(list(failures))
         self._failed.update(list(failures))
+
+    def accept(self, repaired: bool):
+        """Count a conformation that has passed the checks."""
+        self._passed.update(steps=1, repaired=int(repaired))
 
     def reject(self):
         """Count a conformation that is given up; another one is sampled, or the jump has failed."""
         self._counts["resampled"] += 1
 
-    def finishJump(self, retries: int, repaired: bool, energies):
-        """Count a jump that is accepted after ``retries``; ``energies`` before and after relaxation, kJ/mol."""
-        self._counts.update(steps=1, repaired=int(repaired))
+    def finishJump(self, retries: int, repaired: bool, energies, kept: bool = True):
+        """Count a jump that ends after ``retries``; ``kept`` tells whether the bias accepts its conformation.
+
+        ``energies`` of the conformation are those before and after relaxation, kJ/mol.
+        """
+        self._counts.update(steps=1, repaired=int(repaired), accepted=int(kept))
         self._last = {
             "retries": retries,
             "repaired": repaired,
@@ -74,6 +82,10 @@ class JumpStatistics:
 
     def asDict(self) -> dict:
         """Statistics as `StarMDIntegrator.getStatistics` returns them."""
+        steps, accepted = self._counts["steps"], self._counts["accepted"]
+        bias = {"accepted": accepted, "rejected": steps - accepted, "acceptance": accepted / steps if steps else None}
+        shares = acceptance(self._passed + Counter(resampled=self._counts["resampled"]))["acceptance"]
         seconds = {phase: self._seconds[phase] for phase in PHASES}
         seconds["other"] = self._seconds["total"] - sum(seconds.values())
-        return acceptance(self._counts) | {"failed": dict(self._failed), "seconds": seconds, "last": self._last}
+        found = {"acceptance": shares, "bias": bias, "failed": dict(self._failed), "seconds": seconds}
+        return acceptance(self._counts) | found | {"last": self._last}
