@@ -11,7 +11,8 @@ Reversibility   One jump, without relaxation, from each of many frames of MD. C_
                 of a torsion (bins of 30 degrees). "chi2 per pair" is the mean of (C_ij - C_ji)^2 / (C_ij + C_ji): 1 for
                 reversible jumps from an exact ensemble. "imbalance" is the root mean square of ln(C_ij / C_ji) beyond
                 its noise, weighted by the counts, with a bootstrap interval of 95 %: by so many kT detailed balance
-                fails, with respect to the ensemble of MD. "MD" is the same for frames of MD a stride apart, and tells what its own length leaves.
+                fails, with respect to the ensemble of MD. "MD" is the same for frames of MD a stride apart, and tells
+                what its own length leaves.
 Restraints      Mean and standard deviation of a biased variable by MD reweighted with exp(-U/kT), by unbiased learned
                 runs reweighted, and by biased learned runs. The last two differ by the acceptance alone, the first two
                 by the model. Intervals are of 95 %.
