@@ -11,7 +11,8 @@ Reversibility   One jump, without relaxation, from each of many frames of MD. C_
                 of a torsion (bins of 30 degrees). "chi2 per pair" is the mean of (C_ij - C_ji)^2 / (C_ij + C_ji): 1 for
                 reversible jumps from an exact ensemble. "imbalance" is the root mean square of ln(C_ij / C_ji) beyond
                 its noise, weighted by the counts, with a bootstrap interval of 95 %: by so many kT detailed balance
-                fails. "MD" is the same for frames of MD a stride apart, and tells what its own length leaves.
+                fails, with respect to the ensemble of MD. "MD" is the same for frames of MD a stride apart, and tells
+                what its own length leaves.
 Restraints      Mean and standard deviation of a biased variable by MD reweighted with exp(-U/kT), by unbiased learned
                 runs reweighted, and by biased learned runs. The last two differ by the acceptance alone, the first two
                 by the model. Intervals are of 95 %.
@@ -109,8 +110,11 @@ class Molecule:
         return simulation, driver
 
 
-def imbalance(counts: np.ndarray) -> tuple[float, float]:
-    """Chi2 of C_ij against C_ji per pair, and the root mean square of ln(C_ij / C_ji) beyond its noise."""
+def imbalance(counts: np.ndarray, noise: float = 1.0) -> tuple[float, float]:
+    """Chi2 of C_ij against C_ji per pair, and the root mean square of ln(C_ij / C_ji) beyond its noise.
+
+    Counts have the ``noise`` of one draw; those that are drawn again from counts have that of two.
+    """
     i, j = np.triu_indices(len(counts), 1)
     there, back = counts[i, j], counts[j, i]
     seen = there + back >= LEAST
@@ -118,7 +122,7 @@ def imbalance(counts: np.ndarray) -> tuple[float, float]:
     if not len(there):
         return math.nan, math.nan
     weight = there + back
-    beyond = np.log(there / back) ** 2 - 1 / there - 1 / back
+    beyond = np.log(there / back) ** 2 - noise * (1 / there + 1 / back)
     return ((there - back) ** 2 / weight).mean(), math.sqrt(max(0.0, (weight * beyond).sum() / weight.sum()))
 
 
@@ -147,7 +151,7 @@ def reversibility(molecule: Molecule, args) -> dict[str, dict]:
             i, j = (np.floor((x[:, k] / (2 * np.pi) + 0.5) % 1 * BINS).astype(int) for x in (start, end))
             counts = np.bincount(BINS * i + j, minlength=BINS**2).reshape(BINS, BINS).astype(float)
             draws = generator.multinomial(int(counts.sum()), counts.ravel() / counts.sum(), size=200)
-            low, high = percentile_interval([imbalance(d.reshape(BINS, BINS).astype(float))[1] for d in draws])
+            low, high = percentile_interval([imbalance(d.reshape(BINS, BINS).astype(float), 2)[1] for d in draws])
             chi2, beyond = imbalance(counts)
             rows[f"{molecule.name} {found.names[k]}, {of}"] = {
                 "jumps": int(counts.sum()),

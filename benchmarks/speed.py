@@ -48,7 +48,7 @@ from openmm_starmd import Propagator, load_model
 from openmm_starmd.diffusion.replay import Replayed
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.model import Domain, StarMDModel
-from openmm_starmd.network.config import PRECISIONS, paper
+from openmm_starmd.network.config import paper
 from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
 from openmm_starmd.protein.displacement import Displacement
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
@@ -163,19 +163,17 @@ def paper_frame(
     sampler: str,
     steps: int,
     least: float,
-    precision: str = "32-true",
     way: str = "recorded",
 ) -> tuple[float, float]:
     """Seconds a frame, and a denoising step, recorded or eager."""
-    config = replace(model.config, sampler=sampler, precision=precision)
+    config = replace(model.config, sampler=sampler)
     chosen = StarMDModel(model.denoiser, config, model.domain)
     features, start = chain(n, 1, model.device)
     tokens = SimpleNamespace(features=features, n_residues=n, gaps=[], residue_labels=n * ["ALA"])
     jump = Jump(chosen, tokens, start, context, context_frames=context + 1, denoising_steps=steps)
-    if way == "eager":
-        jump.propagator._roomy, jump.propagator._recordings = False, None
+    jump.propagator.forget(records=way == "recorded")
     with torch.inference_mode():
-        jump.propagator._context_cache(jump.before)  # so that only the newest frame is left to be encoded
+        jump.propagator._window.encode(jump.before)  # so that only the newest frame is left to be encoded
     frame = seconds(jump, least, warm=2)
     return frame, frame / len(jump.propagator.sampler.times())
 
@@ -194,8 +192,6 @@ def paper_goals(model: StarMDModel, options) -> dict[str, Goal]:
             rows[f"paper size, {n} residues, {name} {steps}, s a frame"] = goal
             if not k:
                 rows[f"paper size, {n} residues, s a denoising step"] = Goal(step, step_goal, peer_step)
-        frame, _ = paper_frame(model, n, options.context, name, steps, options.least, "bf16-mixed")
-        rows[f"paper size, {n} residues, {name} {steps}, bf16-mixed, s a frame"] = Goal(frame, short_goal)
         memory_of_peer = 785.0 if n == 39 else math.nan
         rows[f"paper size, {n} residues, peak memory, MiB"] = Goal(peak_memory(), 1024.0, memory_of_peer)
     return rows
@@ -205,16 +201,16 @@ def gpu_goals(model: StarMDModel, options) -> dict[str, Goal]:
     """Frames of the paper's proteins on a GPU; other ways than the recorded one by the short sampler only."""
     rows = {}
     short = list(options.samplers)[1]
-    for (n, goals), precision in product(GPU_PROTEINS.items(), PRECISIONS):
+    for n, goals in GPU_PROTEINS.items():
         torch.cuda.reset_peak_memory_stats()
         cases = [(*case, "recorded") for case in product(options.samplers.items(), GPU_CONTEXTS)]
         cases += [((short, options.samplers[short]), GPU_CONTEXTS[0], "eager")]
         for (name, steps), context, way in cases:
-            frame, _ = paper_frame(model, n, context, name, steps, options.least, precision, way)
+            frame, _ = paper_frame(model, n, context, name, steps, options.least, way)
             goal = Goal(frame, goals[1]) if name == short else Goal(frame, goals[0], goals[2])
-            rows[f"{n} residues, {context} frames, {name} {steps}, {precision}, {way}, s a frame"] = goal
+            rows[f"{n} residues, {context} frames, {name} {steps}, {way}, s a frame"] = goal
         memory = torch.cuda.max_memory_allocated() / 2**30
-        rows[f"{n} residues, {precision}, GPU memory, GiB"] = Goal(memory)
+        rows[f"{n} residues, GPU memory, GiB"] = Goal(memory)
     return rows
 
 
@@ -271,8 +267,8 @@ class Phases:
 
         return wrapped
 
-    def repeated(self, original: Callable) -> Callable:
-        """`Propagator._repeated` with clocks; the last denoising is kept."""
+    def clocked(self, original: Callable) -> Callable:
+        """`Execution.runner` with clocks; the last denoising is kept."""
 
         def wrapped(use, *arguments):
             run = self.timed("denoise" if use == "denoise" else "encode", original(use, *arguments).run)
@@ -301,13 +297,14 @@ class Phases:
         for _ in range(3):
             self.jump()
         denoiser, propagator = self.jump.propagator.model.denoiser, self.jump.propagator
+        execution = propagator._window.execution
         conditions = self.timed("conditions", denoiser.conditions)
         back, copy_ = self.timed("backmapping", to_positions), self.timed("context copy", propagator.extend)
-        repeated = self.repeated(propagator._repeated)
         begin, jumps = time.perf_counter(), 0
         with (
             patch.object(denoiser, "conditions", conditions),
-            patch.multiple(propagator, extend=copy_, _repeated=repeated),
+            patch.object(propagator, "extend", copy_),
+            patch.object(execution, "runner", self.clocked(execution.runner)),
         ):
             while jumps < 2 or time.perf_counter() - begin < least:
                 back(self.jump().to("cpu", torch.float64), self.atoms, self.tokens)

@@ -166,6 +166,22 @@ def _of_positions(tokens: ResidueTokens, positions: torch.Tensor):
         yield Violation("chirality", f"{centre} of {tokens.residue_labels[owner[atom]]} has the D configuration")
 
 
+def warn_of_numbering(tokens: ResidueTokens) -> None:
+    """Warn where residue numbers jump inside a chain without a break: a reader may have bonded over missing residues.
+
+    Positions tell, but only as long as no minimisation has pulled the ends together.
+    """
+    if tokens.numbering_gaps:
+        labels = tokens.residue_labels
+        named = [f"from {labels[i - 1]} to {labels[i]}" for i in tokens.numbering_gaps[:SHOWN]]
+        more = f" and {len(tokens.numbering_gaps) - SHOWN} times more" if len(tokens.numbering_gaps) > SHOWN else ""
+        warnings.warn(
+            f"Residue numbers jump {', '.join(named)}{more}, but the Topology bonds these residues. If residues are "
+            "missing there, a minimisation closes the gap: let `starmd prepare FILE` end or complete the chain.",
+            stacklevel=3,
+        )
+
+
 def enforced(found: Sequence[Violation], strict: bool | Mapping[str, bool]) -> list[Violation]:
     """The violations that are errors under ``strict``: all, none, or those whose reason it does not switch off.
 

@@ -27,10 +27,10 @@ from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
-from openmm_starmd.domain import Violation
+from openmm_starmd.domain import Violation, warn_of_numbering
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.units import require, valueIn, wholeNumber
 
@@ -139,7 +139,7 @@ class StarMDIntegrator(BoundIntegrator):
         )
         require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
-        refuse_missing_hydrogens(topology)
+        refuse_missing_atoms(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
         self._propagator = self._createPropagator(stepSize, self._temperature)
@@ -329,6 +329,7 @@ class StarMDIntegrator(BoundIntegrator):
         """
         topology = self._settings["topology"]
         checkSystem(system, topology.getNumAtoms(), self._tokens)
+        warn_of_numbering(self._tokens)
         self._bias.check(system)
         if unknown := unknownForces(system, topology, self._tokens, self._newPropagator.force_field, self._bias.groups):
             warnings.warn(

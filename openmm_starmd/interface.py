@@ -12,6 +12,12 @@ from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 
 
+def float32_on(device: torch.device, x: torch.Tensor) -> torch.Tensor:
+    """A tensor as float32 on a device; the host does not wait."""
+    x = x.to(torch.float32)
+    return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
+
+
 class JumpPropagator(Protocol):
     """Samples the conformation one stride ahead, for B replicas of one protein at a time.
 
@@ -85,8 +91,7 @@ class JumpPropagator(Protocol):
 
     def here(self, x: torch.Tensor) -> torch.Tensor:
         """A tensor as float32 on the device; the host does not wait."""
-        x, device = x.to(torch.float32), self.device
-        return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
+        return float32_on(self.device, x)
 
 
 @runtime_checkable

@@ -10,8 +10,24 @@ def require(condition: bool, message: str):
 
 
 def valueIn(value, target: unit.Unit) -> float:
-    """A Quantity, or a bare number that is taken to be in ``target``, as a number in that unit."""
-    return float(value.value_in_unit(target) if unit.is_quantity(value) else value)
+    """A Quantity, or a bare number that is taken to be in ``target``, as a number in that unit.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    TypeError
+        If it is a Quantity of another kind.
+    """
+    if unit.is_quantity(value):
+        try:
+            return float(value.value_in_unit(target))
+        except TypeError:
+            raise TypeError(f"expected a Quantity in {target.get_name()} or the like; got {value}") from None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a number in {target.get_name()}, or a Quantity; got {value!r}") from None
 
 
 def wholeNumber(name: str, value, smallest: int = 0) -> int:

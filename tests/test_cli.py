@@ -128,6 +128,8 @@ def test_spread_values_leaves_other_options_alone():
         ("info nowhere.pdb", 1, "no such file"),
         ("info ZZZ", 1, "neither a file"),
         ("rollout top.pdb --nanoseconds 1 --stride 5000", 1, "strides of"),
+        ("rollout top.pdb --nanoseconds 0", 1, "hold no step of 100 ps"),
+        ("rollout top.pdb --nanoseconds 0.04", 1, "hold no step of 100 ps"),
         ("refine nowhere --nanoseconds 1", 1, "no file nowhere"),
         ("refine md.xtc --nanoseconds 1", 1, "give its topology"),
         ("refine md.xtc --topology top.pdb --nanoseconds 1 --system top.pdb", 1, "XML of an OpenMM System"),

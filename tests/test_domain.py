@@ -11,7 +11,7 @@ from openmm import unit
 from openmm.app import Element, Modeller, Topology
 
 from openmm_starmd import available_models, load_model
-from openmm_starmd.domain import REASONS, Domain, allowing, refuse
+from openmm_starmd.domain import REASONS, Domain, allowing, refuse, warn_of_numbering
 from openmm_starmd.errors import ModelDomainError
 from openmm_starmd.protein.tokens import ResidueTokens
 
@@ -60,6 +60,19 @@ def test_a_residue_that_is_missing_in_the_chain_is_named(build_peptide):
     assert "between A:ARG 2 and A:ILE 4" in told
     ended = one_chain(two(*build_peptide("AG")), [1, 2, 5, 6])  # ends were put where the gap is
     assert reasons(PLAIN, ended) == ["gap"]
+
+
+def test_numbers_that_jump_over_a_bond_are_warned_of(build_peptide):
+    """A reader of PDB files bonds what follows; where a residue is missing, a minimisation then closes the gap."""
+    topology, _ = build_peptide("AGVD", True, True)
+    numbered = ResidueTokens.from_topology(one_chain(topology, [1, 2, 3, 5, 6, 7]))
+    assert numbered.gaps == [] and numbered.numbering_gaps == [2]
+    with pytest.warns(UserWarning, match="jump from A:GLY 3 to A:VAL 5, but the Topology bonds"):
+        warn_of_numbering(numbered)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for numbers in (None, [0, 1, 2, 3, 4, 5], [5, 6, 7, 7, 8, 9]):
+            warn_of_numbering(ResidueTokens.from_topology(one_chain(topology, numbers)))
 
 
 def test_two_molecules_in_one_chain_count_as_two(build_peptide):

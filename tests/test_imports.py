@@ -17,8 +17,9 @@ FLOORS = [
     "network.config network.invariants network.rotamers network.pulls network.embedding network.attention "
     "network.pair_embedding network.ipa network.masks network.block network.parameterization network.reversion "
     "network.denoiser",
-    "diffusion.process diffusion.loss diffusion.sampler diffusion.tape diffusion.replay diffusion.distillation",
-    "domain model interface propagator plugins elastic",
+    "diffusion.process diffusion.loss diffusion.denoising_state diffusion.sampler diffusion.tape diffusion.replay "
+    "diffusion.execution diffusion.distillation",
+    "domain model interface context_window propagator plugins elastic",
     "binding relaxation integrator reporters rollout training "
     "evaluation.metrics evaluation.scoring evaluation.report evaluation refinement",
     "cli __main__",
@@ -89,7 +90,7 @@ def test_inner_packages_open_no_back_doors():
 
 def test_the_root_holds_no_other_modules():
     allowed = set("errors files progress seeds units domain model interface propagator elastic plugins".split())
-    allowed |= set("relaxation integrator reporters rollout cli __main__".split())
+    allowed |= set("context_window relaxation integrator reporters rollout cli __main__".split())
     assert {module_name(path) for path in MODULES if path.parent == PACKAGE} <= allowed
 
 

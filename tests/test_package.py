@@ -73,3 +73,11 @@ def test_the_command_offers_the_relaxation_that_the_library_has_by_default():
 
     command = typer.main.get_command(cli.app).commands["rollout"]
     assert next(p for p in command.params if p.name == "dynamics_steps").default == Relaxation().dynamicsSteps
+
+
+def test_the_pytorch_that_is_required_is_the_one_that_is_tested():
+    """Recordings rest on how PyTorch dispatches operators, which may change with every minor version."""
+    major, minor = re.search(r"torch==(\d+)\.(\d+)", (ROOT / ".ci" / "run").read_text(encoding="utf-8")).groups()
+    wanted = f">={major}.{minor},<{major}.{int(minor) + 1}"
+    assert f'"torch{wanted}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f"pytorch {wanted}\n" in (ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8")

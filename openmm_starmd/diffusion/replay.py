@@ -1,20 +1,45 @@
-"""Functions of tensors that are recorded: as CUDA graphs, whose kernels are started at once, or on a CPU as tapes.
+"""Replay of functions of tensors: on a GPU as CUDA graphs, whose kernels are started at once, on a CPU as tapes.
 
 A denoising step is a thousand small operations, whose start takes longer than they do. A recording reads and writes the
 same memory in every replay, so inputs are copied into buffers first, and whatever is different from call to call must
-be a tensor. Nothing that is recorded may wait for the GPU or draw random numbers.
+be a tensor. Nothing that is recorded may wait for the GPU or draw random numbers. The first replay of every recording
+is held to what the function itself gives.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor
 
 from openmm_starmd.diffusion.tape import Tape
+from openmm_starmd.errors import StarMDError
+
+VARIABLE = "STARMD_RECORDING"
+TOLERANCE = 1e-4  # of numbers on a GPU, where a graph may add in another order; on a CPU every bit is the same
+
+
+def recording_wanted(device: torch.device) -> bool:
+    """Whether functions are recorded on a device: on a CPU unless the environment variable STARMD_RECORDING is 0.
+
+    On a GPU they are if it is 1.
+
+    Raises
+    ------
+    StarMDError
+        If the variable has another value.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise StarMDError(
+            f"The environment variable {VARIABLE} must be 0 (nothing is recorded) or 1 (recording on GPUs, too), but "
+            f"it is {value!r}; change it, or unset it for recording on CPUs alone."
+        )
+    return value == "1" or (value == "" and device.type == "cpu")
 
 
 def map_tensors(function: Callable[..., Tensor], *values):
@@ -37,17 +62,26 @@ def _copied(buffer: Tensor, new: Tensor) -> Tensor:
     return buffer if new is buffer else buffer.copy_(new)
 
 
-def warn_of_recording(error: RuntimeError) -> None:
-    """Tell that something cannot be recorded and runs as it stands."""
-    reason = str(error).strip().splitlines()[0]
-    warnings.warn(f"It could not be recorded ({reason}): the same goes on without, slower.", stacklevel=3)
+def warn_of_recording(reason: str) -> None:
+    """Warn that something cannot be recorded, for a reason, and runs operation by operation."""
+    warnings.warn(
+        f"It could not be recorded ({reason}): the same goes on without, slower. {VARIABLE}=0 in the environment "
+        "turns recording, and this warning, off.",
+        stacklevel=3,
+    )
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Replayed:
     """Repeats ``state = function(given, state)`` in buffers, and records it.
 
     On a GPU it is recorded at the second repetition. On a CPU, where recording takes as long as fifteen repetitions, it
-    is in the second run: what is run once is not worth it.
+    is in the second run: what is run once is not worth it. The repetition after that is made by the function and by the
+    recording; if they differ, or if recording fails, a warning says so and the function does all further ones.
 
     Parameters
     ----------
@@ -56,12 +90,19 @@ class Replayed:
     device : torch.device
     pool
         Memory pool of another one that is never replayed at the same time, optional; of a GPU.
+    written : sequence of Tensor
+        What the function writes to beside its result; compared, too.
+
+    Attributes
+    ----------
+    failed : bool
+        Whether recording has failed.
     """
 
-    def __init__(self, function: Callable, device: torch.device, pool=None):
-        self._function, self._device, self._wanted_pool = function, device, pool
+    def __init__(self, function: Callable, device: torch.device, pool=None, written: Sequence[Tensor] = ()):
+        self._function, self._device, self._wanted_pool, self._written = function, device, pool, tuple(written)
         self._given = self._state = self._recording = None
-        self._warm = False
+        self._warm = self._checked = self.failed = False
 
     @property
     def pool(self):
@@ -83,8 +124,10 @@ class Replayed:
         map_tensors(_copied, self._state, self._function(self._given, self._state))
 
     def _repeat(self) -> None:
-        if self._recording:
-            self._recording.replay()
+        if self.failed:
+            self._advance()
+        elif self._recording:
+            self._recording.replay() if self._checked else self._check()
         elif self._device.type == "cuda":
             with torch.cuda.device(self._device):
                 self._record(self._graph) if self._warm else self._warm_up()
@@ -105,9 +148,30 @@ class Replayed:
         try:
             self._recording = recorded()
         except RuntimeError as error:
-            warn_of_recording(error)
-            self._repeat = self._advance
+            self._fail(first_line(error))
             self._advance()
+
+    def _check(self) -> None:
+        """One repetition by the function, to which that of the recording is held."""
+        changed = self._state, self._written
+        before = map_tensors(torch.clone, self._state)
+        self._advance()
+        expected = map_tensors(torch.clone, changed)
+        map_tensors(_copied, self._state, before)
+        map_tensors(torch.zero_, self._written)
+        try:
+            self._recording.replay()
+            reason = None if _alike(changed, expected) else "a replay gave other numbers than the operations themselves"
+        except Exception as error:  # whatever a broken recording does, the function's own result is at hand
+            reason = first_line(error)
+        self._checked = True
+        if reason:
+            map_tensors(_copied, changed, expected)
+            self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
+        self.failed, self._recording = True, None
+        warn_of_recording(reason)
 
     def _graph(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
@@ -118,6 +182,19 @@ class Replayed:
 
     def _tape(self) -> Tape:
         return Tape(self._advance)
+
+
+def _alike(found, expected) -> bool:
+    """Whether values of one structure are the same: bit by bit on a CPU, within the tolerance on a GPU."""
+    alike: list[bool] = []
+
+    def compare(a: Tensor, b: Tensor) -> Tensor:
+        size = TOLERANCE if a.device.type == "cuda" else 0.0
+        alike.append(torch.allclose(a, b, rtol=size, atol=size, equal_nan=True))
+        return a
+
+    map_tensors(compare, found, expected)
+    return all(alike)
 
 
 class Eager:
@@ -131,28 +208,3 @@ class Eager:
         for _ in range(times):
             state = self._function(given, state)
         return state
-
-
-class Recordings:
-    """The functions of one system that are recorded, one for each use; they share their memory.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
-
-    def __init__(self, device: torch.device):
-        self._device, self._known = device, {}
-
-    def clear(self) -> None:
-        """Forget all recordings, since tensors that they read have been replaced."""
-        self._known.clear()
-
-    def of(self, use: Hashable, variant: Hashable, function: Callable) -> Replayed:
-        """The recording for a use, made anew from ``function`` if it was of another variant."""
-        known = self._known.get(use)
-        if known is None or known[0] != variant:
-            self._known.pop(use, None)
-            pool = next((recording.pool for _, recording in self._known.values() if recording.pool), None)
-            known = self._known[use] = variant, Replayed(function, self._device, pool)
-        return known[1]

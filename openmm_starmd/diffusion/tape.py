@@ -1,4 +1,4 @@
-"""Operations on a CPU that are recorded once and repeated without the Python code between them.
+"""Tapes: operations on a CPU that are recorded once and repeated without the Python code between them.
 
 A denoising step of a peptide is 1,700 operations of a few microseconds. Half of them are views, which need not be made
 again where memory stays the same; the others are called with all that they need at hand, and write where their results
@@ -57,7 +57,7 @@ class Tape:
         return [operation.call(buffers) for operation in self._operations]
 
     def replay(self) -> None:
-        """Do it again."""
+        """Repeat all operations."""
         for call in self._calls:
             call()
 
@@ -86,7 +86,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Operation:
-    """One that makes results, None where nobody reads them, or writes into its arguments; tensors may be places."""
+    """Operation that makes results (None where nobody reads them) or writes into arguments; tensors may be places."""
 
     function: OpOverload
     args: tuple
@@ -120,7 +120,7 @@ def _fill(results: list[Tensor | None], function: Callable[[], Tensor | tuple[Te
 
 
 class _Recorder(TorchDispatchMode):
-    """Sees every operation on tensors; where one consists of others, the others."""
+    """Mode that records every operation on tensors; where one consists of others, the others."""
 
     def __init__(self):
         super().__init__()
@@ -209,7 +209,7 @@ def _storage(t: Tensor) -> StorageWeakRef:
 
 
 def _found(kind: type, x) -> Iterator:
-    """All of a kind in nested tuples, lists and dicts. PyTorch's own walk would make recording twice as slow."""
+    """Everything of a kind in nested tuples, lists and dicts; PyTorch's own walk makes recording twice as slow."""
     if isinstance(x, kind):
         yield x
     elif isinstance(x, tuple | list | dict):

@@ -38,14 +38,14 @@ class KVCache:
     n_frames: int = 0
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor, half: bool = False) -> KVCache:
-        """Room for keys and values of a shape, of the dtype of ``like`` or, if they are many or on demand, in bfloat16.
+    def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor) -> KVCache:
+        """Room for keys and values of a shape, of the dtype of ``like`` or, if they are many, in bfloat16.
 
         Half the memory, for a few percent of the time on a CPU. What counts are those of one replica, so that it is
         the same alone and within a batch.
         """
         layers, batch, *rest = shape
-        dtype = torch.bfloat16 if half or 2 * layers * math.prod(rest) > HALF_ABOVE else like.dtype
+        dtype = torch.bfloat16 if 2 * layers * math.prod(rest) > HALF_ABOVE else like.dtype
         return cls(*(like.new_zeros(shape, dtype=dtype) for _ in range(2)))  # what is masked must be finite, too
 
     def layer(self, k: int, n_frames: int, residues: int) -> LayerCache:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 SAMPLERS = "ancestral", "multistep", "euler-maruyama"
-PRECISIONS = "32-true", "bf16-mixed"
-RETIRED = {"sink_frames": 0}  # settings that model files may name, and the value of each that is left
+# settings that model files may name, and the value of each that is left
+RETIRED = {"sink_frames": 0, "precision": "32-true"}
 
 
 def _require(condition: bool, message: str) -> None:
@@ -152,9 +152,6 @@ class ModelConfig:
         Default number of denoising steps.
     sampler : {"ancestral", "multistep", "euler-maruyama"}
         Default sampler.
-    precision : {"32-true", "bf16-mixed"}
-        How the network computes where it is used (training has its own setting): in float32, or its larger products in
-        bfloat16 and all geometry in float32.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -162,7 +159,6 @@ class ModelConfig:
     context_frames: int = 3
     denoising_steps: int = 10
     sampler: str = "multistep"
-    precision: str = "32-true"
 
     def __post_init__(self):
         _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
@@ -170,10 +166,6 @@ class ModelConfig:
         _require(
             self.sampler in SAMPLERS,
             f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.",
-        )
-        _require(
-            self.precision in PRECISIONS,
-            f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.",
         )
         _require(
             self.network.parameterization == "plain" or self.process.schedule == "geometric",

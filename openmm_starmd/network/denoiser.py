@@ -146,15 +146,12 @@ class Denoiser(nn.Module):
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
         return self.parameterization.levels(sigma.index_select(-1, self.parts), self.step_size(stride))
 
-    def cache(self, batch: int, residues: int, capacity: int, half: bool = False) -> KVCache:
-        """Empty cache with room for ``capacity`` frames; `denoise` needs one more than it has context frames.
-
-        ``half`` asks for bfloat16, which long contexts are kept in anyway.
-        """
+    def cache(self, batch: int, residues: int, capacity: int) -> KVCache:
+        """Empty cache with room for ``capacity`` frames; `denoise` needs one more than it has context frames."""
         config = self.config
         layers, width = config.blocks * config.attention_layers, config.width // config.heads
         shape = (layers, batch, config.heads, capacity * residues, width)
-        return KVCache.empty(shape, self.step_scales, half)
+        return KVCache.empty(shape, self.step_scales)
 
     def time_conditioning(self, time: Tensor, alpha: Tensor, sigma: Tensor, stride: Tensor) -> TimeConditioning:
         """The part of `conditions` that is the same for all conformations; shapes as in `FrameInputs`."""

@@ -54,6 +54,12 @@ class StaticInputs:
     present: Tensor | None = None
     has_reference: Tensor | None = None
 
+    def expand(self, batch: int) -> StaticInputs:
+        """Static inputs of ``batch`` replicas of one system; they share the memory."""
+        parts = {name: x.expand(batch, *x.shape[1:]) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        features, pull_inputs = self.features[0].expand(batch), self.pull_inputs and self.pull_inputs.expand(batch)
+        return replace(self, **parts, features=features, pull_inputs=pull_inputs)
+
 
 @dataclass(frozen=True)
 class FrameInputs:

@@ -59,6 +59,11 @@ class PullInputs:
     gate: Tensor
     present: Tensor | None = None
 
+    def expand(self, batch: int) -> PullInputs:
+        """Features of ``batch`` replicas of one system; they share the memory."""
+        parts = {name: getattr(self, name) for name in ("ends", "turning", "offset", "gate")}
+        return replace(self, **{name: x.expand(batch, *x.shape[1:]) for name, x in parts.items()})
+
 
 def from_ends(points: Tensor) -> tuple[Tensor, Tensor]:
     """Distances (*, N, 3, N) of `Pulls.points` (*, N, 3, 3) from ends, and unit vectors (*, N, 3, N, 3) from those."""

@@ -299,6 +299,10 @@ class ProteinBondGraph:
         """Tokens before which residues are missing in their chain: an end is open there, or residue numbers jump."""
         return [i for i in self._breaks() if self._open(i - 1, "C") or self._open(i, "N") or self._jumps(i)]
 
+    def numbering_gaps(self) -> list[int]:
+        """Tokens that are bonded to the one before them although residue numbers between the two are left out."""
+        return [i for i in range(1, len(self.residues)) if self._follows[i] and self._jumps(i)]
+
     def molecules(self) -> list[int]:
         """Number of the protein molecule of each token: chains, and within one what has ends of its own."""
         gaps, breaks, numbers = set(self.gaps()), set(self._breaks()), [0]

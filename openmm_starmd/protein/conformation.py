@@ -71,6 +71,18 @@ class Conformation:
         """The conformation after a rigid motion, shape (*)."""
         return Conformation(motion[..., None] @ self.frames, self.torsions, self.angles)
 
+    def centroid(self) -> Tensor:
+        """Mean position of the residues' CA, shape (*, 1, 3), nm."""
+        return self.frames.translations.mean(-2, keepdim=True)
+
+    def shifted(self, by: Tensor) -> Conformation:
+        """The conformation with its residues shifted ``by`` (*, 1, 3), nm."""
+        return Conformation(Rigid(self.frames.rotations, self.frames.translations + by), self.torsions, self.angles)
+
+    def centred(self) -> Conformation:
+        """The conformation with its centroid at the origin."""
+        return self.shifted(-self.centroid())
+
     def to(self, *args, **kwargs) -> Conformation:
         """Convert dtype or device, as ``Tensor.to``."""
         return self.map(lambda x: x.to(*args, **kwargs))

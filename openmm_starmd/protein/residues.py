@@ -126,13 +126,18 @@ def torsion_period(residue_type: str, torsion: str) -> float:
     return math.pi if (residue_type, torsion) in _SYMMETRIC else 2 * math.pi
 
 
-def _template_atoms() -> dict[str, set[str]]:
-    """Atom names of each residue type in MDTraj's templates."""
+def _template_bonds() -> dict[str, list[set[str]]]:
+    """Names of both atoms of each bond of the residue types in MDTraj's templates."""
     root = ElementTree.fromstring((files("mdtraj.formats.pdb") / "data" / "residues.xml").read_text())
     return {
-        residue.get("name"): {bond.get(end) for bond in residue.iter("Bond") for end in ("from", "to")}
+        residue.get("name"): [{bond.get("from"), bond.get("to")} for bond in residue.iter("Bond")]
         for residue in root.iter("Residue")
     }
+
+
+def _template_atoms() -> dict[str, set[str]]:
+    """Atom names of each residue type in MDTraj's templates."""
+    return {name: set().union(*bonds) for name, bonds in _template_bonds().items()}
 
 
 def _chi_atoms() -> dict[str, tuple[tuple[str, str, str, str], ...]]:
@@ -152,6 +157,13 @@ HEAVY_ATOMS = {
     if name in ONE_LETTER
 }
 """Names of the heavy atoms of each residue type inside a chain."""
+
+CARBON_HYDROGENS = {
+    name: sum({atom[0] for atom in bond} == {"C", "H"} for bond in bonds)
+    for name, bonds in _template_bonds().items()
+    if name in ONE_LETTER
+}
+"""Number of hydrogens on carbon of each residue type, the same in every protonation state."""
 
 CHI_ATOMS = _chi_atoms()
 """Atom names of chi1, chi2, ... of each residue type."""

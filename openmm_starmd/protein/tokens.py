@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import product
@@ -9,12 +10,21 @@ from itertools import product
 import numpy as np
 import torch
 from openmm.app import Topology
+from openmm.app.topology import Atom
 from scipy.sparse import coo_matrix, identity, triu
 from torch import Tensor
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph, label
-from openmm_starmd.protein.residues import ONE_LETTER, RESIDUE_TYPES, TORSIONS, canonical_name
+from openmm_starmd.protein.residues import (
+    CARBON_HYDROGENS,
+    HEAVY_ATOMS,
+    ONE_LETTER,
+    RESIDUE_TYPES,
+    TORSIONS,
+    atom_names,
+    canonical_name,
+)
 
 LEVELS = ("angle",), ("phi", "psi", "chi1"), ("chi2",), ("chi3",), ("chi4",)
 """What turns at a time: N and what hangs on it about the z axis of the frame, then torsions that do not move the bonds
@@ -160,6 +170,8 @@ class ResidueTokens:
         Pairs of tokens.
     gaps : list of int
         Tokens before which residues are missing.
+    numbering_gaps : list of int
+        Tokens that are bonded to the one before although residue numbers between the two are left out.
     inner_bonds, peptide_bonds, disulfide_bonds : Tensor of int64, shape (K, 2)
         Bonds between heavy atoms: inside tokens (caps and proline's ring included), C-N and SG-SG between them.
     adjacent_ca : Tensor of int64, shape (K, 2)
@@ -188,6 +200,7 @@ class ResidueTokens:
         self.heavy_atoms = torch.tensor([atom for atom in owned if graph.is_heavy(atom)])
         self.levels = tuple(_rotatable_group(graph, names) for names in LEVELS)
         self.disulfides, self.gaps = graph.disulfides, graph.gaps()
+        self.numbering_gaps = graph.numbering_gaps()
         self.features = _features(graph)
         self.inner_bonds = _atom_table([bond for bond in graph.bonds if len({graph.owner[a] for a in bond}) == 1], 2)
         after = torch.nonzero(self.features.n_end == BONDED)[:, 0]
@@ -217,21 +230,36 @@ class ResidueTokens:
         return cls(ProteinBondGraph(topology))
 
 
-def refuse_missing_hydrogens(topology: Topology) -> None:
-    """Refuse a Topology with amino acids that lack the hydrogen on CA: heavy atoms alone, or polar hydrogens alone.
+def refuse_missing_atoms(topology: Topology) -> None:
+    """Refuse a Topology with amino acids that lack heavy atoms, or hydrogens on carbon, which no protonation removes.
 
     Raises
     ------
     UnsupportedTopologyError
         Names the first residue, and what to do.
     """
-    proteins = (residue for residue in topology.residues() if canonical_name(residue.name))
-    bare = [r for r in proteins if not any(a.name.lstrip("0123456789")[:2] in ("HA", "DA") for a in r.atoms())]
+    proteins = [residue for residue in topology.residues() if canonical_name(residue.name)]
+    for residue in proteins:
+        present, residue_type = {atom.name for atom in residue.atoms()}, canonical_name(residue.name)
+        known = sorted(HEAVY_ATOMS[residue_type])
+        if missing := [name for name in known if present.isdisjoint(atom_names(residue_type, name))]:
+            raise UnsupportedTopologyError(
+                f"the atoms {', '.join(missing)} of {label(residue)} are missing; `starmd prepare FILE` builds them."
+            )
+    bonds, hydrogens = Counter(), Counter()
+    for a, b in topology.bonds():
+        bonds[a.residue] += 1
+        hydrogens[a.residue] += {_symbol(a), _symbol(b)} in ({"C", "H"}, {"C", "D"})
+    bare = [r for r in proteins if bonds[r] and hydrogens[r] < CARBON_HYDROGENS[canonical_name(r.name)]]
     if bare:
         raise UnsupportedTopologyError(
             f"hydrogens are missing in {label(bare[0])}{f' and {len(bare) - 1} more' if bare[1:] else ''}: the models "
             "know all-atom structures only. `starmd prepare FILE` adds hydrogens and all else that is missing."
         )
+
+
+def _symbol(atom: Atom) -> str:
+    return "" if atom.element is None else atom.element.symbol
 
 
 def _atom_table(rows: Sequence[Sequence[int]], columns: int) -> Tensor:

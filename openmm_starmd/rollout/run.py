@@ -17,12 +17,13 @@ from openmm.app import PDBFile, Topology
 from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.statistics import acceptance
+from openmm_starmd.domain import warn_of_numbering
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.files import replacing
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
@@ -149,13 +150,13 @@ def rollout(
     batch_size, place = wholeNumber("batch_size", batch_size, 1), device if client is None else "cpu"
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
-    refuse_missing_hydrogens(topology)
+    refuse_missing_atoms(topology)
     stride, temperature = valueIn(stride, unit.picoseconds), valueIn(temperature, unit.kelvin)
+    tokens = ResidueTokens.from_topology(topology)
+    warn_of_numbering(tokens)
     ensemble = Ensemble(
         folder=Path(output) if client is None else Path(output).absolute(),
-        new_propagator=NewPropagator.of(
-            model, ResidueTokens.from_topology(topology), stride, temperature, place, strict
-        ),
+        new_propagator=NewPropagator.of(model, tokens, stride, temperature, place, strict),
         topology=topology,
         starts=_starts(positions, topology, n_replicas),
         stride=stride,

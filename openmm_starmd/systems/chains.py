@@ -82,6 +82,18 @@ def find_replacements(fixer: PDBFixer) -> dict[Residue, str]:
     return {residue: name for residue, name in replacements.items() if _has_backbone(residue)}
 
 
+def rings_through_n(fixer: PDBFixer, residues) -> dict[Residue, str]:
+    """Name of the side-chain atom that N is bonded to, of the residues where there is one (CD of PCA)."""
+    x, found = coordinates(fixer), {}
+    for residue in residues:
+        atoms = {atom.name: atom for atom in residue.atoms() if is_heavy(atom)}
+        n = x[atoms["N"].index]
+        near = {k: np.linalg.norm(x[a.index] - n) for k, a in atoms.items() if k not in ("N", "CA")}
+        if near and min(near.values()) < COVALENT:
+            found[residue] = min(near, key=near.get)
+    return found
+
+
 def _has_backbone(residue: Residue) -> bool:
     return BACKBONE <= {atom.name for atom in residue.atoms()}
 

@@ -24,7 +24,7 @@ from openmm.app import CutoffNonPeriodic, HBonds, NoCutoff, Topology
 from openmm.app.internal.customgbforces import GBSAOBC2Force
 
 from openmm_starmd.errors import StarMDError
-from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_hydrogens
+from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems.build import build_peptide, force_field
 
@@ -44,7 +44,7 @@ def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
     UnsupportedTopologyError
         If hydrogens are missing.
     """
-    refuse_missing_hydrogens(topology)
+    refuse_missing_atoms(topology)
     system = force_field().createSystem(
         topology,
         nonbondedMethod=CutoffNonPeriodic if cutoff else NoCutoff,

@@ -73,8 +73,8 @@ def _prepare(structure: StructureFile, ph: float, disulfides: bool):
     changes += chains.remove_strangers(fixer, bonds, residues)
     chains.refuse_traces(fixer)
     fixer.findMissingResidues()  # by the names that the file's sequence has
-    originals = _replace(fixer, names)
-    changes += [f"replaced {text} by {names[place]}" for place, text in originals.items()]
+    originals, more = _replace(fixer, names)
+    changes += more
     chains.refuse_foreign_atoms(fixer)
     changes += chains.split_at_gaps(fixer)
     chains.refuse_stretched_bonds(fixer)
@@ -89,17 +89,23 @@ def _prepare(structure: StructureFile, ph: float, disulfides: bool):
     return topology, positions, changes
 
 
-def _replace(fixer: PDBFixer, names: dict[chains.Place, str]) -> dict[chains.Place, str]:
-    """Turn modified residues into standard ones; tells what each place held."""
+def _replace(fixer: PDBFixer, names: dict[chains.Place, str]) -> tuple[dict[chains.Place, str], list[str]]:
+    """Turn modified residues into standard ones; tells what each place held, and what that changes."""
     residues = {chains.place_of(r): r for r in fixer.topology.residues() if chains.place_of(r) in names}
     originals = {place: chains.names_of([residue]) for place, residue in residues.items()}
+    opened = chains.rings_through_n(fixer, residues.values())
     for residue in residues.values():
         for atom in residue.atoms():
             if residue.name == "MSE" and atom.name == "SE":
                 atom.name, atom.element = "SD", Element.getBySymbol("S")
     fixer.nonstandardResidues = [(residue, names[place]) for place, residue in residues.items()]
     fixer.replaceNonstandardResidues()
-    return originals
+    changes = []
+    for place, text in originals.items():
+        ring = opened.get(residues[place]) if names[place] != "PRO" else None
+        change = f", which opens its ring of N and {ring} and leaves a free N end" if ring else ""
+        changes.append(f"replaced {text} by {names[place]}{change}")
+    return originals, changes
 
 
 def _refuse_unmatched(topology: Topology) -> None:

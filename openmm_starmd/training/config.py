@@ -10,11 +10,12 @@ from pathlib import Path
 from openmm_starmd.diffusion.loss import LossWeights
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.network import config as presets
-from openmm_starmd.network.config import PRECISIONS, ModelConfig
+from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.training import toml
 from openmm_starmd.trajectories.sources import Source, source_from_table
 
 STRIDE_RANGE = (10.0, 1000.0)
+PRECISIONS = "32-true", "bf16-mixed"
 
 
 @dataclass(frozen=True)

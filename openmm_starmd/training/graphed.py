@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Generator, Tensor
 
-from openmm_starmd.diffusion.replay import map_tensors, warn_of_recording
+from openmm_starmd.diffusion.replay import first_line, map_tensors, warn_of_recording
 
 WARM_UP = 3  # calls of a shape before it is recorded, so that tables, libraries and the optimiser are ready
 _THREADS, _AHEAD = 4, 12
@@ -79,7 +79,7 @@ class GraphedStep:
             try:
                 self._graphs[shape] = self._record(batch)
             except RuntimeError as error:
-                warn_of_recording(error)
+                warn_of_recording(first_line(error))
                 self._fails = True
             self._generator.manual_seed(seed)  # the recording may have drawn from it
             if self._fails:

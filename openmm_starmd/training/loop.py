@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from openmm_starmd.diffusion.replay import recording_wanted
 from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.files import replacing
 from openmm_starmd.protein.displacement import Share
@@ -147,7 +148,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), 0.0, betas=(0.9, 0.98), **self._settings)
         self._objective = self.fabric.setup_module(_Objective(self.module))
         alone = device.type == "cuda" and self.fabric.world_size == 1
-        self._graphed = GraphedStep(self._update, device) if alone else None
+        self._graphed = GraphedStep(self._update, device) if alone and recording_wanted(device) else None
         self._names: tuple[str, ...] = ()
         self.step = self.skipped = 0
         self.seconds, self.best = 0.0, {"step": -1, "loss": float("inf"), "weights": {}}

@@ -12,6 +12,7 @@ from openmm.app import Simulation
 from openmm_starmd import HybridSchedule, Relaxation, StarMDIntegrator
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.systems import peptide_system
 
 KT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin) * 300
 LARGE = 12_000  # degrees of freedom of some 300 residues
@@ -52,6 +53,25 @@ def test_a_minimised_start_gets_its_thermal_energy_and_no_more(run, freedoms):
     ordinary = thermal + spread * np.random.default_rng(1).standard_normal(500)
     assert len(run(freedoms).accepted(ordinary)) == 500
     assert run(freedoms).accepted([thermal + 20 * spread]) == []
+
+
+def test_md_itself_takes_the_thermal_energy_that_a_minimised_start_gets(build_peptide):
+    """The allowance of a first jump is the energy that equipartition gives to MD: less would refuse MD's own frames."""
+    topology, positions = build_peptide("ACDEFGHIKL")
+    system = peptide_system(topology)
+    middle = openmm.LangevinMiddleIntegrator(300, 10, 0.002)
+    middle.setRandomNumberSeed(1)
+    simulation = Simulation(topology, system, middle, openmm.Platform.getPlatform("CPU"), {"Threads": "1"})
+    simulation.context.setPositions(positions)
+    simulation.minimizeEnergy()
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    energies = []
+    for _ in range(11):
+        energies.append(simulation.context.getState(energy=True).getPotentialEnergy()._value)
+        simulation.step(100)
+    freedoms = 3 * system.getNumParticles() - system.getNumConstraints()
+    thermal = np.mean(energies[3:]) - energies[0]
+    assert 0.8 < thermal / (KT * freedoms / 2) < 1.1
 
 
 @pytest.mark.parametrize("freedoms", [100, LARGE])

@@ -1,9 +1,13 @@
 """Recorded functions of tensors: the same as without, whatever they are given; and what makes a GPU wait."""
 
+import itertools
+
 import pytest
 import torch
 
-from openmm_starmd.diffusion.replay import Eager, Recordings, Replayed, map_tensors
+from openmm_starmd.diffusion.replay import VARIABLE, Eager, Replayed, map_tensors, recording_wanted
+from openmm_starmd.diffusion.tape import Tape
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.geometry.rigid import Rigid
 
 
@@ -44,18 +48,6 @@ def test_repeated_equals_eager(device):
     assert (replayed.pool is not None) == (device == "cuda")
 
 
-def test_another_variant_is_recorded_anew():
-    recordings = Recordings(torch.device("cpu"))
-    first = recordings.of("use", 1, decayed)
-    assert recordings.of("use", 1, decayed) is first
-    assert recordings.of("other use", 1, decayed) is not first
-    assert recordings.of("use", 2, decayed) is not first
-    assert recordings.of("use", 1, decayed) is not first
-    last = recordings.of("use", 1, decayed)
-    recordings.clear()
-    assert recordings.of("use", 1, decayed) is not last
-
-
 def test_structures_keep_their_kind():
     one = Rigid.identity((2,)), (None, torch.ones(2)), ()
     rigid, (nothing, two), empty = map_tensors(torch.add, one, one)
@@ -73,7 +65,7 @@ def test_a_tape_is_recorded_in_the_second_run():
     recording = Replayed(function, torch.device("cpu"))
     for k, times in enumerate((3, 3, 3)):
         assert recording.run(torch.ones(2), torch.full((2,), 1.0 * k), times).tolist() == 2 * [k + 3.0]
-        assert len(calls) == min(3 + k, 4)
+        assert len(calls) == (3, 5, 5)[k]  # recorded by the fourth call, held to the fifth
 
 
 def test_what_is_no_graph_goes_on_as_it_stands(monkeypatch):
@@ -89,17 +81,79 @@ def test_what_is_no_graph_goes_on_as_it_stands(monkeypatch):
     assert recording.run(torch.ones(2), torch.zeros(2), 3).tolist() == [3.0, 3.0]
 
 
-def test_an_error_behind_the_recording_is_none_of_the_function(monkeypatch):
-    """It must not be repeated: the state has moved on."""
+@pytest.mark.filterwarnings("error")
+def test_what_is_written_beside_the_result_is_compared_and_stays():
+    memory = torch.zeros(2)
 
+    def function(given, state):
+        memory.copy_(given * 2)
+        return state
+
+    recording = Replayed(function, torch.device("cpu"), written=(memory,))
+    for k in range(5):
+        recording.run(torch.full((2,), 1.0 * k), ())
+        assert memory.tolist() == [2.0 * k, 2.0 * k]
+    assert isinstance(recording._recording, Tape)
+
+
+def test_an_error_of_the_first_replay_is_told_and_the_function_goes_on(monkeypatch):
     def broken(operations):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("openmm_starmd.diffusion.tape._buffers", broken)
     recording = Replayed(lambda given, state: state + given, torch.device("cpu"))
     recording.run(torch.ones(2), torch.zeros(2), 3)
-    with pytest.raises(RuntimeError, match="no memory"):
-        recording.run(torch.ones(2), torch.zeros(2), 3)
+    with pytest.warns(UserWarning, match="no memory"):
+        assert recording.run(torch.ones(2), torch.zeros(2), 3).tolist() == [3.0, 3.0]
+
+
+def counting():
+    """Function that adds how often it was called: a number of Python, which a recording takes to be always the same."""
+    calls = itertools.count()
+    return lambda given, state: state + given * next(calls)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_recording_that_does_something_else_is_found_out(times):
+    recording, eager = Replayed(counting(), torch.device("cpu")), Eager(counting())
+    with pytest.warns(UserWarning, match="other numbers than the operations themselves") as told:
+        for k in range(5):
+            given, state = torch.full((2,), 1.0 + k), torch.ones(2)
+            assert torch.equal(recording.run(given, state, times), eager.run(given, state, times))
+    assert len(told) == 1 and recording.failed
+
+
+def test_a_recording_that_writes_nothing_is_found_out(monkeypatch):
+    """The function's result is always the same; what it leaves in memory is not."""
+    memory = torch.zeros(2)
+
+    def function(given, state):
+        memory.copy_(given)
+        return state
+
+    monkeypatch.setattr(Tape, "replay", lambda self: None)
+    recording = Replayed(function, torch.device("cpu"), written=(memory,))
+    with pytest.warns(UserWarning, match="other numbers") as told:
+        for k in range(4):
+            recording.run(torch.full((2,), 1.0 * k), ())
+            assert memory.tolist() == [k, k]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "value, cpu, gpu", [(None, True, False), ("", True, False), ("0", False, False), ("1", True, True)]
+)
+def test_a_variable_of_the_environment_says_where_recordings_are_made(monkeypatch, value, cpu, gpu):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(VARIABLE, value)
+    assert (recording_wanted(torch.device("cpu")), recording_wanted(torch.device("cuda"))) == (cpu, gpu)
+
+
+def test_another_value_of_the_variable_is_refused(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "off")
+    with pytest.raises(StarMDError, match="STARMD_RECORDING must be 0 .* or 1 .*'off'"):
+        recording_wanted(torch.device("cpu"))
 
 
 def test_what_is_no_tape_goes_on_as_it_stands():

@@ -7,8 +7,9 @@ from operator import attrgetter
 import pytest
 import torch
 
+from openmm_starmd.diffusion.denoising_state import PackedConformation
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep, PackedConformation
+from openmm_starmd.diffusion.sampler import Ancestral, EulerMaruyama, Multistep
 from openmm_starmd.geometry import igso3
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm
 from openmm_starmd.geometry.torsions import wrap, wrapped_normal_score

@@ -147,8 +147,23 @@ def test_steps_that_are_no_number_of_steps(new_simulation, snapshot, steps):
 
 
 def test_units_of_the_wrong_kind(new_integrator):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="expected a Quantity in picosecond or the like; got 100 K"):
         new_integrator(stepSize=100 * unit.kelvin)
+
+
+@pytest.mark.parametrize("size", ["1 fs", None, [100], b"100 ps"])
+def test_what_is_no_number_is_refused_with_the_unit(new_integrator, size):
+    with pytest.raises(ValueError, match="expected a number in picosecond, or a Quantity; got"):
+        new_integrator(stepSize=size)
+
+
+def test_a_gap_that_a_reader_bonded_over_is_said_before_a_minimisation_closes_it(tiny_model, peptide):
+    topology = copy.deepcopy(peptide[0])
+    for residue in list(topology.residues())[2:]:
+        residue.id = str(int(residue.id) + 1)
+    integrator = StarMDIntegrator(topology, 300, 100, tiny_model)
+    with pytest.warns(UserWarning, match="Residue numbers jump from .*, but the Topology bonds"):
+        openmm.Context(peptide[2], integrator, openmm.Platform.getPlatform("Reference"))
 
 
 @pytest.mark.parametrize(

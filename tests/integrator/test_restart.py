@@ -40,7 +40,7 @@ SETTINGS = [("network", f.name) for f in fields(NetworkConfig)] + [("process", f
 SETTINGS += [("", f.name) for f in fields(ModelConfig) if f.name not in ("network", "process")]
 
 
-@pytest.mark.parametrize(("part", "name"), SETTINGS, ids=".".join)
+@pytest.mark.parametrize(("part", "name"), SETTINGS, ids=map(".".join, SETTINGS))
 def test_every_setting_belongs_to_the_identity(tiny_model, peptide, part, name):
     tokens, config = ResidueTokens.from_topology(peptide[0]), copy.deepcopy(tiny_model.config)
     same = StarMDModel(tiny_model.denoiser, ModelConfig.from_dict(config.to_dict()), tiny_model.domain, "card", "name")

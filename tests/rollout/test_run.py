@@ -255,6 +255,20 @@ def test_missing_hydrogens_are_refused_without_relaxation(peptide, tiny_model, t
         StarMDIntegrator(modeller.topology, 300, 100, tiny_model, relaxation=None)
 
 
+@pytest.mark.parametrize(
+    "lost, told", [({"CZ2", "CH2", "CZ3"}, "CH2, CZ2, CZ3"), ({"HB3"}, "hydrogens"), ({"HH2"}, "hyd")]
+)
+def test_a_residue_that_lacks_atoms_is_refused_without_relaxation(build_peptide, tiny_model, tmp_path, lost, told):
+    """No force field looks at the molecule where nothing is relaxed."""
+    topology, positions = build_peptide("AWA")
+    modeller = Modeller(topology, positions * unit.nanometer)
+    modeller.delete([a for a in topology.atoms() if a.residue.name == "TRP" and a.name in lost])
+    with pytest.raises(UnsupportedTopologyError, match=f"{told}.*residue TRP 2 .*starmd prepare"):
+        rollout(tiny_model, modeller.topology, modeller.positions, stride=100, n_steps=1, output=tmp_path / "a")
+    with pytest.raises(UnsupportedTopologyError, match=told):
+        StarMDIntegrator(modeller.topology, 300, 100, tiny_model, relaxation=None)
+
+
 def test_a_folder_with_trajectories_is_not_overwritten(run, tmp_path):
     run("a", 2)
     before = (tmp_path / "a" / "replica0000.xtc").read_bytes()

@@ -88,6 +88,19 @@ def test_modified_residues_become_ordinary_ones(write, peptide, before, name, af
     assert not [change for change in changes if change.startswith("built")]
 
 
+def test_a_ring_that_a_replacement_opens_is_said(write, peptide):
+    """Pyroglutamate has proline's ring, with a carbonyl oxygen on CD; glutamate has none, and a charged N end."""
+    path = write(peptide("PAG", keep=is_heavy))
+    lines = [line.replace("PRO", "PCA") for line in path.read_text().splitlines()]
+    (k,) = (k for k, line in enumerate(lines) if line[12:20] == " CD  PCA")
+    away = [f"{float(lines[k][i : i + 8]) + 0.7:8.3f}" for i in (30, 38, 46)]
+    oxygen = f"{lines[k][:12]} OE {lines[k][16:30]}{''.join(away)}{lines[k][54:76]} O"
+    path.write_text("\n".join([*lines[: k + 1], oxygen, *lines[k + 1 :]]))
+    topology, _, changes = prepare(path)
+    assert [residue.name for residue in topology.residues()] == ["GLU", "ALA", "GLY"]
+    assert "replaced PCA 1 of chain A by GLU, which opens its ring of N and CD and leaves a free N end" in changes
+
+
 def test_a_modified_residue_in_a_chain_that_nobody_knows_is_refused(write, peptide):
     path = write(peptide("AGA", keep=is_heavy))
     text = path.read_text()
