@@ -18,7 +18,8 @@ JUMPS = 6
 def start(topology, positions):
     """Simulation of a seed, minimised."""
     integrator = StarMDIntegrator(topology, 300, 100, randomSeed=1)
-    simulation = Simulation(topology, peptide_system(topology), integrator, Platform.getPlatform("CPU"), {"Threads": "1"})
+    platform = Platform.getPlatform("CPU"), {"Threads": "1"}  # more threads add forces in any order
+    simulation = Simulation(topology, peptide_system(topology), integrator, *platform)
     simulation.context.setPositions(positions)
     simulation.minimizeEnergy(maxIterations=100)
     return simulation
