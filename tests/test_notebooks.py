@@ -15,7 +15,14 @@ for library in ("ipykernel", "deeptime", "sklearn"):
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SMALL = {
-    "small_protein": {"STRUCTURE": '"peptide.pdb"', "STRIDE": 1, "JUMPS": 40, "MD_PICOSECONDS": 40, "FRAME": 0.5},
+    "small_protein": {
+        "STRUCTURE": '"peptide.pdb"',
+        "MODEL": '"elastic"',
+        "STRIDE": 1,
+        "JUMPS": 40,
+        "MD_PICOSECONDS": 40,
+        "FRAME": 0.5,
+    },
     "explore_and_refine": {"JUMPS": 6, "STARTS": 2, "PICOSECONDS": 2},
     "free_energy_surface": {"JUMPS": 6, "MD_NANOSECONDS": 0.02, "METADYNAMICS_NANOSECONDS": 0.02},
 }

@@ -325,8 +325,6 @@ def test_the_last_frame_is_replaced_and_no_other(setting, steps):
     assert (after.n_frames, after.dropped) == (before.n_frames, before.dropped)
 
 
-
-
 def test_a_foreign_history_is_refused(setting):
     model, tokens, start = setting
     p = propagator_of(model, tokens)
