@@ -75,13 +75,17 @@ def _kinetics(scores: Sequence[Score]) -> str:
     if slowest.value <= 0:
         return "Kinetics: no memory from frame to frame."
     known = slowest.oracle > 0
-    own = f", which differs {times(slowest.oracle)} from itself" if known else ", whose own error is unknown"
-    word = "faster" if slowest.value < 1 else "slower"
     if slowest.light == UNCLEAR:
-        return f"Kinetics: {times(slowest.value)} {word} than this MD{own}."
+        word = "shorter" if slowest.value < 1 else "longer"
+        own = f"differs {times(slowest.oracle)} from itself" if known else "does not tell its own error"
+        return (
+            f"Kinetics: cannot be judged: the slowest timescale is {times(slowest.value)} {word} than in this MD, "
+            f"which {own}."
+        )
     if slowest.light == GREEN:
         rest = "" if lamp == GREEN else f", but not the {_with(scores, KINETICS, lamp)}"
         noticed = max(slowest.value, 1 / slowest.value) > NOTICEABLE
+        word = "faster" if slowest.value < 1 else "slower"
         by = f" ({times(slowest.value)} {word})" if noticed else ""
         return f"Kinetics: slowest timescale{by} within MD's own error{rest}."
     blurred = known and not 1 / 1.5 <= slowest.oracle <= 1.5

@@ -144,7 +144,9 @@ def test_verdict_says_what_the_scores_say():
     assert "Kinetics: slowest timescale within MD's own error." in text((0.1, 1.1, 1, 1), (GREEN,) * 4)
     short = text((0.1, 0.25, 1, 1), (UNCLEAR, UNCLEAR, GREEN, NONE), (0.5, 5.0, 1.0, 4.0))
     assert short == (
-        "Kinetics: 4.0x faster than this MD, which differs 5.0x from itself. No frame is broken. "
+        "Kinetics: cannot be judged: the slowest timescale is 4.0x shorter than in this MD, "
+        "which differs 5.0x from itself. "
+        "No frame is broken. "
         "Too little data to judge backbone torsions, slowest timescale: the reference holds "
         "about 4 independent samples of its slowest motion."
     )
