@@ -40,7 +40,7 @@ def script():
 
 
 EMBEDDED = {name: load_model(name, "cpu") for name in available_models()}
-UNWEIGHTED = {"ablations", "relaxation"}  # trains its own; see the page
+UNWEIGHTED = {"ablations", "engines", "relaxation"}  # trains its own; MD; see the page
 
 
 def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew(script, tmp_path, capsys):
