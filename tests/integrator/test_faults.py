@@ -82,6 +82,7 @@ def outcome(folder):
     return rows, (folder / "out.xtc").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_never_was(start):
     process, folder = start("whole")
