@@ -58,8 +58,9 @@ def parts(page):
     return found
 
 
-def named(pages):
-    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
+def named(pages, slow=()):
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[page in slow]) for page in pages]
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", named(page for page in PAGES if parts(page)))
+@pytest.mark.parametrize("page", named((page for page in PAGES if parts(page)), slow=PAGES[:1]))  # a protein
 def test_page_runs(page, folder, monkeypatch, capsys):
     if commands(page):
         for library in ("typer", "lightning_fabric", "deeptime"):

@@ -78,6 +78,7 @@ def test_a_frame_a_cycle_has_its_true_time(peptide, new_simulation, tmp_path):
     assert [int(row[0]) for row in rows] == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 def test_physical_segments_have_the_temperature(build_peptide, tiny_model):
     """1 % over 50 ps of segments between jumps; a strong thermostat, so that 50 ps can tell."""
     topology, positions = build_peptide("ASGVSG")
