@@ -30,7 +30,7 @@ import mdtraj
 import numpy as np
 import openmm
 import torch
-from common import circumstances, parser, table, write
+from common import circumstances, kept, parser, table, write
 from openmm import unit
 from openmm.app import BiasVariable, Metadynamics, PDBFile, Simulation
 
@@ -48,14 +48,6 @@ BINS, BATCH, LEAST, DISCARDED = 12, 250, 10, 20
 GROUP = 31
 VALIDATION = Path(__file__).with_name("validation") / "DWGR"
 WIDTH, GRID = 0.2, 73  # radian, of a hill; bins of 5 degrees, of which the last is the first
-
-
-def kept(path: Path, make):
-    """Array of a file, made and written first where there is none."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, make())
-    return np.load(path)
 
 
 class Molecule:

@@ -11,10 +11,14 @@ import math
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from openmm_starmd.files import replacing
 from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.plugins import available_propagators
 
@@ -138,6 +142,17 @@ def results_so_far(stem: Path, facts: dict) -> dict:
             print(f"{known.name} is of another run ({name}: {then}; now: {now}): all starts anew.", file=sys.stderr)
             return {}
     return before["results"]
+
+
+def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Array of a .npy file; where there is none it is made and written, and its CPU time is told."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begin, value = time.process_time(), make()
+        with replacing(path) as partial, open(partial, "wb") as file:
+            np.save(file, value)
+        print(f"{path.name}: {time.process_time() - begin:.0f} s of CPU", flush=True)
+    return np.load(path)
 
 
 def openmm_seed(seed: int) -> int:

@@ -49,46 +49,50 @@ def seconds(advance, steps: int) -> float:
     return time.process_time() - begin
 
 
+def jump(simulation: Simulation, jumps: int) -> tuple[list[np.ndarray], float, str]:
+    """Positions after each jump, their CPU time, and "done" or why there are no more."""
+    frames, spent = [], 0.0
+    for _ in range(jumps):
+        try:
+            spent += seconds(simulation.step, 1)
+        except StarMDError as error:
+            return frames, spent, " ".join(str(error).split())[:120]
+        frames.append(positions_of(simulation))
+    return frames, spent, "done"
+
+
 def run(path: Path, options) -> dict:
     """The row of a protein; its frames go to NAME.xtc in the folder of --frames."""
     pdb = PDBFile(str(path))
     topology = mdtraj.Topology.from_openmm(pdb.topology)
     carbons = topology.select("name CA")
+    seed = openmm_seed(options.seed)
     integrator = StarMDIntegrator(
-        pdb.topology, TEMPERATURE, options.stride, options.model, randomSeed=openmm_seed(options.seed), strict=False
+        pdb.topology, TEMPERATURE, options.stride, options.model, randomSeed=seed, strict=False
     )
     simulation = simulation_of(pdb, integrator, options.threads)
-    start, frames, spent, end = mdtraj.Trajectory(positions_of(simulation), topology), [], 0.0, "done"
-    for _ in range(options.jumps):
-        try:
-            spent += seconds(simulation.step, 1)
-        except StarMDError as error:
-            end = " ".join(str(error).split())[:120]
-            break
-        frames.append(positions_of(simulation))
-    made = len(frames)
-    run = mdtraj.Trajectory(np.stack(frames), topology, time=options.stride * np.arange(1, made + 1))
-    rmsd, tenth = mdtraj.rmsd(run, start, atom_indices=carbons), max(1, made // 10)
+    start = mdtraj.Trajectory(positions_of(simulation), topology)
+    frames, spent, end = jump(simulation, options.jumps)
+    row, made = {"residues": topology.n_residues, "jumps": len(frames), "end": end}, len(frames)
+    if not made:
+        return row
+    trajectory = mdtraj.Trajectory(np.stack(frames), topology, time=options.stride * np.arange(1, made + 1))
     if options.frames:
         options.frames.mkdir(parents=True, exist_ok=True)
-        run.save_xtc(str(options.frames / f"{path.stem}.xtc"))
-    row = {"residues": topology.n_residues, "jumps": made, "end": end, "RMSD, first": float(rmsd[:tenth].mean())}
-    row |= {
-        "RMSD, middle": float(rmsd[(made - tenth) // 2 :][:tenth].mean()),
-        "RMSD, last": float(rmsd[-tenth:].mean()),
-    }
+        trajectory.save_xtc(str(options.frames / f"{path.stem}.xtc"))
+    rmsd, tenth = mdtraj.rmsd(trajectory, start, atom_indices=carbons), max(1, made // 10)
+    for name, first in {"first": 0, "middle": (made - tenth) // 2, "last": made - tenth}.items():
+        row[f"RMSD, {name}"] = float(rmsd[first : first + tenth].mean())
     row["RMSD, greatest"] = float(rmsd.max())
     if options.md and (found := sorted(options.md.glob(f"{path.stem}_*.xtc"))):
         md = mdtraj.rmsd(mdtraj.load([str(p) for p in found], top=topology), start, atom_indices=carbons)
         row |= {"RMSD of MD": float(md.mean()), "RMSD of MD, greatest": float(md.max())}
-    statistics = integrator.getStatistics()
-    acceptance = statistics["acceptance"]
+    acceptance = integrator.getStatistics()["acceptance"]
     row |= {"first try": acceptance["firstTry"], "after repair": acceptance["afterRepair"]}
     plain = LangevinMiddleIntegrator(TEMPERATURE, 1 / unit.picosecond, TIME_STEP)
     md_steps = max(100, round(options.md_picoseconds / TIME_STEP))
-    md_second = md_steps * TIME_STEP / seconds(simulation_of(pdb, plain, options.threads).step, md_steps)  # ps
-    row |= {"seconds a jump": spent / made, "times plain MD": options.stride * made / spent / md_second}
-    return row
+    md_rate = md_steps * TIME_STEP / seconds(simulation_of(pdb, plain, options.threads).step, md_steps)  # ps a second
+    return row | {"seconds a jump": spent / made, "times plain MD": options.stride * made / spent / md_rate}
 
 
 def main() -> None:

@@ -15,12 +15,11 @@ starts from set 0 alone. A stopped run goes on with the trajectories that its fo
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import mdtraj
 import numpy as np
-from common import circumstances, parser, table, write
+from common import circumstances, kept, parser, table, write
 
 from openmm_starmd import load_model, rollout
 from openmm_starmd.errors import StarMDError
@@ -52,16 +51,6 @@ def plain_md(system, positions, nanoseconds, equilibration, seed):
         lanes.step(round(INTERVAL / TIME_STEP), TEMPERATURE)
         frames.append(lanes.positions)
     return np.stack(frames, 1)
-
-
-def kept(path: Path, make):
-    """Array of a file, made and written first where there is none."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        begin, value = time.process_time(), make()
-        np.save(path, value)
-        print(f"{path.name}: {time.process_time() - begin:.0f} s of CPU", flush=True)
-    return np.load(path)
 
 
 def features_of(topology, frames):

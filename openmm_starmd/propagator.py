@@ -142,7 +142,7 @@ class Propagator(JumpPropagator):
         return copy.shifted(conformation.centroid())
 
     def _origin(self, last: Conformation) -> Conformation:
-        """What the reverse process starts from noise about: the last conformation, centred, or the fixed prior."""
+        """Centre of the first noise of the reverse process: the last conformation, centred, or the fixed prior."""
         return last if self._around_last else self.model.process.origin(last)
 
     def _static_inputs(self, reference: Conformation) -> StaticInputs:

@@ -19,6 +19,7 @@ from scipy.signal import lfilter
 
 pytest.importorskip("lightning_fabric")
 
+from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.evaluation.metrics import dihedrals, samples  # noqa: E402
 from openmm_starmd.model import available_models, load_model  # noqa: E402
 from openmm_starmd.network.config import NetworkConfig  # noqa: E402
@@ -217,6 +218,19 @@ def test_folds_are_followed_over_relaxed_jumps(run, build_peptide, tmp_path):
     assert row["jumps"] == frames.n_frames == 4 and row["end"] == "done"
     assert row["RMSD, greatest"] == pytest.approx(rmsd.max(), abs=row["RMSD of MD"] + 1e-3)
     assert row["RMSD, greatest"] >= row["RMSD, first"] > 1e-3 and row["times plain MD"] > 0
+
+
+@pytest.mark.slow
+def test_a_protein_whose_first_jump_is_given_up_has_a_row(run, script, build_peptide, tmp_path, monkeypatch):
+    def refused(advance, steps):
+        raise StarMDError("given up\nafter all")
+
+    monkeypatch.setattr(script("folds"), "seconds", refused)
+    topology, positions = build_peptide("SVAGT")
+    with open(tmp_path / "SVAGT.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions * unit.nanometer, file)
+    run("folds", tmp_path / "SVAGT.pdb", "--model", "elastic", "--jumps", 4, "--output", tmp_path / "out")
+    assert read(tmp_path / "out")[1]["results"]["SVAGT"] == {"residues": 5, "jumps": 0, "end": "given up after all"}
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")

@@ -126,7 +126,7 @@ class Bias:
         return chosen.proposal, accepted
 
     def _candidates(self, kernel: JumpKernel, context: Context, origin: Origin, random: Random) -> list[Candidate]:
-        """Those of the first attempt in which any has passed the checks."""
+        """Candidates of the first attempt in which any has passed the checks."""
         randoms = [random, *(partial(_named, random, f"candidate {k}") for k in range(1, self.candidates))]
         for attempt in range(kernel.maxRetries + 1):
             if found := self._realised(kernel, context, origin, randoms, attempt):

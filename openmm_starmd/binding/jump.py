@@ -30,7 +30,7 @@ Random = Callable[[str, int], int]  # from a purpose and a number to a seed
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a jump starts.
+    """Start of a jump: positions, the history that leads there, and the Context.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class JumpKernel:
     groups: set[int]
 
     def origin(self, context: Context, excess: float, check: Callable[[np.ndarray], None], checkpoint: bytes) -> Origin:
-        """Where the Context is, and the history that leads there.
+        """Make an Origin of the positions in the Context.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class JumpKernel:
         return Origin(positions, shifts, base, self.tracker.history(self.propagator, positions, shifts), checkpoint)
 
     def arrived(self, origin: Origin, proposal: Proposal, checkpoint: bytes) -> Origin:
-        """Where a proposal, whose atoms a checkpoint holds, has led to."""
+        """Make an Origin of a proposal whose atoms a checkpoint holds."""
         base = proposal.energies[-1] - self.gate.excess(proposal.energies[-1] - origin.base, self.particles.freedoms)
         after = self.tracker.measured(proposal.positions)
         history = self.propagator.extend(origin.history, after, proposal.generator)

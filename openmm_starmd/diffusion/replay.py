@@ -24,9 +24,9 @@ TOLERANCE = 1e-4  # of numbers on a GPU, where a graph may add in another order;
 
 
 def recording_wanted(device: torch.device) -> bool:
-    """Whether functions are recorded on a device: on a CPU unless the environment variable STARMD_RECORDING is 0.
+    """Tell if functions are recorded on a device.
 
-    On a GPU they are if it is 1.
+    On a CPU they are unless the environment variable STARMD_RECORDING is 0, on a GPU only if it is 1.
 
     Raises
     ------
@@ -185,7 +185,7 @@ class Replayed:
 
 
 def _alike(found, expected) -> bool:
-    """Whether values of one structure are the same: bit by bit on a CPU, within the tolerance on a GPU."""
+    """Compare values of one structure: bit by bit on a CPU, within the tolerance on a GPU."""
     alike: list[bool] = []
 
     def compare(a: Tensor, b: Tensor) -> Tensor:

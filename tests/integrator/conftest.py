@@ -52,6 +52,21 @@ def snapshot():
 
 
 @pytest.fixture
+def goes_on(snapshot, tmp_path):
+    """Function (whole, rest, way, steps, more): ``rest`` ends as ``whole`` from its Checkpoint or State in mid-run."""
+
+    def check(whole, rest, way, steps, more):
+        whole.step(steps)
+        getattr(whole, f"save{way}")(str(tmp_path / "saved"))
+        whole.step(more)
+        getattr(rest, f"load{way}")(str(tmp_path / "saved"))
+        rest.step(more)
+        assert snapshot(rest) == snapshot(whole)
+
+    return check
+
+
+@pytest.fixture
 def seen_windows():
     """Function (integrator, of=None) -> list that grows by the history, or what is asked ``of`` it, of each step."""
 

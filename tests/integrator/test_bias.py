@@ -144,14 +144,9 @@ def test_a_rejected_jump_keeps_its_conformation_and_its_time_advances(new_run, c
 
 @pytest.mark.parametrize("way", ["Checkpoint", "State"])
 @pytest.mark.parametrize("candidates", [1, 3])
-def test_a_biased_run_continues_bit_for_bit(new_run, snapshot, tmp_path, way, candidates):
+def test_a_biased_run_continues_bit_for_bit(new_run, goes_on, way, candidates):
     whole, rest = (new_run(biasCandidates=candidates, randomSeed=seed) for seed in (4, 0))
-    whole.step(7)
-    getattr(whole, f"save{way}")(str(tmp_path / "saved"))
-    whole.step(6)
-    getattr(rest, f"load{way}")(str(tmp_path / "saved"))
-    rest.step(6)
-    assert snapshot(rest) == snapshot(whole)
+    goes_on(whole, rest, way, 7, 6)
     assert 0 < whole.integrator.getStatistics()["bias"]["rejected"] < 13
 
 

@@ -168,7 +168,7 @@ def test_a_rejected_jump_leaves_box_and_solvent_as_they_were(new_box, snapshot, 
 
 
 @pytest.mark.parametrize("way", ["Checkpoint", "State"])
-def test_a_steered_run_continues_bit_for_bit(boxes, tiny_model, snapshot, tmp_path, way):
+def test_a_steered_run_continues_bit_for_bit(boxes, tiny_model, goes_on, way):
     """In a droplet: with a cutoff the CPU platform repeats not even plain MD to the bit."""
     topology, positions, _ = boxes()
     modeller = app.Modeller(topology, positions * unit.nanometer)
@@ -183,13 +183,7 @@ def test_a_steered_run_continues_bit_for_bit(boxes, tiny_model, snapshot, tmp_pa
         simulation.context.setPositions(modeller.positions)
         return simulation
 
-    whole, rest = create(7), create(0)  # a seed that is given would win over the saved one
-    whole.step(2)
-    getattr(whole, f"save{way}")(str(tmp_path / "saved"))
-    whole.step(2)
-    getattr(rest, f"load{way}")(str(tmp_path / "saved"))
-    rest.step(2)
-    assert snapshot(rest) == snapshot(whole)
+    goes_on(create(7), create(0), way, 2, 2)  # a seed that is given would win over the saved one
 
 
 @pytest.mark.parametrize("relaxation", [None, Relaxation()])
