@@ -48,20 +48,11 @@ def load_propagator(name: str) -> type[JumpPropagator]:
 
 @dataclass(frozen=True, eq=False)
 class NewPropagator:
-    """Makes propagators of one model; can be sent to another process.
-
-    Parameters
-    ----------
-    source : StarMDModel or class of JumpPropagator
-    device : torch.device
-        Of propagators that are no `StarMDModel`; that is where it is.
-    strict : bool or dict
-        Whether leaving the domain is an error, see `domain.refuse`.
-    """
+    """Makes propagators of one model; can be sent to another process."""
 
     source: StarMDModel | type[JumpPropagator]
-    device: torch.device
-    strict: bool | Mapping[str, bool] = True
+    device: torch.device  # of propagators that are no `StarMDModel`; that is where it is
+    strict: bool | Mapping[str, bool] = True  # whether leaving the domain is an error, see `domain.refuse`
 
     @classmethod
     def of(

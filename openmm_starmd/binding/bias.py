@@ -33,18 +33,10 @@ PHYSICAL = openmm.NonbondedForce, openmm.GBSAOBCForce, openmm.CustomGBForce
 
 @dataclass(frozen=True)
 class Bias:
-    """Force groups whose energy decides whether a jump is accepted.
+    """Force groups whose energy decides whether a jump is accepted."""
 
-    Parameters
-    ----------
-    groups : frozenset of int
-        Empty for no bias.
-    candidates : int
-        Conformations that are sampled in a jump, in one batch.
-    """
-
-    groups: frozenset[int] = field(default_factory=frozenset)
-    candidates: int = 1
+    groups: frozenset[int] = field(default_factory=frozenset)  # empty for no bias
+    candidates: int = 1  # conformations that are sampled in a jump, in one batch
 
     @classmethod
     def of(cls, groups: Iterable[int] | None, candidates: int, steers: bool) -> Bias:

@@ -25,17 +25,11 @@ class KVCache:
 
     Frames are written behind the ``n_frames`` that are known; a cache of more frames shares the memory of the one that
     it was made from, so only one line of frames can be kept in it.
-
-    Parameters
-    ----------
-    keys, values : Tensor, shape (layers, B, H, capacity * N, C / H)
-    n_frames : int
-        Context frames L.
     """
 
-    keys: Tensor
-    values: Tensor
-    n_frames: int = 0
+    keys: Tensor  # (layers, B, H, capacity * N, C / H)
+    values: Tensor  # (layers, B, H, capacity * N, C / H)
+    n_frames: int = 0  # context frames L
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor) -> KVCache:

@@ -37,27 +37,16 @@ INPUTS = 2 * len(CENTRES) + len(REACHES) + 2
 
 @dataclass(frozen=True)
 class PullInputs:
-    """Features of residues that pulls take, computed once a rollout.
+    """Features of residues that pulls take, computed once a rollout."""
 
-    Parameters
-    ----------
-    ends : Tensor, shape (B, 1, N, 1, 8)
-        1 at the contact point that is the end of the side chain.
-    turning : Tensor, shape (B, 1, N, 3, 4, 1)
-        1 / nm, the length of the chi's bond, where a chi moves a point; else 0.
-    apart : Tensor, shape (N, 1, N)
-        1 where a point and an end are not of the same residue; else 0. (B, 1, N, 1, N) with padding, where it is 0.
-    offset, gate : Tensor, shape (B, 1, N, N, C)
-        Of the hidden features of a pair of residues.
-    present : Tensor of bool, shape (B, 1, N), optional
-    """
-
-    ends: Tensor
-    turning: Tensor
+    ends: Tensor  # (B, 1, N, 1, 8): 1 at the contact point that is the end of the side chain
+    turning: Tensor  # (B, 1, N, 3, 4, 1): 1 / nm, the length of the chi's bond, where a chi moves a point; else 0
+    # (N, 1, N): 1 where a point and an end are not of the same residue; else 0. (B, 1, N, 1, N) with padding, where it
+    # is 0
     apart: Tensor
-    offset: Tensor
-    gate: Tensor
-    present: Tensor | None = None
+    offset: Tensor  # (B, 1, N, N, C): of the hidden features of a pair of residues
+    gate: Tensor  # (B, 1, N, N, C): the same
+    present: Tensor | None = None  # (B, 1, N) of bool
 
     def expand(self, batch: int) -> PullInputs:
         """Features of ``batch`` replicas of one system; they share the memory."""

@@ -56,20 +56,12 @@ def superposed(moving: Conformation, target: Conformation, present: Tensor | Non
 
 @dataclass(frozen=True)
 class Displacement:
-    """Displacement of each residue.
+    """Displacement of each residue."""
 
-    Parameters
-    ----------
-    translation : Tensor, shape (*, N, 3)
-    rotation : Tensor, shape (*, N, 3)
-    torsion : Tensor, shape (*, N, 6)
-    angle : Tensor, shape (*, N)
-    """
-
-    translation: Tensor
-    rotation: Tensor
-    torsion: Tensor
-    angle: Tensor
+    translation: Tensor  # (*, N, 3): nm
+    rotation: Tensor  # (*, N, 3): rad
+    torsion: Tensor  # (*, N, 6): rad
+    angle: Tensor  # (*, N): rad
 
     @classmethod
     @full_precision
@@ -155,20 +147,11 @@ def tangent_noise(template: Tensor, mask: Tensor, generator, present: Tensor | N
 
 @dataclass(frozen=True)
 class Share:
-    """The one generator of a batch of which only some replicas are here: they get the numbers of the whole batch.
-
-    Parameters
-    ----------
-    generator : torch.Generator
-    size : int
-        Replicas of the whole batch.
-    rows : slice
-        Those that are here.
-    """
+    """The one generator of a batch of which only some replicas are here: they get the numbers of the whole batch."""
 
     generator: torch.Generator
-    size: int
-    rows: slice
+    size: int  # replicas of the whole batch
+    rows: slice  # those that are here
 
 
 def uniform(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -127,20 +127,12 @@ class ResidueFeatures:
 
 @dataclass(frozen=True)
 class RotatableGroup:
-    """Atoms of all tokens that turn together in one step of the backmapping.
+    """Atoms of all tokens that turn together in one step of the backmapping."""
 
-    Parameters
-    ----------
-    moved, owner, torsion : Tensor of int64, shape (K,)
-        Atoms, the token of each, and with which of its `TORSIONS` it turns; -1 for the angle.
-    axis : Tensor of int64, shape (K, 2)
-        Atoms from the resting to the turning side of the bond; CA, N for the angle.
-    """
-
-    moved: Tensor
-    owner: Tensor
-    torsion: Tensor
-    axis: Tensor
+    moved: Tensor  # (K,) of int: atoms
+    owner: Tensor  # (K,) of int: the token of each
+    torsion: Tensor  # (K,) of int: with which of its `TORSIONS` it turns; -1 for the angle
+    axis: Tensor  # (K, 2) of int: atoms from the resting to the turning side of the bond; CA, N for the angle
 
 
 class ResidueTokens:

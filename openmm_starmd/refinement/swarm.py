@@ -51,36 +51,17 @@ ONE_THREAD = {"Threads": "1"}
 
 @dataclass(frozen=True, eq=False)
 class Swarm:
-    """Settings and starts of a swarm; it can be sent to another process.
+    """Settings and starts of a swarm; it can be sent to another process."""
 
-    Parameters
-    ----------
-    folder : Path
-        Gets ``start0000.xtc`` with all atoms, and ``start0000.npz`` to go on from, of each start.
-    topology : Topology
-    system : str
-        XML of an OpenMM System.
-    starts : ndarray, shape (S, A, 3)
-        nm.
-    boxes : ndarray, shape (S, 3, 3), optional
-        Vectors of the periodic box of each start, nm.
-    temperature : float
-        K.
-    frame_interval, equilibration, time_step : float
-        ps; the equilibration is not written.
-    seed : int
-    platform : str
-    """
-
-    folder: Path
+    folder: Path  # gets ``start0000.xtc`` with all atoms, and ``start0000.npz`` to go on from, of each start
     topology: Topology
-    system: str
-    starts: np.ndarray
-    boxes: np.ndarray | None
-    temperature: float
-    frame_interval: float
-    equilibration: float
-    time_step: float
+    system: str  # XML of an OpenMM System
+    starts: np.ndarray  # (S, A, 3): nm
+    boxes: np.ndarray | None  # (S, 3, 3): vectors of the periodic box of each start, nm
+    temperature: float  # K
+    frame_interval: float  # ps
+    equilibration: float  # ps; it is not written
+    time_step: float  # ps
     seed: int
     platform: str
 

@@ -43,20 +43,12 @@ class Reached(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Settings of a rollout; the arguments of `rollout`, checked and in internal units. It can be sent elsewhere.
+    """Settings of a rollout; the arguments of `rollout`, checked and in internal units. It can be sent elsewhere."""
 
-    Parameters
-    ----------
-    folder : Path
-        Where the files are.
-    starts : array, shape (B, A, 3)
-        nm.
-    """
-
-    folder: Path
+    folder: Path  # where the files are
     new_propagator: NewPropagator
     topology: Topology
-    starts: np.ndarray
+    starts: np.ndarray  # (B, A, 3): nm
     stride: float
     temperature: float
     seed: int

@@ -44,21 +44,13 @@ class AtomRow:
 
 @dataclass
 class Selection:
-    """The atoms that stay.
+    """The atoms that stay."""
 
-    Attributes
-    ----------
-    rows : list of AtomRow or None
-        For each atom its row under the standard residue name; None for an atom that is left out.
-    protonation : dict
-        Amber's name of the protonation state of each place whose residue is named after one.
-    changes : list of str
-        Which conformations were kept.
-    """
-
+    # for each atom its row under the standard residue name; None for an atom that is left out
     rows: list[AtomRow | None]
+    # Amber's name of the protonation state of each place whose residue is named after one
     protonation: dict[Place, str] = field(default_factory=dict)
-    changes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)  # which conformations were kept
 
 
 def select(rows: list[AtomRow]) -> Selection:

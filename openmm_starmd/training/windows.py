@@ -23,25 +23,14 @@ PADDED_ANGLE = 2.0  # rad: N-CA-C of residues that are not there
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of B systems of one length N.
+    """Windows of B systems of one length N."""
 
-    Parameters
-    ----------
-    features : ResidueFeatures, shape (B, N)
-    conformations : Conformation, shape (B, L, N)
-        Each frame superposed on its predecessor, CA centroids at the origin.
-    strides : Tensor, shape (B, L)
-        Gap of each frame to its predecessor, ps; for the first frame the stride of the window.
-    precomputed : dict of Tensor
-        ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them.
-    reference : Conformation, shape (B, L, N), optional
-        Reference structure, superposed on each frame, where the model is drawn back to it.
-    """
-
-    features: ResidueFeatures
-    conformations: Conformation
-    strides: Tensor
+    features: ResidueFeatures  # (B, N)
+    conformations: Conformation  # (B, L, N): each frame superposed on its predecessor, CA centroids at the origin
+    strides: Tensor  # (B, L): gap of each frame to its predecessor, ps; for the first frame the stride of the window
+    # ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them
     precomputed: dict[str, Tensor] = field(default_factory=dict)
+    # (B, L, N): reference structure, superposed on each frame, where the model is drawn back to it
     reference: Conformation | None = None
 
     def to(self, device) -> Batch:

@@ -25,30 +25,15 @@ _REMEDY = "give the interval if the times in the file are wrong"
 
 @dataclass(frozen=True)
 class EncodedTrajectory:
-    """One trajectory as the network sees it.
-
-    Parameters
-    ----------
-    name : str
-    sequence : str
-        One-letter sequence.
-    features : ResidueFeatures, shape (N)
-    conformations : StoredConformations or Conformation, shape (T, N)
-        float32.
-    interval : float
-        Time between trajectory frames, ps.
-    temperature : float, optional
-        K, where it is known.
-    precomputed : dict
-        Files of precomputed features, by kind; see `openmm_starmd.training.precomputed`.
-    """
+    """One trajectory as the network sees it."""
 
     name: str
-    sequence: str
-    features: ResidueFeatures
-    conformations: StoredConformations | Conformation
-    interval: float
-    temperature: float | None = None
+    sequence: str  # One-letter sequence
+    features: ResidueFeatures  # (N)
+    conformations: StoredConformations | Conformation  # (T, N): float32
+    interval: float  # time between trajectory frames, ps
+    temperature: float | None = None  # K, where it is known
+    # files of precomputed features, by kind; see `openmm_starmd.training.precomputed`
     precomputed: dict[str, Path] = field(default_factory=dict)
 
     @property

@@ -37,29 +37,14 @@ TENSORS = ".pt"
 
 @dataclass(frozen=True)
 class Found:
-    """One trajectory before its frames are read.
+    """One trajectory before its frames are read."""
 
-    Parameters
-    ----------
-    name : str
-        How errors call it.
-    source : path or mdtraj.Trajectory
-    topology : mdtraj.Topology
-        Of all atoms of the source.
-    interval : float, optional
-        ps between frames, where another file tells it.
-    untimed : str
-        Why the frames have no times although the source may number them; empty otherwise.
-    note : str
-        What was found beside the file.
-    """
-
-    name: str
+    name: str  # how errors call it
     source: Source
-    topology: mdtraj.Topology
-    interval: float | None = None
-    untimed: str = ""
-    note: str = ""
+    topology: mdtraj.Topology  # of all atoms of the source
+    interval: float | None = None  # ps between frames, where another file tells it
+    untimed: str = ""  # why the frames have no times although the source may number them; empty otherwise
+    note: str = ""  # what was found beside the file
 
 
 def find(source: Source, number: int, given: mdtraj.Topology | None, own: bool = True) -> list[Found]:

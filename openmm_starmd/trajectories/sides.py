@@ -30,30 +30,16 @@ GAP_BOND, GAP_CA = 0.25, 0.5  # nm between C and N, or neighbouring CA, of resid
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison.
+    """One side of a comparison."""
 
-    Parameters
-    ----------
-    trajectories : tuple of mdtraj.Trajectory
-        Heavy atoms of the protein, in the order and under the names that both sides share.
-    interval : float, optional
-        ps between frames; None where neither the files nor the user tell it.
-    names : tuple of str
-        Of the files.
-    gaps : tuple of str
-        Residues between which the chain of the reference is interrupted, such as "GLY12 and SER18".
-    untimed : str
-        Why there is no interval; empty where there is one.
-    notes : tuple of str
-        What was found beside the files.
-    """
-
+    # heavy atoms of the protein, in the order and under the names that both sides share
     trajectories: tuple[mdtraj.Trajectory, ...]
-    interval: float | None
-    names: tuple[str, ...]
+    interval: float | None  # ps between frames; None where neither the files nor the user tell it
+    names: tuple[str, ...]  # of the files
+    # residues between which the chain of the reference is interrupted, such as "GLY12 and SER18"
     gaps: tuple[str, ...] = ()
-    untimed: str = ""
-    notes: tuple[str, ...] = ()
+    untimed: str = ""  # why there is no interval; empty where there is one
+    notes: tuple[str, ...] = ()  # what was found beside the files
 
     @property
     def n_frames(self) -> int:

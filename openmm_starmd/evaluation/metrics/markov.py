@@ -118,19 +118,11 @@ def _bootstrapped(function, states: States, lags: Sequence[int], n_states: int |
 
 @dataclass(frozen=True)
 class ImpliedTimescales:
-    """Implied timescales at several lags.
+    """Implied timescales at several lags."""
 
-    Parameters
-    ----------
-    lags : ndarray, shape (L,)
-        Frames.
-    values, low, high : ndarray, shape (L, n)
-        Frames, the slowest first, with the limits of the interval; nan where there is none.
-    """
-
-    lags: np.ndarray
-    values: np.ndarray
-    low: np.ndarray
+    lags: np.ndarray  # (L,): frames
+    values: np.ndarray  # (L, n): frames, the slowest first; nan where there is none
+    low: np.ndarray  # (L, n): the limits of the interval
     high: np.ndarray
 
 
@@ -209,21 +201,12 @@ def first_passage_times(msm: MarkovStateModel, sets: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ChapmanKolmogorov:
-    """Probability to be in set j some time after i, as a model of one lag says and as models of each lag say.
+    """Probability to be in set j some time after i, as a model of one lag says and as models of each lag say."""
 
-    Parameters
-    ----------
-    lags : ndarray, shape (L,)
-        Frames.
-    predicted, estimated, low, high : ndarray, shape (L, m, m)
-        The model of the first lag, propagated; models of each lag, with their bootstrap interval. nan where a set is
-        not connected.
-    """
-
-    lags: np.ndarray
-    predicted: np.ndarray
-    estimated: np.ndarray
-    low: np.ndarray
+    lags: np.ndarray  # (L,): frames
+    predicted: np.ndarray  # (L, m, m): the model of the first lag, propagated; nan where a set is not connected
+    estimated: np.ndarray  # (L, m, m): models of each lag
+    low: np.ndarray  # (L, m, m): the limits of their bootstrap interval
     high: np.ndarray
 
     @property

@@ -44,20 +44,11 @@ def mean_structure(positions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PrincipalPlane:
-    """First two principal components of a reference.
+    """First two principal components of a reference."""
 
-    Parameters
-    ----------
-    mean : ndarray, shape (N, 3)
-        Structure that everything is superposed on.
-    pca : sklearn.decomposition.PCA
-    edges : tuple of two ndarray, shape (bins + 1,)
-        Bins of the reference's range of PC1 and PC2.
-    """
-
-    mean: np.ndarray
+    mean: np.ndarray  # (N, 3): structure that everything is superposed on
     pca: PCA
-    edges: tuple[np.ndarray, np.ndarray]
+    edges: tuple[np.ndarray, np.ndarray]  # two of (bins + 1,): bins of the reference's range of PC1 and PC2
 
     def transform(self, positions: np.ndarray) -> np.ndarray:
         """Positions (T, N, 3) -> (T, 2): PC1 and PC2, nm."""

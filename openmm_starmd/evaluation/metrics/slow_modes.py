@@ -18,18 +18,11 @@ TICA_BINS = {1: 100, 2: 50}  # per axis, of tICA-0 and of (tICA-0, tICA-1): MDGe
 
 @dataclass(frozen=True)
 class SlowModes:
-    """Time-lagged independent components.
+    """Time-lagged independent components."""
 
-    Parameters
-    ----------
-    model : deeptime TransferOperatorModel
-        Of features divided by ``scale``.
-    scale : ndarray, shape (F,)
-        Standard deviation of each feature, so that those of small scale count like the others: deeptime drops whatever
-        varies by less than an absolute 1e-6.
-    """
-
-    model: object
+    model: object  # of features divided by ``scale``
+    # (F,): standard deviation of each feature, so that those of small scale count like the others: deeptime drops
+    # whatever varies by less than an absolute 1e-6
     scale: np.ndarray
 
     def transform(self, features: np.ndarray) -> np.ndarray:

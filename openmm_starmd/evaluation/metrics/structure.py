@@ -65,16 +65,10 @@ class Region:
 
     Bins of 10 degrees (one 36th of the period), counted, smoothed by a Gaussian of one bin, and taken from the densest
     on until 99 % of the reference lies in them.
-
-    Parameters
-    ----------
-    allowed : ndarray of bool, shape (36,) or (36, 36)
-    periods : ndarray, shape (D,)
-        Radian.
     """
 
-    allowed: np.ndarray
-    periods: np.ndarray
+    allowed: np.ndarray  # (36,) or (36, 36) of bool
+    periods: np.ndarray  # (D,): radian
 
     @classmethod
     def fit(cls, angles: np.ndarray, periods: np.ndarray) -> Region:
@@ -189,43 +183,22 @@ def _heavy(trajectory: mdtraj.Trajectory) -> mdtraj.Trajectory:
 
 @dataclass(frozen=True)
 class StructureLimits:
-    """Limits that `calibrate` found in a reference.
+    """Limits that `calibrate` found in a reference."""
 
-    Parameters
-    ----------
-    terms : Terms
-        What there is to measure.
-    ranges : dict
-        Least and largest value, (2, K), of each bond (nm) and angle (radian).
-    regions : dict
-        `Region` of each (check, class) of torsions.
-    thresholds : dict
-        For each check the 99th percentile of the reference's frames.
-    reference : dict
-        For each check the mean of the reference's frames.
-    """
-
-    terms: Terms
-    ranges: dict[str, np.ndarray]
-    regions: dict[tuple[str, str], Region]
-    thresholds: dict[str, float]
-    reference: dict[str, float]
+    terms: Terms  # what there is to measure
+    ranges: dict[str, np.ndarray]  # least and largest value, (2, K), of each bond (nm) and angle (radian)
+    regions: dict[tuple[str, str], Region]  # `Region` of each (check, class) of torsions
+    thresholds: dict[str, float]  # for each check the 99th percentile of the reference's frames
+    reference: dict[str, float]  # for each check the mean of the reference's frames
 
 
 @dataclass(frozen=True)
 class StructureChecks:
-    """Checks of each frame.
+    """Checks of each frame."""
 
-    Parameters
-    ----------
-    rates : dict of ndarray, shape (T,)
-        Each check of the module's table; nan in frames with coordinates that are no numbers.
-    thresholds : dict of float
-        Largest rate with which a frame passes.
-    """
-
+    # each check of the module's table, (T,); nan in frames with coordinates that are no numbers
     rates: dict[str, np.ndarray]
-    thresholds: dict[str, float]
+    thresholds: dict[str, float]  # largest rate with which a frame passes
 
     @cached_property
     def failed(self) -> dict[str, np.ndarray]:
