@@ -42,10 +42,7 @@ class Bias:
     def of(cls, groups: Iterable[int] | None, candidates: int, steers: bool) -> Bias:
         """Bias of the arguments of a StarMDIntegrator; ``steers`` tells whether its relaxation does.
 
-        Raises
-        ------
-        ValueError
-            If they are no force groups, or a relaxation that cannot be used with a bias.
+        A ValueError refuses what are no force groups, and a relaxation that cannot be used with a bias.
         """
         candidates = wholeNumber("biasCandidates", candidates, 1)
         if groups is None:
@@ -92,14 +89,9 @@ class Bias:
     def propose(self, kernel: JumpKernel, context: Context, origin: Origin, random: Random) -> tuple[Proposal, bool]:
         """Proposal of a jump, and whether the bias accepts it.
 
-        If so, its atoms are in the Context; else what is in the Context means nothing.
-
-        Raises
-        ------
-        JumpRejectedError
-            If no candidate of any attempt has passed the checks.
-        StarMDError
-            If the energy of the bias at the origin is not finite.
+        If so, its atoms are in the Context; else what is in the Context means nothing. A JumpRejectedError says that no
+        candidate of any attempt has passed the checks, a StarMDError that the energy of the bias at the origin is not
+        finite.
         """
         here = self._weight(kernel, context)
         if here == -math.inf:

@@ -230,12 +230,9 @@ class ResidueEmbedding(nn.Module):
     ) -> Tensor:
         """Residue features (B, T, N, C) of frames and their predecessors.
 
-        Parameters
-        ----------
-        spread : Tensor, shape (B, T, 1, 9)
-            Expected size of the ``delta`` from the previous frame, noise included.
-        log_odds : Tensor, shape (B, T, N, 7, 3)
-            See `rotamers.bayes_log_odds`; None where the configuration has no classifier.
+        ``spread`` (B, T, 1, 9) is the expected size of the ``delta`` from the previous frame, noise included.
+        ``log_odds`` (B, T, N, 7, 3) are those of `rotamers.bayes_log_odds`, or None where the configuration has no
+        classifier.
         """
         _, of_now, moved, _, turned, stayed = self.geometry.weight.split(self.columns, 1)
         parts, weights = [], []

@@ -67,10 +67,6 @@ class Pulls(nn.Module):
     Every residue's N, C and side chain's end are pulled to or pushed from the ends of the other residues. What it knows
     of two residues are their types, their separation along the chain, and these distances in the previous and in the
     denoised frame: a pair potential with a memory.
-
-    Parameters
-    ----------
-    config : NetworkConfig
     """
 
     def __init__(self, config: NetworkConfig):
@@ -122,19 +118,8 @@ class Pulls(nn.Module):
     ) -> Displacement:
         """Correct an estimate by the pulls between residues.
 
-        Parameters
-        ----------
-        previous_distances : Tensor, shape (B, T, N, 3, N)
-            Distances in the previous frame.
-        conformation : Conformation, shape (B, T, N)
-        estimate : Displacement, shape (B, T, N)
-            From there to the denoised frame.
-        unit : Displacement
-            Uncertainties of its parts.
-
-        Returns
-        -------
-        Displacement
+        The estimate (B, T, N) leads from the conformation to the denoised frame. ``previous_distances`` (B, T, N, 3, N)
+        are distances in the previous frame, ``unit`` the uncertainties of the parts of the estimate.
         """
         yielding = [share * x.square() for share, x in zip(YIELDING, (unit.translation, unit.rotation), strict=True)]
         of_chi = unit.torsion[..., CHI].square()

@@ -110,14 +110,9 @@ class ResidueFeatures:
         return None if self.present is None else self.per_frame("present", template)
 
     def per_frame(self, name: str, template: Tensor) -> Tensor:
-        """A feature made to broadcast against frames.
+        """A feature (*, N) or (*, N, 6) made to broadcast against frames of the shape (*, ..., N) of a template.
 
-        Parameters
-        ----------
-        name : str
-            Feature of shape (*, N) or (*, N, 6).
-        template : Tensor, shape (*, ..., N)
-            Gives the number of axes, of which those between * and N are new, and the dtype of a floating feature.
+        The axes between * and N are new; a floating feature takes the dtype of the template.
         """
         feature, lead = getattr(self, name), self.residue_type.dim() - 1
         new_axes = template.dim() - self.residue_type.dim()
@@ -225,10 +220,7 @@ class ResidueTokens:
 def refuse_missing_atoms(topology: Topology) -> None:
     """Refuse a Topology with amino acids that lack heavy atoms, or hydrogens on carbon, which no protonation removes.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        Names the first residue, and what to do.
+    The UnsupportedTopologyError names the first residue, and what to do.
     """
     proteins = [residue for residue in topology.residues() if canonical_name(residue.name)]
     for residue in proteins:

@@ -235,23 +235,12 @@ def run_swarm(
 ) -> list[int]:
     """Bring all trajectories to so many frames; numbers of the starts that have not been given up.
 
-    Parameters
-    ----------
-    swarm : Swarm
-    n_frames : int
-    processes : int
-        Trajectories at a time, one CPU thread each.
-    client : distributed.Client, optional
-        Its workers make the trajectories; they must see the folder under the same path.
-    progress : callable
-        Gets numbers of frames that add up, those that the folder holds first.
+    The trajectories are made by so many ``processes`` with one CPU thread each, or by the workers of a Dask ``client``,
+    which see the folder under the same path. ``progress`` gets numbers of frames that add up, those that the folder
+    holds first.
 
-    Raises
-    ------
-    HistoryError
-        If files in the folder are damaged, or belong to other settings.
-    StarMDError
-        If every start has been given up.
+    A HistoryError says that files in the folder are damaged or belong to other settings, a StarMDError that every start
+    has been given up.
     """
     numbers = [k for k in range(len(swarm.starts)) if not swarm.failure(k)]
     progress(sum(min(n_frames, swarm.frames(number)) for number in numbers))

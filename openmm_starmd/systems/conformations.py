@@ -102,13 +102,7 @@ def name_chains_apart(rows: list[AtomRow], taken: set[str]) -> tuple[list[AtomRo
     """Rows in which no two protein residues have one chain, number and insertion code; tells which chains were renamed.
 
     A residue whose place another one bears, without being its alternate or its neighbour, begins a chain with a name
-    that is free.
-
-    Parameters
-    ----------
-    rows : list of AtomRow
-    taken : set of str
-        Names that no chain may be given.
+    that is free, and none of those ``taken``.
     """
     taken = taken | {row.place[0] for row in rows}
     free = (name for name in ascii_uppercase + ascii_lowercase + digits if name not in taken)

@@ -49,13 +49,7 @@ class StructureFile:
 
 
 def read_structure(path: str | os.PathLike) -> StructureFile:
-    """Read the first model of a PDB or mmCIF file.
-
-    Raises
-    ------
-    UnsupportedTopologyError
-        If the file is absent, empty, or cannot be read.
-    """
+    """Read the first model of a PDB or mmCIF file; UnsupportedTopologyError if it is absent, empty or unreadable."""
     path = Path(path)
     if not path.is_file():
         raise UnsupportedTopologyError(f"{path}: there is no such file.")

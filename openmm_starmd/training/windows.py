@@ -63,10 +63,7 @@ def steps_within(
 ) -> tuple[int, int, float]:
     """Least and greatest stride of windows of ``n_frames``, in trajectory frames, and the greatest in ps.
 
-    Raises
-    ------
-    StarMDError
-        If the trajectory has no such window.
+    A StarMDError refuses a trajectory that has no such window.
     """
     low, high = stride_range
     longest = (trajectory.n_frames - 1) // max(n_frames - 1, 1)
@@ -80,13 +77,9 @@ def steps_within(
 
 
 class Bucket:
-    """Trajectories of one length, or padded to one, from which the windows of a batch are drawn at once.
+    """K trajectories of one length, or padded to one, from which the windows of a batch are drawn at once.
 
-    Parameters
-    ----------
-    trajectories : sequence of K EncodedTrajectory
-    held : bool
-        Keep all of their frames in memory.
+    ``held`` tells whether all of their frames are in memory.
     """
 
     def __init__(self, trajectories: Sequence[EncodedTrajectory], held: bool):

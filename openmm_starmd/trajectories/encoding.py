@@ -82,13 +82,9 @@ def _encode(file: TrajectoryFile, append) -> tuple[str, ResidueFeatures, float]:
 def encode_trajectory(file: TrajectoryFile) -> EncodedTrajectory:
     """Read and encode one trajectory, into memory.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        If the topology holds no protein that residue tokens can describe.
-    StarMDError
-        If the files are damaged or do not belong together; or a line for each of: frames too few, uneven or without
-        times, molecules broken over a periodic boundary, duplicate frames, D residues.
+    An UnsupportedTopologyError refuses a topology that holds no protein that residue tokens can describe. A StarMDError
+    says that the files are damaged or do not belong together, or has a line for each of: frames too few, uneven or
+    without times, molecules broken over a periodic boundary, duplicate frames, D residues.
     """
     chunks: list[np.ndarray] = []
     sequence, features, interval = _encode(file, chunks.append)

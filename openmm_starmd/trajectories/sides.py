@@ -152,28 +152,10 @@ def read_sides(
     reference_stride: float | None = None,
     progress: Progress = lambda text, done: None,
 ) -> tuple[Side, Side]:
-    """Read both sides of a comparison.
+    """Read the reference and the generated side of a comparison.
 
-    Parameters
-    ----------
-    reference, generated : path, mdtraj.Trajectory, or sequence of them
-    topology : path or mdtraj.Topology, optional
-        Of every file that holds none of its own (PDB and HDF5 do).
-    generated_topology : path or mdtraj.Topology, optional
-        Of the generated files, where it is another one.
-    stride, reference_stride : float, optional
-        ps between frames of the generated and of the reference files, in place of what these say.
-    progress : callable, optional
-        See `Progress`.
-
-    Returns
-    -------
-    reference, generated : Side
-
-    Raises
-    ------
-    TrajectoryError
-        If a file cannot be read, has too few frames, frames that are not finite or no times, or another sequence.
+    The arguments are those of `evaluation.evaluate`. A TrajectoryError says which file cannot be read, has too few
+    frames, frames that are not finite or no times, or holds another sequence.
     """
     first = load_topology(topology)
     second = first if generated_topology is None else load_topology(generated_topology)

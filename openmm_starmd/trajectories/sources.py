@@ -298,10 +298,7 @@ def as_source(source) -> Source:
 def source_from_table(table: dict, base: Path) -> Source:
     """The source that a table of a TOML file describes; its paths are relative to ``base``.
 
-    Raises
-    ------
-    ValueError
-        Unless it has the keys of its kind, and no others.
+    A ValueError says which key of its kind is missing, or is none of it.
     """
     values = dict(table)
     kind = _BY_NAME.get(values.pop("source", "folder"))

@@ -55,12 +55,7 @@ class PrincipalPlane:
         return _project(self.pca, self.mean, positions)
 
     def counts(self, plane: np.ndarray) -> np.ndarray:
-        """Points (T, 2) in each bin, shape (bins, bins), and as one more number those outside the range.
-
-        Returns
-        -------
-        ndarray, shape (bins**2 + 1,)
-        """
+        """Points (T, 2) in each bin, and as one more number those outside the range, (bins**2 + 1,)."""
         inside = np.histogramdd(plane, self.edges)[0].ravel()
         return np.append(inside, len(plane) - inside.sum())
 
@@ -73,10 +68,7 @@ def _project(pca: PCA, mean: np.ndarray, positions: np.ndarray, chunk: int = 20_
 def fit_pca(reference: np.ndarray, bins: int = PCA_BINS) -> PrincipalPlane:
     """Principal components of superposed reference positions (T, N, 3), and bins of the plane (ATLAS: 10 per axis).
 
-    Raises
-    ------
-    ValueError
-        Fewer than 3 frames or 3 atoms.
+    A ValueError refuses fewer than 3 frames or 3 atoms.
     """
     if len(reference) < 3:
         raise ValueError(

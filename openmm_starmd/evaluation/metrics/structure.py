@@ -214,10 +214,7 @@ class StructureChecks:
 def calibrate(reference: mdtraj.Trajectory) -> StructureLimits:
     """Limits of `check_structure` from reference MD, 20,000 evenly spaced frames of it at most.
 
-    Raises
-    ------
-    ValueError
-        Fewer than 10 frames, or coordinates that are no numbers.
+    A ValueError refuses fewer than 10 frames, or coordinates that are no numbers.
     """
     if reference.n_frames < MIN_FRAMES:
         raise ValueError(
@@ -244,13 +241,7 @@ def calibrate(reference: mdtraj.Trajectory) -> StructureLimits:
 
 
 def check_structure(trajectory: mdtraj.Trajectory, limits: StructureLimits) -> StructureChecks:
-    """Check every frame of a trajectory of the same heavy atoms, in the same order, as the reference's.
-
-    Raises
-    ------
-    ValueError
-        The heavy atoms are others.
-    """
+    """Check every frame of a trajectory of the reference's heavy atoms, in its order; ValueError if they are others."""
     trajectory = _heavy(trajectory)
     labels = tuple((a.residue.index, a.name) for a in trajectory.topology.atoms)
     if labels != limits.terms.labels:

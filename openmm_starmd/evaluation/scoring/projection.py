@@ -99,12 +99,8 @@ def common_lag(reference: Side, generated: Side) -> tuple[float, str]:
     """Lag time, ps, that is a whole number of frames on both sides: about 100 ps, or the longer of their intervals.
 
     Where there is none of up to twenty frames to 5 %, at most a quarter of both sides, or the generated frames have no
-    times, the lag time fits the reference alone, and a sentence says why kinetics cannot be scored (otherwise empty).
-
-    Raises
-    ------
-    TrajectoryError
-        If no trajectory of the reference is four frames long.
+    times, the lag time fits the reference alone, and a sentence says why kinetics cannot be scored (otherwise empty). A
+    TrajectoryError says that no trajectory of the reference is four frames long.
     """
     if generated.interval is None:
         reason = f"{generated.untimed}; where frames follow one another, give the ps between them (--stride)"
