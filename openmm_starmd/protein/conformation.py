@@ -59,10 +59,19 @@ class Conformation:
         """Positions of N, CA, C with the mean bond lengths of ff14SB, shape (*, N, 3, 3), nm."""
         return self.local_backbone() @ self.frames.rotations.transpose(-1, -2) + self.frames.translations[..., None, :]
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rotations, translations, torsions and angles."""
+        return self.frames.rotations, self.frames.translations, self.torsions, self.angles
+
+    @classmethod
+    def of(cls, rotations: Tensor, translations: Tensor, torsions: Tensor, angles: Tensor) -> Conformation:
+        """Conformation of its `tensors`."""
+        return cls(Rigid(rotations, translations), torsions, angles)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Conformation:
-        """Apply ``function`` to rotations, translations, torsions and angles; it may touch leading axes only."""
-        frames = Rigid(function(self.frames.rotations), function(self.frames.translations))
-        return Conformation(frames, function(self.torsions), function(self.angles))
+        """Apply ``function`` to each of the `tensors`; it may touch leading axes only."""
+        return Conformation.of(*map(function, self.tensors))
 
     def __getitem__(self, index) -> Conformation:
         return self.map(lambda x: x[index])
@@ -89,33 +98,18 @@ class Conformation:
 
     def where(self, mask: Tensor, other: Conformation) -> Conformation:
         """Keep residues where ``mask`` (*, N), take those of ``other`` (*, N) elsewhere."""
-        frames = Rigid(
-            torch.where(mask[..., None, None], self.frames.rotations, other.frames.rotations),
-            torch.where(mask[..., None], self.frames.translations, other.frames.translations),
-        )
-        torsions = torch.where(mask[..., None], self.torsions, other.torsions)
-        return Conformation(frames, torsions, torch.where(mask, self.angles, other.angles))
-
-    @staticmethod
-    def _join(join, conformations: Sequence[Conformation], dim: int) -> Conformation:
-        return Conformation(
-            Rigid(
-                join([c.frames.rotations for c in conformations], dim),
-                join([c.frames.translations for c in conformations], dim),
-            ),
-            join([c.torsions for c in conformations], dim),
-            join([c.angles for c in conformations], dim),
-        )
+        masks = mask[..., None, None], mask[..., None], mask[..., None], mask
+        return Conformation.of(*map(torch.where, masks, self.tensors, other.tensors))
 
     @classmethod
     def stack(cls, conformations: Sequence[Conformation], dim: int = 0) -> Conformation:
         """Stack along a new leading axis ``dim``."""
-        return cls._join(torch.stack, conformations, dim)
+        return cls.of(*(torch.stack(x, dim) for x in zip(*(c.tensors for c in conformations), strict=True)))
 
     @classmethod
     def cat(cls, conformations: Sequence[Conformation], dim: int = 0) -> Conformation:
         """Concatenate along the leading axis ``dim``."""
-        return cls._join(torch.cat, conformations, dim)
+        return cls.of(*(torch.cat(x, dim) for x in zip(*(c.tensors for c in conformations), strict=True)))
 
 
 def _measure_torsions(positions: Tensor, tokens: ResidueTokens) -> Tensor:
