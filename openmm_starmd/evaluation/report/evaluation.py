@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
 from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
 from openmm_starmd.evaluation.scoring.unscored import unscored
 from openmm_starmd.evaluation.scoring.verdict import CAPTIONS, verdict
+from openmm_starmd.files import write_json
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
 
 
@@ -66,13 +65,8 @@ class Evaluation:
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Verdict, what has no scores, settings and scores; what is not finite is null."""
-        rows = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(score).items()}
-            for score in self.scores
-        ]
         content = {"verdict": self.verdict, "unscored": self.unscored, "settings": self.settings}
-        content |= {"lights": MEANING, "scores": rows}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(content | {"lights": MEANING, "scores": [asdict(score) for score in self.scores]}, path)
 
     def to_html(self, path: str | os.PathLike) -> None:
         """A page with verdict, table, figures and both trajectories to play, that loads nothing from elsewhere."""
