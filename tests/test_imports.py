@@ -84,7 +84,7 @@ def test_inner_packages_open_no_back_doors():
     for path in PACKAGE.rglob("__init__.py"):
         folder = module_name(path).removesuffix("__init__").rstrip(".")
         for name in imports(path):
-            if folder and name.startswith("openmm_starmd.") and name != "openmm_starmd.errors.extra":
+            if folder and name.startswith("openmm_starmd.") and name != "openmm_starmd.errors.lazily":
                 assert name.startswith(f"openmm_starmd.{folder}."), f"{folder}/__init__.py imports {name}"
 
 

@@ -44,16 +44,9 @@ FARTHEST = 4.0  # sizes of the longest tabulated step: bound of the displacement
 class Denoiser(nn.Module):
     """Predicts the displacement from noisy conformations to clean ones.
 
-    Parameters
-    ----------
-    config : NetworkConfig
-
-    Attributes
-    ----------
-    checkpointing : bool
-        In training, compute each block again in the backward pass instead of keeping what is inside it.
-    classifier_gradient : bool
-        In training, let gradients run through the classifier's log-odds, which no loss of their own teaches then.
+    In training, ``checkpointing`` has each block computed again in the backward pass instead of keeping what is inside
+    it, and ``classifier_gradient`` lets gradients run through the classifier's log-odds, which no loss of their own
+    teaches then.
     """
 
     def __init__(self, config: NetworkConfig):

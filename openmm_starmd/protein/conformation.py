@@ -118,19 +118,10 @@ def _measure_torsions(positions: Tensor, tokens: ResidueTokens) -> Tensor:
 
 
 def from_positions(positions: Tensor, tokens: ResidueTokens) -> Conformation:
-    """Measure the conformation of atoms.
+    """Measure the conformation (*, N) of positions (*, A, 3), nm, of all atoms of the Topology; molecules whole.
 
-    Parameters
-    ----------
-    positions : Tensor, shape (*, A, 3)
-        All atoms of the Topology, nm; molecules whole.
-    tokens : ResidueTokens
-
-    Returns
-    -------
-    Conformation, shape (*, N)
-        Torsions wrapped to their period; 0 where they are no degree of freedom. Measured in float64, of the dtype of
-        ``positions``.
+    Torsions are wrapped to their period; 0 where they are no degree of freedom. All is measured in float64 and returned
+    in the dtype of the positions.
     """
     atoms = positions.to(torch.float64)
     n, ca, c = atoms[..., tokens.backbone, :].unbind(-2)
@@ -140,23 +131,14 @@ def from_positions(positions: Tensor, tokens: ResidueTokens) -> Conformation:
 
 
 def to_positions(conformation: Conformation, positions: Tensor, tokens: ResidueTokens) -> Tensor:
-    """Move the atoms that are there into a conformation (backmapping).
+    """Move the atoms that are there into a conformation (*, N) (backmapping); positions (*, A, 3) or (A, 3), nm.
 
     Every atom is carried by the frame of its token; then the N-CA-C angle is set by turning N and what hangs on it, and
     each torsion by turning what lies beyond its bond. Amide hydrogens and caps turn with phi. Bond lengths inside a
     token stay as they are (but proline's N-CD, which closes the ring); between tokens they follow from the frames.
 
-    Parameters
-    ----------
-    conformation : Conformation, shape (*, N)
-    positions : Tensor, shape (*, A, 3) or (A, 3)
-        Current atoms of the whole Topology, nm; molecules whole.
-    tokens : ResidueTokens
-
-    Returns
-    -------
-    Tensor, shape (*, A, 3)
-        Of the dtype of ``positions``. Computed in float64; atoms outside `ResidueTokens.protein_atoms` stay.
+    The positions are those of the whole Topology, molecules whole; atoms outside `ResidueTokens.protein_atoms` stay.
+    All is computed in float64 and returned in the dtype of the positions.
     """
     new = conformation.to(torch.float64)
     old_atoms = positions.to(torch.float64)

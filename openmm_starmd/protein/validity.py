@@ -89,22 +89,11 @@ class Validity:
 def check_positions(
     positions: Tensor, tokens: ResidueTokens, before: Tensor | None = None, limits: Limits = RELAXED
 ) -> Validity:
-    """Check atom positions.
+    """Check positions (*, A, 3), nm, of all atoms of the Topology; molecules whole. The result has the shape (*).
 
-    Parameters
-    ----------
-    positions : Tensor, shape (*, A, 3)
-        All atoms of the Topology, nm; molecules whole.
-    tokens : ResidueTokens
-    before : Tensor, shape (A, 3) or (*, A, 3), optional
-        Positions that a jump started from: the hand of each centre and the turn of each peptide bond have to be as they
-        were. Without them residues have to be L, and peptide bonds trans; but those before PRO may be either.
-    limits : Limits
-        `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
-
-    Returns
-    -------
-    Validity, shape (*)
+    Against positions ``before`` (A, 3) or (*, A, 3) that a jump started from, the hand of each centre and the turn of
+    each peptide bond have to be as they were. Without them residues have to be L, and peptide bonds trans; but those
+    before PRO may be either. The limits are `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
     """
     atoms = _as_array(positions).reshape(-1, *positions.shape[-2:])
     lost, place = np.nonzero(~np.isfinite(atoms[:, tokens.protein_atoms.numpy()]).all(-1))

@@ -19,23 +19,14 @@ CANNOT = "cannot be judged"
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number of both sides.
-
-    Parameters
-    ----------
-    name, unit : str
-    value, low, high : float
-        Of the force field, with the limits of the posterior interval.
-    learned, learned_low, learned_high : float
-        Of the learned run; nan where there is none.
-    """
+    """One number of both sides."""
 
     name: str
     unit: str
-    value: float
-    low: float
+    value: float  # of the force field
+    low: float  # limits of its posterior interval
     high: float
-    learned: float = math.nan
+    learned: float = math.nan  # of the learned run; nan where there is none
     learned_low: float = math.nan
     learned_high: float = math.nan
 

@@ -17,7 +17,7 @@ from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.statistics import acceptance
 from openmm_starmd.domain import warn_of_numbering
-from openmm_starmd.errors import JumpRejectedError, StarMDError
+from openmm_starmd.errors import JumpRejectedError, StarMDError, require
 from openmm_starmd.files import replacing, write_json
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
@@ -26,7 +26,7 @@ from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
-from openmm_starmd.units import require, valueIn, wholeNumber
+from openmm_starmd.units import valueIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client
