@@ -3,6 +3,6 @@
 from openmm_starmd.errors import lazily
 from openmm_starmd.training.simulate import coverage_sequences, simulate
 
-_NAMES = {"TrainingConfig": "config", "TrajectoryDataset": "dataset", "train": "fitting"}
+_NAMES = {"TrainingConfig": "settings", "TrajectoryDataset": "dataset", "train": "fitting"}
 __all__ = ["coverage_sequences", "simulate", *_NAMES]
 __getattr__ = lazily(__name__, _NAMES, "train", "Training")

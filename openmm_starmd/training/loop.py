@@ -25,8 +25,8 @@ from openmm_starmd.diffusion.replay import recording_wanted
 from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.files import replacing
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.graphed import GraphedStep, Prefetcher
+from openmm_starmd.training.settings import TrainingConfig
 
 with extra("train", "Training"):
     from lightning_fabric import Fabric

@@ -166,15 +166,8 @@ def evaluate(
     if not temperature > 0:
         raise ValueError(f"expected a temperature above 0 K, found {temperature:g}")
     reported = read_jumps(jumps) if jumps else None
-    one, two = read_sides(
-        reference,
-        generated,
-        topology,
-        generated_topology=generated_topology,
-        stride=stride,
-        reference_stride=reference_stride,
-        progress=progress,
-    )
+    given = {"generated_topology": generated_topology, "stride": stride, "reference_stride": reference_stride}
+    one, two = read_sides(reference, generated, topology, **given, progress=progress)
     wrong = causes(one, two)
     lag_time, no_kinetics = common_lag(one, two)
     progress("measuring the reference", 0.0)
