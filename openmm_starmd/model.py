@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.domain import Domain, enforced, how_to_allow, refuse
-from openmm_starmd.errors import ModelDomainError, StarMDError
+from openmm_starmd.errors import ModelDomainError, StarMDError, first_line
 from openmm_starmd.files import save_tensors
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
@@ -33,9 +33,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise StarMDError(
-            f"The device {device!s} cannot be used ({reason}). Use device='auto' or 'cpu', or install a torch for it."
+            f"The device {device!s} cannot be used ({first_line(error)}). Use device='auto' or 'cpu', or install a "
+            "torch for it."
         ) from None
     return device
 
@@ -88,22 +88,9 @@ class StarMDModel:
         return digest.digest()
 
     def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict=True) -> None:
-        """Raise or warn where a system lies outside the domain.
+        """Raise ModelDomainError, or warn as far as ``strict`` says, where a system lies outside the domain.
 
-        Parameters
-        ----------
-        tokens : ResidueTokens
-        stride : float
-            ps.
-        temperature : float
-            K.
-        strict : bool or dict
-            As of `domain.refuse`.
-
-        Raises
-        ------
-        ModelDomainError
-            If it lies outside, except for what ``strict`` turns into a warning.
+        The stride is in ps, the temperature in K; ``strict`` is that of `domain.refuse`.
         """
         found = self.domain.check(tokens, stride, temperature)
         refuse(self.name, found, strict, models_for(tokens, stride, temperature) if enforced(found, strict) else [])

@@ -100,10 +100,7 @@ class History:
     def unpack(cls, vector: Tensor, torsion_mask: Tensor, times: Tensor, dropped: int = 0, n_replicas: int = 1):
         """Inverse of `pack`; ``times`` (T,) and ``dropped`` are kept apart from the vector.
 
-        Raises
-        ------
-        HistoryError
-            If the vector has another length than the window needs.
+        A HistoryError refuses a vector of another length than the window needs.
         """
         n = len(torsion_mask)
         expected = cls.packed_length(len(times), torsion_mask, n_replicas)

@@ -201,18 +201,11 @@ class ResidueTokens:
 
     @classmethod
     def from_topology(cls, topology: Topology) -> ResidueTokens:
-        """Find the protein in a Topology.
+        """Find the protein in a Topology with bonds.
 
-        Parameters
-        ----------
-        topology : openmm.app.Topology
-            With bonds. Residues that are neither protein nor bonded to it (water, ions, ligands) are passed over.
-
-        Raises
-        ------
-        UnsupportedTopologyError
-            No protein; a residue other than the 20 bonded into a chain; missing atoms or bonds; crosslinks other than
-            disulfides. The message names the residue, its chain and number.
+        Residues that are neither protein nor bonded to it (water, ions, ligands) are passed over. The
+        UnsupportedTopologyError names the residue, its chain and number: no protein; a residue other than the 20 bonded
+        into a chain; missing atoms or bonds; crosslinks other than disulfides.
         """
         return cls(ProteinBondGraph(topology))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +10,7 @@ from openmm.app import Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
+from openmm_starmd.systems.build import global_random
 from openmm_starmd.systems.chains import Place, coordinates, names_of, place_of, rebuild
 
 HYDROGEN_BOND = 0.35  # nm; between donor and acceptor
@@ -129,14 +129,13 @@ def _hydrogens(residue: Residue) -> set[str]:
 @contextmanager
 def _repeatable():
     """Seed the generator that Modeller draws from, and let it minimise on one thread, whose sums have one order."""
-    state, platform = random.getstate(), Platform.getPlatform("CPU")
+    platform = Platform.getPlatform("CPU")
     threads = platform.getPropertyDefaultValue("Threads")
-    random.seed(1)
     platform.setPropertyDefaultValue("Threads", "1")
     try:
-        yield platform
+        with global_random(1):
+            yield platform
     finally:
-        random.setstate(state)
         platform.setPropertyDefaultValue("Threads", threads)
 
 

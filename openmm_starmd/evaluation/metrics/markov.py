@@ -62,7 +62,7 @@ def transition_counts(states: States, lag: int, n_states: int | None = None, n_b
     return pair_counts(before, after, n, n_blocks)
 
 
-def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts (n, n) within strongly connected sets, and which states (n,) are in the set that holds most of them."""
     _, component = connected_components(counts, connection="strong")
     inside = counts * (component[:, None] == component)
@@ -71,14 +71,14 @@ def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def connected_share(counts: np.ndarray) -> float:
     """Share of the transitions of counts (n, n) within the strongly connected set that holds most; nan without any."""
-    inside, most = _connected(counts)
+    inside, most = connected(counts)
     total = counts.sum()
     return float(inside[most].sum() / total) if total else float("nan")
 
 
 def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
     """Markov state model of counts (n, n) on the strongly connected set that holds most of them."""
-    inside, most = _connected(counts)
+    inside, most = connected(counts)
     if not inside.any():  # every state was left for good: the first stands for all
         inside[most, most] = 1
     model = TransitionCountModel(inside.astype(np.float64), "sliding", lag)
@@ -87,20 +87,20 @@ def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
         return MaximumLikelihoodMSM().fit_fetch(model.submodel(np.flatnonzero(most)))
 
 
-def populations_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Equilibrium population of each state by a Markov state model of counts (n, n); 0 outside the connected set."""
-    msm = fit_counts(counts)
-    populations = np.zeros(len(counts))
-    populations[msm.count_model.state_symbols] = msm.stationary_distribution
-    return populations
+def populations(msm: MarkovStateModel, n_states: int) -> np.ndarray:
+    """Equilibrium population of each state, (n_states,); 0 outside the connected set."""
+    found = np.zeros(n_states)
+    found[msm.count_model.state_symbols] = msm.stationary_distribution
+    return found
 
 
-def timescales_of_counts(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
-    """Slowest ``n`` implied timescales of counts (N, N), frames; nan where there is none, or its eigenvalue <= 0."""
-    eigenvalues = np.sort(np.real(fit_counts(counts, lag).eigenvalues()))[::-1][1 : n + 1]
+def timescales(msm: MarkovStateModel, n: int) -> np.ndarray:
+    """Slowest ``n`` implied timescales of a reversible model, frames; nan where there is none, or no eigenvalue > 0."""
+    root = np.sqrt(msm.stationary_distribution)
+    eigenvalues = np.linalg.eigvalsh(msm.transition_matrix * root[:, None] / root)[::-1][1 : n + 1]
     found = np.full(n, np.nan)
     decays = (eigenvalues > 0) & (eigenvalues < 1)
-    found[: len(eigenvalues)][decays] = -lag / np.log(eigenvalues[decays])
+    found[: len(eigenvalues)][decays] = -msm.lagtime / np.log(eigenvalues[decays])
     return found
 
 
@@ -142,7 +142,7 @@ def implied_timescales(
     together, with replacement, ``n_resamples`` times.
     """
     options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    found = _bootstrapped(lambda c, lag: timescales_of_counts(c, lag, n_timescales), states, lags, None, options)
+    found = _bootstrapped(lambda c, lag: timescales(fit_counts(c, lag), n_timescales), states, lags, None, options)
     return ImpliedTimescales(np.asarray(lags), *found)
 
 

@@ -24,22 +24,7 @@ Interval = float | dict[str, float]
 
 
 def plot_ramachandran(phi: np.ndarray, psi: np.ndarray, ax=None, title: str = "", bins: int = 60):
-    """Ramachandran map: logarithmic density of all (phi, psi) pairs.
-
-    Parameters
-    ----------
-    phi, psi : ndarray, any one shape
-        Radian.
-    ax : matplotlib Axes, optional
-        Drawn into the current figure's axes by default.
-    title : str
-    bins : int
-        Per axis.
-
-    Returns
-    -------
-    matplotlib Axes
-    """
+    """Ramachandran map: logarithmic density of all (phi, psi) pairs, radian, in so many bins per axis."""
     ax = plt.gca() if ax is None else ax
     limits = [[-180, 180], [-180, 180]]
     density, x, y = np.histogram2d(

@@ -52,7 +52,7 @@ def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     """
     if not _reach_each_other(reference, generated):
         return float("nan")
-    (known,), (found,) = (np.nan_to_num(markov.timescales_of_counts(c, 1, 1)) for c in (reference, generated))
+    (known,), (found,) = (np.nan_to_num(markov.timescales(markov.fit_counts(c), 1)) for c in (reference, generated))
     return float(found / known) if known else float("nan")
 
 
@@ -79,7 +79,8 @@ def population_divergence(reference: np.ndarray, generated: np.ndarray) -> float
     """Divergence, bits, of equilibrium populations by two matrices of counts; nan where states are not connected."""
     if min(map(markov.connected_share, (reference, generated))) < LEAST_CONNECTED:
         return float("nan")
-    return jensen_shannon(*map(markov.populations_of_counts, (reference, generated)))
+    models = map(markov.fit_counts, (reference, generated))
+    return jensen_shannon(*(markov.populations(msm, len(reference)) for msm in models))
 
 
 def _difference_of(metric):
