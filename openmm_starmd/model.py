@@ -114,6 +114,11 @@ def _embedded() -> dict[str, Path]:
     return dict(sorted((path.stem, path) for path in Path(str(folder)).glob("*.safetensors")))
 
 
+def _described() -> dict[str, dict[str, str]]:
+    """Metadata of the embedded models, by name."""
+    return {name: _read(path, weights=False)[0] for name, path in _embedded().items()}
+
+
 def available_models() -> list[str]:
     """Names of the embedded models."""
     return list(_embedded())
@@ -147,7 +152,7 @@ def choose_model(
         If the protein cannot be described by residue tokens.
     """
     tokens = topology if isinstance(topology, ResidueTokens) else ResidueTokens.from_topology(topology)
-    described = {name: _read(path, weights=False)[0] for name, path in _embedded().items()}
+    described = _described()
     domains = {name: _domain_of(metadata) for name, metadata in described.items()}
     lacks = {name: domain.check(tokens, stride, temperature) for name, domain in domains.items()}
 
@@ -173,12 +178,12 @@ def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list
 
 def embedded_domains() -> dict[str, Domain]:
     """Domains of the embedded models, by name."""
-    return {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
+    return {name: _domain_of(metadata) for name, metadata in _described().items()}
 
 
 def embedded_cards() -> dict[str, str]:
     """Cards of the embedded models, by name."""
-    return {name: _read(path, weights=False)[0].get("card", "") for name, path in _embedded().items()}
+    return {name: metadata.get("card", "") for name, metadata in _described().items()}
 
 
 def load_model(name_or_path: str | Path, device: str | torch.device = "auto") -> StarMDModel:

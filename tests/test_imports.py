@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
 FLOORS = [
     "errors files progress seeds units protein.residues",
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
-    "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.history",
+    "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.clashes "
+    "protein.history",
     "systems trajectories",
     "network.config network.invariants network.rotamers network.pulls network.embedding network.attention "
     "network.pair_embedding network.ipa network.masks network.block network.parameterization network.reversion "

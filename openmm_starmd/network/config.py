@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from openmm_starmd.errors import require
 
 SAMPLERS = "ancestral", "multistep", "euler-maruyama"
+TORSIONS, PARAMETERIZATIONS = ("diffusion", "regression"), ("previous", "plain")
 # settings that model files may name, and the value of each that is left
 RETIRED = {"sink_frames": 0, "precision": "32-true"}
 
@@ -73,18 +74,13 @@ class NetworkConfig:
             self.width % (4 * self.heads) == 0,
             f"width must be a multiple of 4 * heads = {4 * self.heads} (2-D rotary embedding), not {self.width}.",
         )
+        for name, known in {"torsions": TORSIONS, "parameterization": PARAMETERIZATIONS}.items():
+            require(getattr(self, name) in known, f"{name}: {' or '.join(known)}, not {getattr(self, name)!r}.")
+        around_previous = self.parameterization == "previous" and self.torsions == "diffusion"
         require(
-            self.torsions in ("diffusion", "regression"), f"torsions: diffusion or regression, not {self.torsions!r}."
-        )
-        require(
-            self.parameterization in ("previous", "plain"),
-            f"parameterization: previous or plain, not {self.parameterization!r}.",
-        )
-        require(
-            not self.pulls or (self.parameterization == "previous" and self.torsions == "diffusion"),
+            around_previous or not self.pulls,
             "Pulls need the parameterization around the previous frame and diffused torsions.",
         )
-        around_previous = self.parameterization == "previous" and self.torsions == "diffusion"
         require(
             not self.reversion or (around_previous and self.reference_structure),
             "reversion needs reference_structure, the parameterization around the previous frame, diffused torsions.",
@@ -160,10 +156,7 @@ class ModelConfig:
     def __post_init__(self):
         require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
         require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
-        require(
-            self.sampler in SAMPLERS,
-            f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.",
-        )
+        require(self.sampler in SAMPLERS, f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.")
         require(
             self.network.parameterization == "plain" or self.process.schedule == "geometric",
             "The parameterization around the previous frame needs the geometric schedule.",
