@@ -12,7 +12,7 @@ from openmm_starmd import __version__
 
 HERE = Path(__file__).resolve().parent
 FOLDERS = {"benchmarks": "benchmarks", "recipes": "recipes", "examples": "examples", "openmm_starmd/models": "cards"}
-COPIED = {".md", ".png", ".ipynb", ".py", ".toml"}
+COPIED = {".md", ".png", ".ipynb", ".py", ".toml", ".html"}
 LEAVING = re.compile(r"\]\((?:\.\./)+(" + "|".join(FOLDERS) + ")/")
 
 project = "openmm-starmd"
