@@ -47,7 +47,8 @@ from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
 from openmm_starmd.evaluation.metrics import contacts, dihedrals, markov, samples, shapes, slow_modes
-from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
 from openmm_starmd.systems import peptide_system
@@ -90,9 +91,9 @@ def jump(model, tokens, starts, stride: float, steps: int, seed: int, denoising_
     generator = torch.Generator(model.device).manual_seed(seed)
     history, frames = propagator.start(from_positions(starts, tokens)), []
     for _ in range(steps):
-        conformation = propagator.step(history, generator)
+        conformation, atoms = resolve_clashes(propagator.step(history, generator), starts, tokens)
         history = propagator.extend(history, conformation, generator)
-        frames.append(to_positions(conformation.to("cpu", torch.float64), starts, tokens))
+        frames.append(atoms)
     return torch.stack(frames, 1)
 
 

@@ -102,10 +102,13 @@ def path_between(
     gives positions (A, 3), nm; exactly those of ``new`` at 1.
     """
     displacement = Displacement.between(old, new, tokens.features.torsion_period)
+    end = to_positions(new, positions, tokens)
 
     def at(fraction: float) -> Tensor:
+        if fraction == 1:
+            return end
         factors = new.angles.new_full((4,), fraction)
-        return to_positions(new if fraction == 1 else displacement.scaled(factors).apply(old), positions, tokens)
+        return to_positions(displacement.scaled(factors).apply(old), positions, tokens)
 
     return at
 

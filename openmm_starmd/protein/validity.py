@@ -187,6 +187,19 @@ def close_pairs(points: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarra
     return first // points.shape[1], first % points.shape[1], second % points.shape[1]
 
 
+def _strangers(first: np.ndarray, second: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
+    """Mask of the pairs of heavy atoms that are more than three bonds from each other."""
+    weights = np.array([len(tokens.heavy_atoms), 1])  # one number for each pair
+    return ~np.isin(np.stack([first, second], -1) @ weights, tokens.close_kin.numpy() @ weights)
+
+
+def close_contacts(heavy: np.ndarray, tokens: ResidueTokens, limit: float) -> tuple[np.ndarray, ...]:
+    """Those of the `close_pairs` of heavy atoms (F, M, 3) that are more than three bonds from each other."""
+    pairs = close_pairs(heavy, limit)
+    strangers = _strangers(*pairs[1:], tokens)
+    return tuple(x[strangers] for x in pairs)
+
+
 def _marked(n: int, frames: np.ndarray) -> np.ndarray:
     """Array (n,) that is True at each of the ``frames``."""
     return np.bincount(frames, minlength=n) > 0
@@ -198,8 +211,7 @@ def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Lim
     frame, first, second = close_pairs(heavy, max(MIN_HEAVY, limits.contact))
     distance = np.linalg.norm(heavy[frame, first] - heavy[frame, second], axis=-1)
     clash, contact = distance < MIN_HEAVY, distance < limits.contact
-    weights = np.array([heavy.shape[1], 1])  # one number for each pair
-    contact[contact] = ~np.isin(np.stack([first, second], -1)[contact] @ weights, tokens.close_kin.numpy() @ weights)
+    contact[contact] = _strangers(first[contact], second[contact], tokens)
     pairs = tokens.heavy_atoms.numpy()[np.stack([first, second], -1)]
     return {"clashes": (frame[clash], pairs[clash]), "close_contacts": (frame[contact], pairs[contact])}
 
