@@ -8,6 +8,7 @@ from openmm.app import Topology
 from openmm_starmd.errors import StarMDError
 
 BOND = 0.150  # nm; N-CA has 0.146, CA-C 0.153
+ALIKE, MOST = 0.3, 0.75  # relative difference; share of the bonds
 
 
 def fault_of_scale(scale: float) -> str:
@@ -20,11 +21,17 @@ def fault_of_scale(scale: float) -> str:
 
 
 def fault_of_unit(positions, backbone) -> str:
-    """`fault_of_scale` of positions (A, 3), nm, by the bonds between N, CA and C (N, 3) of residues."""
+    """`fault_of_scale` of positions (A, 3), nm, by the bonds between N, CA and C (N, 3) of residues.
+
+    Bonds of very different lengths are of another order of atoms, not of another unit.
+    """
     if not len(backbone):
         return ""
     places = np.asarray(positions, dtype=float)[np.asarray(backbone, dtype=int)]
-    return fault_of_scale(float(np.median(np.linalg.norm(np.diff(places, axis=1), axis=-1))) / BOND)
+    lengths = np.linalg.norm(np.diff(places, axis=1), axis=-1)
+    median = float(np.median(lengths))
+    alike = np.mean(np.abs(lengths - median) < ALIKE * median)
+    return fault_of_scale(median / BOND) if alike > MOST else ""
 
 
 def backbone_of(topology: Topology) -> np.ndarray:
