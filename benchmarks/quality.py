@@ -255,7 +255,7 @@ class Scorer:
         hops = np.mean([hop_rate(a, self.periods, lag=lag) for a in angles], 0)
         states = [self.states.transform(self.project(a)) for a in angles]
         counts = markov.transition_counts(states, lag)[0]
-        timescale = np.nan_to_num(markov.timescales_of_counts(counts, lag, 1))[0] * self.stride / lag
+        timescale = np.nan_to_num(markov.timescales(markov.fit_counts(counts, lag), 1))[0] * self.stride / lag
         side = hops[~self.backbone]
         return {
             "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,

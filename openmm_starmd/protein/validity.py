@@ -89,33 +89,22 @@ class Validity:
 def check_positions(
     positions: Tensor, tokens: ResidueTokens, before: Tensor | None = None, limits: Limits = RELAXED
 ) -> Validity:
-    """Check atom positions.
+    """Check positions (*, A, 3), nm, of all atoms of the Topology; molecules whole. The result has the shape (*).
 
-    Parameters
-    ----------
-    positions : Tensor, shape (*, A, 3)
-        All atoms of the Topology, nm; molecules whole.
-    tokens : ResidueTokens
-    before : Tensor, shape (A, 3) or (*, A, 3), optional
-        Positions that a jump started from: the hand of each centre and the turn of each peptide bond have to be as they
-        were. Without them residues have to be L, and peptide bonds trans; but those before PRO may be either.
-    limits : Limits
-        `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
-
-    Returns
-    -------
-    Validity, shape (*)
+    Against positions ``before`` (A, 3) or (*, A, 3) that a jump started from, the hand of each centre and the turn of
+    each peptide bond have to be as they were. Without them residues have to be L, and peptide bonds trans; but those
+    before PRO may be either. The limits are `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
     """
     atoms = _as_array(positions).reshape(-1, *positions.shape[-2:])
     lost, place = np.nonzero(~np.isfinite(atoms[:, tokens.protein_atoms.numpy()]).all(-1))
     finite = np.setdiff1d(np.arange(len(atoms)), lost)
     atoms, centres, planes = atoms[finite], tokens.chiral_centres.numpy(), tokens.peptide_planes.numpy()
-    hands, cis = left_handed(atoms, centres), _cis(atoms, planes)
+    hands, cis = left_handed(atoms, centres), cis_planes(atoms, planes)
     if before is None:
         old_hands, old_cis = False, cis & _before_proline(tokens)
     else:
         old = np.broadcast_to(_as_array(before), positions.shape).reshape(-1, *positions.shape[-2:])[finite]
-        old_hands, old_cis = left_handed(old, centres), _cis(old, planes)
+        old_hands, old_cis = left_handed(old, centres), cis_planes(old, planes)
     found = {
         "ca_breaks": longer_pairs(atoms, tokens.adjacent_ca.numpy(), MAX_ADJACENT_CA),
         "peptide_breaks": longer_pairs(atoms, tokens.peptide_bonds.numpy(), MAX_PEPTIDE_BOND),
@@ -162,7 +151,7 @@ def left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return _dot(np.cross(a, b), c) < 0
 
 
-def _cis(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:
+def cis_planes(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:
     """True where one of the peptide planes (K, 4) of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
     bonds = np.diff(atoms[:, planes], axis=2)
     normals = np.cross(bonds[:, :, :-1], bonds[:, :, 1:])

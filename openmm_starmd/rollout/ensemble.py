@@ -28,7 +28,7 @@ from openmm_starmd.protein.length_unit import refuse_wrong_unit
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation, RelaxationPool
 from openmm_starmd.rollout.replica import LOCKS, Replica
-from openmm_starmd.rollout.sampler import BatchSampler
+from openmm_starmd.rollout.rounds import BatchSampler
 
 logger = logging.getLogger(__name__)
 

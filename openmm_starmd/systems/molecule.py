@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, first_line
 from openmm_starmd.protein.length_unit import backbone_of, refuse_wrong_unit
 from openmm_starmd.systems.build import THREE_LETTER
 from openmm_starmd.systems.peptide import minimized_peptide, split_caps
@@ -48,5 +48,5 @@ def read_pdb(path: Path) -> PDBFile:
     except StarMDError as error:
         raise StarMDError(f"{path}: {error}") from None
     except Exception as error:  # OpenMM's parser raises what it happens to raise
-        reason = str(error).split("\n")[0] or type(error).__name__
+        reason = first_line(error)
     raise StarMDError(f"{path} cannot be read as a PDB file ({reason}); `starmd prepare` reads PDB and mmCIF files")
