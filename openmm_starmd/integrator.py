@@ -31,7 +31,6 @@ from openmm_starmd.domain import Violation, warn_of_numbering
 from openmm_starmd.errors import require
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.length_unit import refuse_wrong_unit
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.units import valueIn, wholeNumber
@@ -230,7 +229,6 @@ class StarMDIntegrator(BoundIntegrator):
 
     def _checkPositions(self, positions):
         """Compare positions that a history starts with, and that nobody has seen before, with the domain."""
-        refuse_wrong_unit(positions, self._tokens.backbone)
         outside = self._outside()
         self._newPropagator.refuse([told for told in self._outside(positions) if told not in outside])
 
