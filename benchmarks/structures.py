@@ -11,9 +11,13 @@ What happens to a file
 prepared     by `openmm_starmd.systems.prepare`
 as it comes  (only `awkward`) what OpenMM's reader makes of the file, unchanged
 
-Then, on one thread of the CPU platform: ForceField (ff14SB and OBC2, with a cutoff of 1 nm in large proteins; Amber 14
-with that cutoff and without solvent where there is more than protein), a short minimisation, two jumps of a model with
-random weights in small steps about the last conformation, each with the default relaxation.
+Then `model='auto'` is asked at 300 K and the stride of STRIDE. The model that it chooses takes two jumps. Where it
+refuses, its reasons are told as the model gives them that lacks the least, and the mechanics alone are tried: a model
+with random weights, which knows every protein, takes small steps about the last conformation.
+
+All of it on one thread of the CPU platform: ForceField (ff14SB and OBC2; Amber 14 without solvent where there is more
+than protein), a short minimisation, jumps with the default relaxation. Mechanics of more than LARGE atoms run without
+solvent, with a cutoff of 1 nm and for one jump: a `*` in the table.
 """
 
 from __future__ import annotations
@@ -35,8 +39,8 @@ from openmm import GBSAOBCForce, NonbondedForce, Platform, System, unit
 from openmm.app import CutoffNonPeriodic, ForceField, HBonds, PDBFile, PDBxFile, Simulation, Topology
 
 from openmm_starmd import StarMDIntegrator, StarMDModel
-from openmm_starmd.errors import StarMDError
-from openmm_starmd.model import Domain
+from openmm_starmd.errors import ModelDomainError, StarMDError
+from openmm_starmd.model import Domain, available_models, choose_model, embedded_domains, load_model
 from openmm_starmd.network.config import ModelConfig, NetworkConfig
 from openmm_starmd.protein.conformation import from_positions, to_positions
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -46,9 +50,10 @@ from openmm_starmd.systems.chains import is_protein
 
 FOLDERS = ("clean", "fast_folders", "monomers", "awkward", "faults")
 PREPARED, AS_IT_COMES, ONLY_PREPARED = "prepared", "as it comes", "only prepared"
-LARGE = 600  # atoms
+LARGE = 300  # atoms
 CUTOFF = 1.0  # nm
 JUMPS = 2
+TEMPERATURE, STRIDE = 300.0, 100.0  # K, ps
 MINIMIZATION = 60, 1000  # iterations; the second where the structure then fails the checks
 ABSURD = 10.0  # kJ/mol and atom above the minimised structure; 300 K give less than 4
 LOOSE = 1e-4  # relative error of a constrained distance; ten times OpenMM's tolerance
@@ -82,18 +87,37 @@ def read(path: Path) -> tuple[Topology, unit.Quantity, list[str]]:
 
 
 def make_system(topology: Topology) -> System:
-    """ff14SB + OBC2 for protein, Amber 14 in vacuum for anything beside it; with a cutoff where it is large."""
-    if not all(is_protein(residue) for residue in topology.residues()):
-        return all_of_amber().createSystem(
-            topology, nonbondedMethod=CutoffNonPeriodic, nonbondedCutoff=CUTOFF, constraints=HBonds
-        )
-    system = peptide_system(topology)
-    if topology.getNumAtoms() > LARGE:
-        for force in system.getForces():
-            if isinstance(force, NonbondedForce | GBSAOBCForce):
-                force.setNonbondedMethod(type(force).CutoffNonPeriodic)
-                force.setCutoffDistance(CUTOFF)
-    return system
+    """ff14SB + OBC2 for protein, Amber 14 in vacuum with a cutoff for anything beside it."""
+    if all(is_protein(residue) for residue in topology.residues()):
+        return peptide_system(topology)
+    return all_of_amber().createSystem(
+        topology, nonbondedMethod=CutoffNonPeriodic, nonbondedCutoff=CUTOFF, constraints=HBonds
+    )
+
+
+def make_cheap(system: System) -> None:
+    """Take the solvent from a System, and set a cutoff."""
+    for index in reversed(range(system.getNumForces())):
+        force = system.getForce(index)
+        if isinstance(force, GBSAOBCForce):
+            system.removeForce(index)
+        elif isinstance(force, NonbondedForce):
+            force.setNonbondedMethod(NonbondedForce.CutoffNonPeriodic)
+            force.setCutoffDistance(CUTOFF)
+
+
+def chosen_model(topology: Topology, row: dict) -> StarMDModel:
+    """The model of ``model="auto"``, whose name goes into the row; else the untrained one, and why auto refuses."""
+    tokens = ResidueTokens.from_topology(topology)
+    try:
+        model = choose_model(tokens, STRIDE, TEMPERATURE, device="cpu")
+    except ModelDomainError:
+        domains = sorted(embedded_domains().values(), key=lambda domain: -domain.max_length)
+        fewest = min((domain.check(tokens, STRIDE, TEMPERATURE) for domain in domains), key=len)
+        row |= {"auto": "refused", "refusal": "; ".join(fewest)}
+        return small_step_model()
+    row["auto"] = model.name
+    return model
 
 
 @cache
@@ -121,8 +145,11 @@ def run(topology: Topology, positions, row: dict):
         What a user would see.
     """
     system = make_system(topology)
-    row["atoms"] = topology.getNumAtoms()
-    integrator = StarMDIntegrator(topology, 300, 100, small_step_model(), randomSeed=1, device="cpu")
+    row["atoms"], model = topology.getNumAtoms(), chosen_model(topology, row)
+    row["short"] = row["auto"] == "refused" and row["atoms"] > LARGE
+    if row["short"]:
+        make_cheap(system)
+    integrator = StarMDIntegrator(topology, TEMPERATURE, STRIDE, model, randomSeed=1, device="cpu")
     simulation = Simulation(topology, system, integrator, Platform.getPlatform("CPU"), {"Threads": "1"})
     context = simulation.context
     context.setPositions(positions)
@@ -137,7 +164,7 @@ def run(topology: Topology, positions, row: dict):
     same = to_positions(from_positions(start, tokens), start, tokens)
     row["identity"] = float((same - start).norm(dim=-1).max())
     row["energies"] = [energy_of(context)]
-    simulation.step(JUMPS)
+    simulation.step(1 if row["short"] else JUMPS)
     end = _positions(context)
     statistics = integrator.getStatistics()
     row["retries"] = statistics["resampled"]
@@ -205,28 +232,31 @@ def jobs(folder: Path, only_prepare: bool = False) -> list[tuple[Path, str]]:
     return found
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], facts: dict) -> str:
     """The Markdown page."""
     prepared = all(row["way"] == ONLY_PREPARED for row in rows)
     lines = ["# Real structures under `prepare`" if prepared else "# Real structures under StarMDIntegrator", ""]
-    lines += _PREPARED_HEAD if prepared else _RUN_HEAD
+    lines += [*(_PREPARED_HEAD if prepared else _RUN_HEAD), "", *(f"- {name}: {fact}" for name, fact in facts.items())]
     head = ["folder", "files", "prepared" if prepared else "valid", "our errors", "OpenMM's errors", "not valid"]
+    head += [] if prepared else ["taken by a model"]
     lines += ["", *_markdown([*head, "CPU minutes"], _summary(rows))]
     for folder in FOLDERS:
         found = sorted((r for r in rows if r["file"].startswith(f"{folder}/")), key=lambda r: (r["file"], r["way"]))
         ways = folder == "awkward" and not prepared
         head = ["file", *(["way"] if ways else []), "residues", "atoms"]
-        head += [] if prepared else ["identity", "retries", "minimised", "jump", "relaxed"]
+        head += [] if prepared else ["auto", "identity", "retries", "minimised", "jump", "relaxed"]
         head += ["result", "seconds", "remarks"]
         lines += ["", f"## {folder}", "", *_markdown(head, [_cells(row, ways, not prepared) for row in found])]
     return "\n".join(lines) + "\n"
 
 
 _RUN_HEAD = [
-    "Made by `python benchmarks/structures.py`, whose docstring says what happens to a file. Identity: how far",
-    "(nm) atoms move at most on their way through a conformation and back. Energies (kJ/mol): of the minimised",
-    "structure, after the second jump, after its relaxation. `*`: 1 nm cutoff. Seconds of one CPU core. Errors are",
-    "each one line that names the cause, ours; those of OpenMM come before this package sees a file.",
+    "The docstring of `benchmarks/structures.py` says what happens to a file. Auto: the model that `model='auto'`",
+    "chooses at 300 K and 100 ps; the jumps are its. Where auto refuses, the remark says why, and the jumps are of an",
+    "untrained model in small steps: they show the mechanics alone. `*`: one jump without solvent and with a cutoff of",
+    "1 nm in place of two in OBC2. Identity: how far (nm) atoms move at most on their way through a conformation and",
+    "back. Energies (kJ/mol): of the minimised structure, after the last jump, after its relaxation. Seconds are of",
+    "one core. An error is one line that names the cause, ours; those of OpenMM come before this package sees a file.",
 ]
 _PREPARED_HEAD = [
     "Made by `python benchmarks/structures.py --only-prepare`: no file was simulated. The remarks are what `prepare`",
@@ -250,18 +280,21 @@ def _summary(rows: list[dict]) -> list[list[str]]:
                 *errors,
                 outcomes["INVALID"] + outcomes["BUG"],
             )
+            if any(row["way"] != ONLY_PREPARED for row in rows):
+                numbers = *numbers, sum(row.get("auto", "refused") != "refused" for row in part)
             cells.append([name, *map(str, numbers), f"{sum(row['seconds'] for row in part) / 60:.1f}"])
     return cells
 
 
 def _cells(row: dict, with_way: bool, with_run: bool) -> list[str]:
-    name = row["file"].split("/")[1] + ("*" if with_run and row.get("atoms", 0) > LARGE else "")
+    name = row["file"].split("/")[1] + ("*" if row.get("short") else "")
     cells = [name, *([row["way"]] if with_way else []), str(row.get("residues", "")), str(row.get("atoms", ""))]
     if with_run:
-        cells += [f"{row['identity']:.0e}" if "identity" in row else "", str(row.get("retries", ""))]
+        cells += [row.get("auto", ""), f"{row['identity']:.0e}" if "identity" in row else ""]
+        cells += [str(row.get("retries", ""))]
         energies = row.get("energies", [])
         cells += [f"{energy:.0f}" for energy in energies] + [""] * (3 - len(energies))
-    remarks = list(row.get("changes", []))
+    remarks = [*([f"auto: {row['refusal']}"] if "refusal" in row else []), *row.get("changes", [])]
     if row.get("failures at the start"):
         remarks.append("at the start: " + ", ".join(row["failures at the start"]))
     if row.get("failures"):
@@ -286,7 +319,7 @@ def main():
     parser.add_argument("--only-prepare", action="store_true", help="what `prepare` says, without jumps: minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    facts, stem = circumstances(), options.output.with_suffix("")
+    facts, stem = circumstances(*map(load_model, available_models())), options.output.with_suffix("")
     rows = results_so_far(stem, facts).get("rows", [])
     known = {(row["file"], row["way"]) for row in rows}
     for path, way in jobs(options.folder, options.only_prepare):
@@ -296,8 +329,8 @@ def main():
         rows.append(row)
         write_json(stem, facts, {"rows": rows})
         print(f"{row['file']} {way}: {row['outcome']} {row.get('text', '')} ({row['seconds']:.1f} s)", flush=True)
-        options.output.write_text(table(rows), encoding="utf-8")
-    options.output.write_text(table(rows), encoding="utf-8")
+        options.output.write_text(table(rows, facts), encoding="utf-8")
+    options.output.write_text(table(rows, facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,21 +28,9 @@ class ContextWindow:
     operation. Once frames have left the window, all that stay are encoded anew in every step: the deeper layers of
     their keys and values remember the frames that have left.
 
-    Parameters
-    ----------
-    model : StarMDModel
-    static_inputs : callable
-        From the reference structures (B, N) of replicas to their `StaticInputs`.
-    stride : float
-        Physical time that the first frame of a window is taken to come after, ps.
-    capacity : int
-        Frames that a history keeps.
-    execution : Execution
-
-    Attributes
-    ----------
-    static : StaticInputs, shape (B, N)
-        Of the last history that was encoded.
+    ``static_inputs`` makes the `StaticInputs` of replicas of their reference structures (B, N); ``static`` are those of
+    the last history that was encoded. The first frame of a window is taken to come a ``stride`` (ps) after itself. A
+    history keeps ``capacity`` frames.
     """
 
     static: StaticInputs
@@ -89,15 +77,8 @@ class ContextWindow:
     def repeated(self, step: Callable, cache: KVCache, conditions: Conditions, given, state, times: int):
         """The state after ``times`` denoising steps of the frame that follows those of a cache.
 
-        Parameters
-        ----------
-        step : callable
-            ``step(conditions, given, state, cache, mask)`` gives the next state; it may be recorded.
-        cache : KVCache
-        conditions : Conditions
-        given, state
-            Dataclasses or tuples of tensors; what is given is the same in every step.
-        times : int
+        ``step(conditions, given, state, cache, mask)`` gives the next state and may be recorded. What is ``given``,
+        like the state a dataclass or tuple of tensors, is the same in every step.
         """
         room, begin, mask = self._behind(cache)
         static = self.static  # constant and large, so no input of what is recorded

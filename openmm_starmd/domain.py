@@ -185,10 +185,7 @@ def warn_of_numbering(tokens: ResidueTokens) -> None:
 def enforced(found: Sequence[Violation], strict: bool | Mapping[str, bool]) -> list[Violation]:
     """The violations that are errors under ``strict``: all, none, or those whose reason it does not switch off.
 
-    Raises
-    ------
-    ValueError
-        If ``strict`` names an unknown reason.
+    A ValueError refuses a ``strict`` that names an unknown reason.
     """
     if not isinstance(strict, Mapping):
         return list(found) if strict else []
@@ -207,21 +204,9 @@ def allowing(reasons: Collection[str]) -> dict[str, bool]:
 def refuse(name: str, found: Sequence[Violation], strict: bool | Mapping[str, bool] = True, others: Sequence[str] = ()):
     """Raise or warn where something lies outside the domain of the model of that name.
 
-    Parameters
-    ----------
-    name : str
-    found : sequence of Violation
-    strict : bool or dict
-        ``False`` turns every violation into a warning; ``{"length": False}`` those of one reason alone.
-    others : sequence of str
-        Names of models whose domain holds the system.
-
-    Raises
-    ------
-    ModelDomainError
-        If violations remain that are errors. Warnings come first.
-    ValueError
-        If ``strict`` names an unknown reason.
+    ``strict`` as False turns every violation into a warning; ``{"length": False}`` does so for one reason alone. A
+    ModelDomainError tells what remains, after the warnings, and names the ``others``, models whose domain holds the
+    system. A ValueError refuses a ``strict`` that names an unknown reason.
     """
     errors = enforced(found, strict)
     ignored = [violation for violation in found if violation not in errors]

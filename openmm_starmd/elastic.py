@@ -41,21 +41,13 @@ PSI = TORSIONS.index("psi")
 
 @dataclass(frozen=True)
 class Modes:
-    """Normal modes of the network about a reference structure of N residues, M modes.
+    """Normal modes of the network about a reference structure of N residues, M modes."""
 
-    Parameters
-    ----------
-    shapes : Tensor, shape (M, N, 6)
-        Translation (nm, global axes) and rotation vector (rad, axes of the residue) of each residue for an amplitude of
-        1; orthonormal in the metric of the friction.
-    duals : Tensor, shape (M, N, 6)
-        What gives the amplitudes of a displacement: its scalar products with these.
-    rates : Tensor, shape (M,)
-        Inverse relaxation times, 1/ps; ascending. The variance of an amplitude is kT over the rate.
-    """
-
+    # (M, N, 6): translation (nm, global axes) and rotation vector (rad, axes of the residue) of each residue for an
+    # amplitude of 1; orthonormal in the metric of the friction
     shapes: torch.Tensor
-    duals: torch.Tensor
+    duals: torch.Tensor  # (M, N, 6): what gives the amplitudes of a displacement: its scalar products with these
+    # (M,): inverse relaxation times, 1/ps; ascending. The variance of an amplitude is kT over the rate
     rates: torch.Tensor
 
     @classmethod

@@ -36,15 +36,7 @@ class MissingLibraryError(StarMDError, ImportError):
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Turn an ImportError into a `MissingLibraryError` that names the extra.
-
-    Parameters
-    ----------
-    name : str
-        Of the extra, as in ``pip install "openmm-starmd[train]"``.
-    what : str
-        What needs the libraries, for the message.
-    """
+    """Turn an ImportError into a `MissingLibraryError` that names the extra; ``what`` needs its libraries."""
     try:
         yield
     except MissingLibraryError:

@@ -43,16 +43,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, np.ndarray]]:
 def save_tensors(tensors: dict, path: str | os.PathLike, metadata: dict[str, str]) -> None:
     """Write a safetensors file by `replacing`.
 
-    Parameters
-    ----------
-    tensors : dict of Tensor
-    path : path
-    metadata : dict of str
-
-    Raises
-    ------
-    OSError, safetensors.SafetensorError
-        If the file cannot be written; what was there before stays.
+    An OSError or SafetensorError says that the file cannot be written; what was there before stays.
     """
     from safetensors.torch import save_file  # which loads torch
 

@@ -26,13 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """``"auto"``: the GPU where there is one, else the CPU.
-
-    Raises
-    ------
-    StarMDError
-        If a GPU is asked for where there is none.
-    """
+    """``"auto"``: the GPU where there is one, else the CPU; StarMDError if a GPU is asked for where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -48,20 +48,11 @@ def load_propagator(name: str) -> type[JumpPropagator]:
 
 @dataclass(frozen=True, eq=False)
 class NewPropagator:
-    """Makes propagators of one model; can be sent to another process.
-
-    Parameters
-    ----------
-    source : StarMDModel or class of JumpPropagator
-    device : torch.device
-        Of propagators that are no `StarMDModel`; that is where it is.
-    strict : bool or dict
-        Whether leaving the domain is an error, see `domain.refuse`.
-    """
+    """Makes propagators of one model; can be sent to another process."""
 
     source: StarMDModel | type[JumpPropagator]
-    device: torch.device
-    strict: bool | Mapping[str, bool] = True
+    device: torch.device  # of propagators that are no `StarMDModel`; that is where it is
+    strict: bool | Mapping[str, bool] = True  # whether leaving the domain is an error, see `domain.refuse`
 
     @classmethod
     def of(
@@ -75,19 +66,9 @@ class NewPropagator:
     ) -> NewPropagator:
         """Find what a user means by a model.
 
-        Parameters
-        ----------
-        model : str, path, StarMDModel or class of JumpPropagator
-            ``"auto"`` for `choose_model`; the name of an embedded model or of a propagator; a model file.
-        tokens, stride, temperature
-            What ``"auto"`` chooses by; ps and K.
-        device : str or torch.device
-        strict : bool or dict
-
-        Raises
-        ------
-        StarMDError
-            If there is no such model, and ModelDomainError if none is fit to be chosen.
+        ``"auto"`` stands for `choose_model` by protein, stride (ps) and temperature (K); other strings for an embedded
+        model, a propagator or a model file. A StarMDError says that there is no such model, a ModelDomainError that
+        none is fit to be chosen.
         """
         if isinstance(model, StarMDModel):
             source = model.on(device)
@@ -134,12 +115,8 @@ class NewPropagator:
     def __call__(self, tokens: ResidueTokens, stride: float, temperature: float, **settings) -> JumpPropagator:
         """A propagator of one system; ``settings`` that are None are left to it.
 
-        Raises
-        ------
-        ModelDomainError
-            If system, stride or temperature lie outside of its domain.
-        ValueError
-            If it does not know one of the settings.
+        A ModelDomainError says that the system lies outside of its domain, a ValueError that it does not know a
+        setting.
         """
         given = {name: value for name, value in settings.items() if value is not None}
         if isinstance(self.source, StarMDModel):

@@ -11,16 +11,8 @@ FIRST, LONGEST = 30.0, 600.0  # s between lines, which doubles from one line to 
 class ProgressLines:
     """Writes what is done, the share of everything, the speed and the time that is left.
 
-    Parameters
-    ----------
-    write : callable
-        Takes each line.
-    amount : float, optional
-        What everything is, such as nanoseconds; without it no speed is told.
-    speed : str
-        How an amount in a day is written.
-    clock : callable
-        Time, s.
+    ``write`` takes each line. The ``amount`` is what everything is, such as nanoseconds, and ``speed`` how an amount in
+    a day is written; without an amount no speed is told. ``clock`` gives the time in s.
     """
 
     def __init__(

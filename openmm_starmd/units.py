@@ -12,12 +12,7 @@ def require(condition: bool, message: str):
 def valueIn(value, target: unit.Unit) -> float:
     """A Quantity, or a bare number that is taken to be in ``target``, as a number in that unit.
 
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    TypeError
-        If it is a Quantity of another kind.
+    A ValueError refuses what is neither, a TypeError a Quantity of another kind.
     """
     if unit.is_quantity(value):
         try:

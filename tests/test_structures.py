@@ -13,6 +13,7 @@ from openmm.app import Modeller, PDBFile
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.systems.chains import is_protein
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("STARMD_SHARED", ROOT / "../shared")) / "data" / "structures"
@@ -46,11 +47,10 @@ def assert_valid(row):
 
 @pytest.fixture
 def villin():
-    """Villin that OpenMM carries for its own tests, without its water."""
+    """Villin that OpenMM carries for its own tests, without water and ions."""
     pdb = PDBFile(str(Path(openmm.app.__file__).parent / "data" / "test.pdb"))
     modeller = Modeller(pdb.topology, pdb.positions)
-    modeller.deleteWater()
-    modeller.delete([residue for residue in modeller.topology.residues() if residue.name in ("CL", "NA")])
+    modeller.delete([residue for residue in pdb.topology.residues() if not is_protein(residue)])
     return modeller.topology, modeller.positions
 
 
@@ -58,7 +58,7 @@ def test_a_protein_of_openmm_runs(structures, villin):
     row = {}
     structures.run(*villin, row)
     assert_valid(row | {"outcome": "valid" if not row["failures"] else row["failures"]})
-    assert (row["residues"], row["atoms"]) == (35, villin[0].getNumAtoms())
+    assert (row["residues"], row["atoms"], row["auto"]) == (35, villin[0].getNumAtoms(), "starmd-protein")
 
 
 @pytest.mark.parametrize("sequence, caps", [("ACDEFGHIKL", False), ("MNPQRSTVWY", True)])

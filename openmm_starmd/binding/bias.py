@@ -33,27 +33,16 @@ PHYSICAL = openmm.NonbondedForce, openmm.GBSAOBCForce, openmm.CustomGBForce
 
 @dataclass(frozen=True)
 class Bias:
-    """Force groups whose energy decides whether a jump is accepted.
+    """Force groups whose energy decides whether a jump is accepted."""
 
-    Parameters
-    ----------
-    groups : frozenset of int
-        Empty for no bias.
-    candidates : int
-        Conformations that are sampled in a jump, in one batch.
-    """
-
-    groups: frozenset[int] = field(default_factory=frozenset)
-    candidates: int = 1
+    groups: frozenset[int] = field(default_factory=frozenset)  # empty for no bias
+    candidates: int = 1  # conformations that are sampled in a jump, in one batch
 
     @classmethod
     def of(cls, groups: Iterable[int] | None, candidates: int, steers: bool) -> Bias:
         """Bias of the arguments of a StarMDIntegrator; ``steers`` tells whether its relaxation does.
 
-        Raises
-        ------
-        ValueError
-            If they are no force groups, or a relaxation that cannot be used with a bias.
+        A ValueError refuses what are no force groups, and a relaxation that cannot be used with a bias.
         """
         candidates = wholeNumber("biasCandidates", candidates, 1)
         if groups is None:
@@ -100,14 +89,9 @@ class Bias:
     def propose(self, kernel: JumpKernel, context: Context, origin: Origin, random: Random) -> tuple[Proposal, bool]:
         """Proposal of a jump, and whether the bias accepts it.
 
-        If so, its atoms are in the Context; else what is in the Context means nothing.
-
-        Raises
-        ------
-        JumpRejectedError
-            If no candidate of any attempt has passed the checks.
-        StarMDError
-            If the energy of the bias at the origin is not finite.
+        If so, its atoms are in the Context; else what is in the Context means nothing. A JumpRejectedError says that no
+        candidate of any attempt has passed the checks, a StarMDError that the energy of the bias at the origin is not
+        finite.
         """
         here = self._weight(kernel, context)
         if here == -math.inf:

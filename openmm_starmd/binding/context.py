@@ -107,12 +107,8 @@ def refuseWater(topology: openmm.app.Topology):
 def checkSystem(system: openmm.System, numAtoms: int, tokens: ResidueTokens):
     """Compare a System with the Topology of ``numAtoms`` atoms that the tokens were made from.
 
-    Raises
-    ------
-    ValueError
-        If it has another number of particles.
-    UnsupportedTopologyError
-        If it holds Drude particles, or atoms of the protein that are frozen by a mass of 0.
+    A ValueError refuses another number of particles, an UnsupportedTopologyError Drude particles, ring polymers, and
+    atoms of the protein that are frozen by a mass of 0.
     """
     found = system.getNumParticles()
     if found != numAtoms:
@@ -165,13 +161,7 @@ def drawVelocities(context: Context, masses: np.ndarray, temperature: float, ran
 
 
 def checkedPositions(state: openmm.State) -> np.ndarray:
-    """Positions (A, 3), nm, of a State.
-
-    Raises
-    ------
-    StarMDError
-        If they were never set, or are not finite.
-    """
+    """Positions (A, 3), nm, of a State; StarMDError if they were never set, or are not finite."""
     positions = np.array(state.getPositions(asNumpy=True)._value)
     if not positions.any():
         raise StarMDError("All positions are zero; call context.setPositions(...) before the first step.")

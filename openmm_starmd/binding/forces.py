@@ -45,16 +45,8 @@ def unknownForces(
 ) -> list[str]:
     """Parts of a System that a model does not know: restraints, biases, solvent, force field, short cutoffs.
 
-    Parameters
-    ----------
-    system : System
-    topology : Topology
-    tokens : ResidueTokens
-        Of its protein.
-    trainedWith : str
-        The ``force_field`` of the model's domain. Solvent and parameters are compared where it names OBC2 and ff14SB.
-    biasGroups : collection of int
-        Force groups that jumps know as their bias.
+    ``trainedWith`` is the ``force_field`` of the model's domain: solvent and parameters are compared where it names
+    OBC2 and ff14SB. Jumps know the force groups ``biasGroups`` as their bias.
     """
     forces = [force for force in system.getForces() if force.getForceGroup() not in biasGroups]
     found = [f"the {_called(force)}" for force in forces if not isinstance(force, ORDINARY)]

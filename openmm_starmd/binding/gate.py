@@ -19,15 +19,7 @@ Failures = dict[str, list[list[int]]]  # checks that fail, and the atoms of ever
 class ValidityGate:
     """Checks before and after relaxation; failures are told by their names and the atoms where they are.
 
-    Parameters
-    ----------
-    topology : Topology
-    tokens : ResidueTokens
-        Of its protein.
-    temperature : float
-        K.
-    relaxes : bool
-        Whether there is a relaxation; without one, its limits and that of the energy do not apply.
+    Where nothing ``relaxes``, the limits of relaxed positions and that of the energy do not apply. Temperature is in K.
     """
 
     def __init__(self, topology: Topology, tokens: ResidueTokens, temperature: float, relaxes: bool):
@@ -81,16 +73,8 @@ class ValidityGate:
     def rejection(self, before, attempts: int, counts: Counter, last: dict, outside=()) -> str:
         """Message that says why none of the ``attempts`` at a jump from ``before`` (A, 3) has passed.
 
-        Parameters
-        ----------
-        before : array, shape (A, 3)
-        attempts : int
-        counts : Counter
-            Conformations that have failed, by check.
-        last : dict
-            Failures of the last one.
-        outside : sequence of Violation
-            What lies outside the domain of the model, and so is the likely cause.
+        ``counts`` are the conformations that have failed, by check, and ``last`` the failures of the last one. What
+        lies ``outside`` the domain of the model is the likely cause.
         """
         seen = ", ".join(f"{name} in {count}" for name, count in counts.most_common())
         text = f"None of {attempts} sampled conformations passed the checks ({seen}; the last: {self._places(last)})."

@@ -19,35 +19,24 @@ EDITED = 1e-4  # nm; a backbone atom that moved farther since the last step was 
 class HistoryTracker:
     """The history of a run in the store, kept in step with the atoms.
 
-    What is kept of a jump is the conformation that its atoms have in the end, relaxed, not the one that the network
-    has sampled: so the history is what a trajectory of the run shows, and forces of the user's System that the model
-    does not know reach the next jump. Physical steps carry the last conformation along; whenever they have lasted for
-    a stride, the conformation of that time is added, since strides are what the model was trained on.
+    What is kept of a jump is the conformation that its atoms have in the end, relaxed, not the one that the network has
+    sampled: so the history is what a trajectory of the run shows, and forces of the user's System that the model does
+    not know reach the next jump. Physical steps carry the last conformation along; whenever they have lasted for a
+    stride, the conformation of that time is added, since strides are what the model was trained on.
 
     Seen with DWGR, 1,000 and 500 jumps of 100 ps: a share of 0.248 and 0.258 of the torsions hops in a jump with the
     relaxed and with the sampled conformation (0.136 in MD), and 0.986 and 0.979 of the conformations are accepted.
 
-    Parameters
-    ----------
-    store : HistoryStore
-    tokens : ResidueTokens
-    randomSeed : callable
-        From a purpose and a number to the seed of the noise of a context copy.
+    ``randomSeed`` finds the seed of the noise of a context copy from a purpose and a number.
     """
 
     def __init__(self, store: HistoryStore, tokens: ResidueTokens, randomSeed: Callable[[str, int], int]):
         self._store, self._tokens, self._randomSeed = store, tokens, randomSeed
 
     def history(self, propagator: JumpPropagator, positions: np.ndarray, shifts: np.ndarray) -> History:
-        """The history that leads to the present positions, or a new one that starts with them.
+        """The history that leads to the present positions (A, 3), nm, or a new one that starts with them.
 
-        Parameters
-        ----------
-        propagator : JumpPropagator
-        positions : array, shape (A, 3)
-            Of whole molecules, nm.
-        shifts : array, shape (A, 3)
-            By how much they differ from the positions in the Context, nm.
+        Molecules are whole in the positions; by ``shifts`` (A, 3) they differ from those in the Context.
         """
         known = self.known(propagator, positions - shifts)
         if known is None:

@@ -34,10 +34,8 @@ class Loader:
     def load(self, context: Context, read: Callable, source: State | bytes):
         """Let ``read(context, source)`` write into the Context.
 
-        Raises
-        ------
-        HistoryError
-            If ``source`` was made under another integrator, System or model; the Context may then hold parts of it.
+        A HistoryError says that the source was made under another integrator, System or model; the Context may then
+        hold parts of it.
         """
         store, inMemory = self._store, source in self._inMemory
         self._drawn[store.stream] = max(store.jump, self._drawn.get(store.stream, 0))

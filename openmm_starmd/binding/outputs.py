@@ -19,17 +19,9 @@ LAST_STEP = 2**31 - 1  # of XTC and DCD, which count steps in 32 bits
 
 
 class Output:
-    """A file of a reporter.
+    """A file of a reporter: XTC or DCD, of all atoms or of some, or a log of a StateDataReporter or StarMDReporter.
 
-    Parameters
-    ----------
-    path : str
-        An XTC or DCD file, of all atoms or of some, or a log of a StateDataReporter or StarMDReporter.
-
-    Raises
-    ------
-    StarMDError
-        If it is another kind of file, or damaged.
+    A StarMDError refuses another kind of file, and a damaged one.
     """
 
     def __init__(self, path: str):

@@ -10,14 +10,7 @@ from openmm_starmd.binding.periodic import MoleculeImages
 
 
 class Particles:
-    """Masses (A,), Da, degrees of freedom, virtual sites and box of a System that is simulated.
-
-    Parameters
-    ----------
-    system : System
-    molecules : MoleculeImages
-        Of the protein.
-    """
+    """Masses (A,), Da, degrees of freedom, virtual sites and box of a System with the molecules of a protein."""
 
     def __init__(self, system: System, molecules: MoleculeImages):
         self.masses, self.freedoms = massesOf(system), freedomsOf(system)

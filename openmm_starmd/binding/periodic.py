@@ -13,12 +13,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 class MoleculeImages:
     """Tells by which box vectors atoms have to be moved to make the molecules that hold them whole, side by side.
 
-    Parameters
-    ----------
-    topology : Topology
-        Its bonds say what belongs together.
-    atoms : iterable of int
-        Atoms of interest; the others stay.
+    The bonds of the topology say what belongs together; atoms that are not listed stay.
     """
 
     def __init__(self, topology: Topology, atoms: Iterable[int]):

@@ -12,16 +12,9 @@ PHASES = ("network", "backmapping", "relaxation")
 def acceptance(counts: Counter) -> dict:
     """Counts of jumps, and the shares of the sampled conformations that were accepted.
 
-    Parameters
-    ----------
-    counts : Counter
-        ``steps``, ``resampled`` and ``repaired``.
-
-    Returns
-    -------
-    dict
-        The counts, and ``acceptance``: ``firstTry`` of those as they were sampled, ``afterRepair`` of those and the
-        repaired ones together; None before the first.
+    The counts are ``steps``, ``resampled`` and ``repaired``. ``acceptance`` holds the share ``firstTry`` of the
+    conformations that were accepted as they were sampled, and ``afterRepair`` that of these and the repaired ones
+    together; None before the first.
     """
     steps, resampled, repaired = (counts[name] for name in ("steps", "resampled", "repaired"))
     sampled = steps + resampled

@@ -26,25 +26,14 @@ def scratchName(index: int) -> str:
 class HistoryStore(CustomIntegrator):
     """A CustomIntegrator without dynamics that holds the history of past conformations in its variables.
 
-    Per-DOF variables are single precision on a GPU in single precision, so vectors are float32 and integers at most
-    24 bits wide. Between jumps its program never runs; a copy that has lost its Python half gives NaN. During a jump
-    `Relaxation` runs a program of its own here and uses the first per-DOF variables, which `write` fills anew: so the
-    relaxation costs nothing in a checkpoint.
+    Per-DOF variables are single precision on a GPU in single precision, so vectors are float32 and integers at most 24
+    bits wide. Between jumps its program never runs; a copy that has lost its Python half gives NaN. During a jump
+    `Relaxation` runs a program of its own here and uses the first per-DOF variables, ``scratch`` of them, which `write`
+    fills anew: so the relaxation costs nothing in a checkpoint.
 
-    Parameters
-    ----------
-    stepSize : float
-        ps.
-    numParticles : int
-        Of the System.
-    features : ResidueFeatures
-        Of the protein.
-    maxFrames : int
-        Frames of the longest history.
-    identity : bytes
-        Hash of model and protein; a history of another identity is refused.
-    scratch : int
-        Number of per-DOF variables that the relaxation needs.
+    The step size is in ps, ``numParticles`` that of the System, ``features`` are those of the protein. The longest
+    history has ``maxFrames`` frames. ``identity`` is a hash of model and protein; a history of another identity is
+    refused.
     """
 
     def __init__(self, stepSize, numParticles, features: ResidueFeatures, maxFrames, identity: bytes, scratch=0):
@@ -102,10 +91,7 @@ class HistoryStore(CustomIntegrator):
     def read(self, device="cpu") -> tuple[History, np.ndarray] | None:
         """History written last, or before the checkpoint or State that was loaded since; None if there is nothing.
 
-        Raises
-        ------
-        HistoryError
-            If the numbers do not belong together, or to another model or protein.
+        A HistoryError says that the numbers do not belong together, or to another model or protein.
         """
         tag = self._get("tag")
         if tag != self._known[0]:

@@ -22,15 +22,8 @@ Report = Callable[[str, float], None]
 def progress(nanoseconds: float | None = None) -> Iterator[Report]:
     """Report progress on stderr: a bar with the time left in a terminal, a line now and then in a log file.
 
-    Parameters
-    ----------
-    nanoseconds : float, optional
-        What everything is, for the speed.
-
-    Yields
-    ------
-    callable
-        Takes a text and the share that is done, 0 where it is unknown.
+    The report takes a text and the share that is done, 0 where it is unknown. ``nanoseconds``, what everything is, give
+    the speed.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

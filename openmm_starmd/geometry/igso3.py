@@ -57,16 +57,7 @@ def _score_over_angle(angle: Tensor, sigma: Tensor) -> Tensor:
 def log_density(angle: Tensor, sigma: Tensor) -> Tensor:
     """Logarithm of the density with respect to the uniform measure, (1 - cos w) / pi dw on [0, pi].
 
-    Parameters
-    ----------
-    angle : Tensor, shape (*)
-        Rotation angle in [0, pi], radian.
-    sigma : Tensor, shape (*)
-        Noise level, radian.
-
-    Returns
-    -------
-    Tensor, shape (*)
+    The rotation angle (*) lies in [0, pi]; it and the noise level sigma (*) are in radian.
     """
     angle, sigma = torch.broadcast_tensors(angle, sigma)
     w, s = angle.double(), sigma.double()
@@ -83,19 +74,10 @@ def angular_score(angle: Tensor, sigma: Tensor) -> Tensor:
 
 
 def score(rotvec: Tensor, sigma: Tensor) -> Tensor:
-    """Gradient of the log density on the tangent space at R_t, in local axes.
+    """Gradient (*, 3), 1/radian, of the log density on the tangent space at R_t, in local axes.
 
-    Parameters
-    ----------
-    rotvec : Tensor, shape (*, 3)
-        log(R_0^T R_t) of the noised rotation R_t about the clean R_0, radian, of norm at most pi.
-    sigma : Tensor, shape (*)
-        Noise level, radian.
-
-    Returns
-    -------
-    Tensor, shape (*, 3)
-        1/radian; updates multiply on the right, R_t exp(...).
+    ``rotvec`` (*, 3) is log(R_0^T R_t) of the noised rotation R_t about the clean R_0, radian, of norm at most pi;
+    sigma (*) is the noise level, radian. Updates multiply on the right, R_t exp(...).
     """
     ratio = _score_over_angle(torch.linalg.vector_norm(rotvec, dim=-1), sigma)
     return rotvec * ratio.to(rotvec.dtype)[..., None]
@@ -137,19 +119,10 @@ def _radial_table(device: torch.device, n_sigma: int = 256, n_radius: int = 512,
 
 
 def sample(sigma: Tensor, generator: Generator) -> Tensor:
-    """Rotation vectors of rotations drawn from IGSO(3) about the identity.
+    """Rotation vectors (*, 3), radian, of norm at most pi, of rotations drawn from IGSO(3) about the identity.
 
-    Parameters
-    ----------
-    sigma : Tensor, shape (*)
-        Noise level, radian, at most 3.
-    generator : torch.Generator
-        Source of the random numbers; drawn on the generator's own device, in the dtype of ``sigma``.
-
-    Returns
-    -------
-    Tensor, shape (*, 3)
-        radian, norm at most pi.
+    The noise level sigma (*), radian, is at most 3. The random numbers are drawn on the generator's own device, in the
+    dtype of sigma.
     """
     normal = torch.randn(*sigma.shape, 3, generator=generator, device=generator.device, dtype=sigma.dtype)
     return from_normal(sigma, normal.to(sigma.device))

@@ -177,17 +177,9 @@ def from_rodrigues(parameters: Tensor) -> Tensor:
 
 
 def superpose(moving: Tensor, target: Tensor, weights: Tensor | None = None) -> Rigid:
-    """Rigid motion that brings ``moving`` onto ``target`` with the least RMSD (Kabsch, Acta Cryst. A32, 922, 1976).
+    """Rigid motion (*) that brings points (*, M, 3), of weights (*, M), onto a target with the least RMSD.
 
-    Parameters
-    ----------
-    moving, target : Tensor, shape (*, M, 3)
-    weights : Tensor, shape (*, M), optional
-        Of the points.
-
-    Returns
-    -------
-    Rigid, shape (*)
+    Kabsch, Acta Cryst. A32, 922, 1976.
     """
     rotation, translation = roma.rigid_points_registration(moving, target, weights)
     return Rigid(rotation, translation)

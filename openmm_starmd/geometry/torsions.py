@@ -15,33 +15,19 @@ _IMAGES = 3
 
 
 def wrap(angle: Tensor, period: float | Tensor = TWO_PI) -> Tensor:
-    """Bring an angle into (-period/2, period/2].
+    """Bring an angle (*), radian, into (-period/2, period/2].
 
-    Parameters
-    ----------
-    angle : Tensor, shape (*)
-        Radian.
-    period : float or Tensor, broadcastable to ``angle``
-        Smaller than 2 pi for a symmetric group, such as pi for chi2 of PHE.
+    The period is smaller than 2 pi for a symmetric group, such as pi for chi2 of PHE; it broadcasts to the angle.
     """
     half = 0.5 * period
     return half - torch.remainder(half - angle, period)
 
 
 def measure_dihedral(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor) -> Tensor:
-    """Dihedral p0-p1-p2-p3 in [-pi, pi], with the sign of IUPAC-IUB (Biochemistry 9, 3471, 1970).
+    """Dihedral p0-p1-p2-p3 (*) of points (*, 3), in [-pi, pi], with the sign of IUPAC-IUB (Biochemistry 9, 3471, 1970).
 
     Positive when, seen along p1 -> p2, the far bond is turned clockwise from the near one. Collinear points give 0 with
     zero gradient instead of NaN.
-
-    Parameters
-    ----------
-    p0, p1, p2, p3 : Tensor, shape (*, 3)
-        Any unit of length.
-
-    Returns
-    -------
-    Tensor, shape (*)
     """
     axis = torch.nn.functional.normalize(p2 - p1, dim=-1)
     near, far = p0 - p1, p3 - p2
@@ -54,35 +40,16 @@ def measure_dihedral(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor) -> Tensor:
 
 
 def measure_angle(p0: Tensor, p1: Tensor, p2: Tensor) -> Tensor:
-    """Angle p0-p1-p2 in [0, pi], by the half-angle form that stays accurate near 0 and pi.
-
-    Parameters
-    ----------
-    p0, p1, p2 : Tensor, shape (*, 3)
-        Any unit of length.
-
-    Returns
-    -------
-    Tensor, shape (*)
-    """
+    """Angle p0-p1-p2 (*) of points (*, 3), in [0, pi], by the half-angle form that stays accurate near 0 and pi."""
     a = torch.nn.functional.normalize(p0 - p1, dim=-1)
     b = torch.nn.functional.normalize(p2 - p1, dim=-1)
     return 2.0 * torch.atan2(torch.linalg.vector_norm(a - b, dim=-1), torch.linalg.vector_norm(a + b, dim=-1))
 
 
 def rotate_about(points: Tensor, origin: Tensor, axis: Tensor, angle: Tensor) -> Tensor:
-    """Rotate points about a line by a right-handed angle (Rodrigues' formula).
+    """Points (*, 3) rotated about a line by a right-handed angle (*), radian (Rodrigues' formula).
 
-    Parameters
-    ----------
-    points, origin, axis : Tensor, shape (*, 3)
-        The line runs through ``origin`` along ``axis`` (any length but zero).
-    angle : Tensor, shape (*)
-        Radian.
-
-    Returns
-    -------
-    Tensor, shape (*, 3)
+    The line runs through ``origin`` (*, 3) along ``axis`` (*, 3), of any length but zero.
     """
     axis = torch.nn.functional.normalize(axis, dim=-1)
     sine, cosine = torch.sin(angle)[..., None], torch.cos(angle)[..., None]
@@ -102,14 +69,9 @@ def _images(delta: Tensor, sigma: Tensor, period: float | Tensor) -> tuple[Tenso
 def wrapped_normal_log_density(delta: Tensor, sigma: Tensor, period: float | Tensor = TWO_PI) -> Tensor:
     """Log density of the wrapped normal, per radian (Mardia and Jupp, Directional Statistics, 2000, section 3.5.7).
 
-    Parameters
-    ----------
-    delta : Tensor, shape (*)
-        Displacement from the mean, radian.
-    sigma : Tensor, broadcastable to ``delta``
-        Width of the unwrapped normal, radian. Seven images are summed; the lost weight is 3e-12 at
-        sigma = period / 2 and 5e-4 at sigma = period.
-    period : float or Tensor, broadcastable to ``delta``
+    ``delta`` (*) is the displacement from the mean, sigma the width of the unwrapped normal; both, and the period, are
+    in radian and broadcast. Seven images are summed; the lost weight is 3e-12 at sigma = period / 2 and 5e-4 at sigma =
+    period.
     """
     sigma = torch.as_tensor(sigma, dtype=delta.dtype, device=delta.device)
     _, log_weights = _images(delta, sigma, period)

@@ -25,17 +25,11 @@ class KVCache:
 
     Frames are written behind the ``n_frames`` that are known; a cache of more frames shares the memory of the one that
     it was made from, so only one line of frames can be kept in it.
-
-    Parameters
-    ----------
-    keys, values : Tensor, shape (layers, B, H, capacity * N, C / H)
-    n_frames : int
-        Context frames L.
     """
 
-    keys: Tensor
-    values: Tensor
-    n_frames: int = 0
+    keys: Tensor  # (layers, B, H, capacity * N, C / H)
+    values: Tensor  # (layers, B, H, capacity * N, C / H)
+    n_frames: int = 0  # context frames L
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], like: Tensor) -> KVCache:
@@ -89,17 +83,8 @@ class LayerCache(NamedTuple):
 def rotary_table(residue_index: Tensor, frame_index: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of 2-D rotary position embedding (RoFormer, arXiv:2104.09864, on two axes).
 
-    The first quarter of a head's channels turns with the residue index, the second with the frame index; each channel
-    is turned with that half a head away.
-
-    Parameters
-    ----------
-    residue_index : Tensor, shape (B, N)
-    frame_index : Tensor, shape (T,)
-
-    Returns
-    -------
-    cosine, sine : Tensor, shape (B, 1, T * N, head_width)
+    Both have the shape (B, 1, T * N, head_width). The first quarter of a head's channels turns with the residue index
+    (B, N), the second with the frame index (T,); each channel is turned with that half a head away.
     """
     n = head_width // 4
     frequency = ROTARY_BASE ** (-torch.arange(n, device=residue_index.device, dtype=torch.float32) / n)
@@ -123,12 +108,7 @@ def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
 
 
 class SpaceTimeAttention(nn.Module):
-    """Attention and transition, both modulated by noise level and stride (AdaLN, DiT arXiv:2212.09748).
-
-    Parameters
-    ----------
-    width, heads : int
-    """
+    """Attention and transition, both modulated by noise level and stride (AdaLN, DiT arXiv:2212.09748)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -143,14 +123,10 @@ class SpaceTimeAttention(nn.Module):
     ) -> Tensor:
         """Update residue features by attention of every token to those that its mask leaves, and by a transition.
 
-        Parameters
-        ----------
-        s : Tensor, shape (B, T, N, C)
-        modulation : shift, gain and gate of attention and of transition, each (B, T, 1, C)
-        rotary : cosine and sine of the T * N tokens
-        mask : Tensor of bool, shape (T * N, M + T * N), or None where every token sees all
-        cache : LayerCache of M tokens that are known, optional
-            This layer's own keys and values are written into it.
+        The features are (B, T, N, C). ``modulation`` holds shift, gain and gate of attention and of transition, each
+        (B, T, 1, C); ``rotary`` cosine and sine of the T * N tokens. The mask (T * N, M + T * N), bool, is None where
+        every token sees all. This layer's own keys and values are written into the cache of the M tokens that are
+        known.
         """
         batch, frames, residues, width = s.shape
         shift_a, gain_a, gate_a, shift_t, gain_t, gate_t = modulation

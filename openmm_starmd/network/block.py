@@ -50,21 +50,11 @@ class DiffusionBlock(nn.Module):
     def forward(
         self, s, z, estimate: Displacement, scale: Displacement, frames: Rigid, rotary, layers, neighbours, present
     ):
-        """Residue features (B, T, N, C), pair features and estimate after the block.
+        """Residue features (B, T, N, C), pair features and estimate after the block, from those before it.
 
-        Parameters
-        ----------
-        s, z, estimate
-            The same before the block.
-        scale : Displacement
-            Units of the update of the estimate.
-        frames : Rigid, shape (B, T, N)
-            Of the noisy conformation, which ``estimate`` is the displacement from.
-        rotary : (Tensor, Tensor)
-        layers : sequence of (modulation, mask, cache)
-            For each attention layer, as `SpaceTimeAttention` takes them.
-        neighbours, present : Tensor, optional
-            As for `InvariantPointAttention`.
+        The estimate is the displacement from the frames (B, T, N) of the noisy conformation, and ``scale`` the unit of
+        its update. ``layers`` are modulation, mask and cache of each attention layer, as `SpaceTimeAttention` takes
+        them; neighbours and present are those of `InvariantPointAttention`.
         """
         moved = _moved(frames, estimate)
         s = s + self.ipa(functional.layer_norm(s, s.shape[-1:]), z, moved, neighbours, present)

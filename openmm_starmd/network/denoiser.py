@@ -240,22 +240,12 @@ class Denoiser(nn.Module):
     def forward(
         self, static: StaticInputs, context: FrameInputs, noisy: FrameInputs
     ) -> tuple[Displacement, Displacement, Tensor | None]:
-        """Block-causal pass over a window.
+        """Block-causal pass over a window of L context copies (B, L, N) and M noisy frames (B, M, N).
 
-        Parameters
-        ----------
-        context : FrameInputs, shape (B, L, N)
-        noisy : FrameInputs, shape (B, M, N)
-            The frame of index l sees the context frames of index < l and itself.
-
-        Returns
-        -------
-        displacement : Displacement, shape (B, M, N)
-            Estimate of ``sigma**2`` times the score.
-        scale : Displacement, shape broadcastable to the same
-            Unit of the loss: the error that the baseline alone would make, or sigma without a baseline.
-        log_odds : Tensor, shape (B, M, N, 4), or None
-            That chi1 to chi4 have stayed in their rotamers, see `rotamers`; None without the classifier.
+        The noisy frame of index l sees the context frames of index < l and itself. The result is the estimated
+        displacement (B, M, N), ``sigma**2`` times the score; the unit of the loss, broadcastable to it: the error that
+        the baseline alone would make, or sigma without a baseline; and the log-odds (B, M, N, 4) that chi1 to chi4 have
+        stayed in their rotamers, see `rotamers`, or None without the classifier.
         """
         frames = FrameInputs.cat(context, noisy)
         split = len(context.index)

@@ -25,33 +25,17 @@ FREQUENCIES = 8
 
 @dataclass(frozen=True)
 class StaticInputs:
-    """Tensors that a rollout or a training window computes once.
+    """Tensors that a rollout or a training window computes once."""
 
-    Parameters
-    ----------
-    features : ResidueFeatures, shape (B, N)
-    residues : Tensor, shape (B, N, C)
-    pairs : Tensor, shape (B, N, N, C)
-        Parts of residue and pair features that do not depend on time.
-    torsion_mask, torsion_period : Tensor, shape (B, 1, N, 6)
-        Of the residues, as numbers of the network's dtype.
-    contact_mask : Tensor of bool, shape (B, 1, N, 8)
-    pull_inputs : PullInputs, optional
-        What pulls are told of the residues, where the network has them.
-    present : Tensor of bool, shape (B, 1, N), optional
-        False for padding.
-    has_reference : Tensor, shape (B, 1, 1, 1), optional
-        1 where the reference structure is told, else 0; None where it always is.
-    """
-
-    features: ResidueFeatures
-    residues: Tensor
-    pairs: Tensor
-    torsion_mask: Tensor
-    torsion_period: Tensor
-    contact_mask: Tensor
-    pull_inputs: PullInputs | None = None
-    present: Tensor | None = None
+    features: ResidueFeatures  # (B, N)
+    residues: Tensor  # (B, N, C): part of the residue features that does not depend on time
+    pairs: Tensor  # (B, N, N, C): the same of the pair features
+    torsion_mask: Tensor  # (B, 1, N, 6): of the residues, as numbers of the network's dtype
+    torsion_period: Tensor  # (B, 1, N, 6): the same
+    contact_mask: Tensor  # (B, 1, N, 8) of bool
+    pull_inputs: PullInputs | None = None  # what pulls are told of the residues, where the network has them
+    present: Tensor | None = None  # (B, 1, N) of bool: false for padding
+    # (B, 1, 1, 1): 1 where the reference structure is told, else 0; None where it always is
     has_reference: Tensor | None = None
 
     def expand(self, batch: int) -> StaticInputs:
@@ -63,32 +47,16 @@ class StaticInputs:
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """Frames as the network gets them: noisy frames and context copies alike.
+    """Frames as the network gets them: noisy frames and context copies alike."""
 
-    Parameters
-    ----------
-    conformation, previous : Conformation, shape (B, T, N)
-        Centred; the frame itself and its predecessor in the window (itself where there is none).
-    time : Tensor, shape (B, T)
-        Diffusion time; -1 for a context copy.
-    alpha : Tensor, shape (B, T)
-    sigma : Tensor, shape (B, T, 4)
-        Signal and noise levels.
-    stride : Tensor, shape (B, T)
-        Physical time since the predecessor, ps.
-    index : Tensor, shape (T,)
-        Frame index in the window.
-    reference : Conformation, shape (B, T, N), optional
-        Reference structure, superposed on each predecessor; for networks with ``reversion``.
-    """
-
-    conformation: Conformation
-    previous: Conformation
-    time: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    stride: Tensor
-    index: Tensor
+    conformation: Conformation  # (B, T, N): centred
+    previous: Conformation  # (B, T, N): centred predecessor in the window; the frame itself where there is none
+    time: Tensor  # (B, T): diffusion time; -1 for a context copy
+    alpha: Tensor  # (B, T): signal level
+    sigma: Tensor  # (B, T, 4): noise levels
+    stride: Tensor  # (B, T): physical time since the predecessor, ps
+    index: Tensor  # (T,): frame index in the window
+    # (B, T, N): reference structure, superposed on each predecessor; for networks with ``reversion``
     reference: Conformation | None = None
 
     def frame(self, k: int) -> FrameInputs:
@@ -131,47 +99,27 @@ class Conditions:
 
     Where one frame is denoised at many times, everything that depends on the time counts them along T, the rest has a
     single frame; `at` takes one time.
-
-    Parameters
-    ----------
-    static : StaticInputs
-    previous : Conformation, shape (B, T, N)
-    previous_atoms : Tensor, shape (B, T, N, 3, 3)
-        Its backbone, nm.
-    residues, pairs : Tensor, shapes (B, T, N, C) and (B, T, N, N, C) or, of neighbours, (B, T, N, K, C)
-        Parts of residue and pair features that the static inputs and previous frames give.
-    neighbours : Tensor of int64, shape (B, T, N, K), optional
-        Nearest residues in the previous frame; None where pairs are those of all.
-    to_reference : Displacement, shape (B, T, N), optional
-        From the previous frame to the reference structure, bounded; see `network.reversion`.
-    previous_distances : Tensor, shape (B, T, N, 3, N), optional
-        Distances of the previous frame, see `Pulls`.
-    rotary : (Tensor, Tensor)
-        Cosine and sine of the tokens.
-    alpha : Tensor, shape (B, T)
-    sigma, levels : Tensor, shapes (B, T, 1, 4) and (B, T, 1, 9, 3), or (B, T, N, 9, 3) where burial matters
-        Noise levels; of translation, rotation, torsions and angle the spread about the previous frame (noise included),
-        the share of noise in its variance and the unit of the corrections.
-    modulation : Tensor, shape (B, T, 1, 6 * layers + 2, C)
-        Shifts, gains and gates of every layer, shift and gain of the output.
-    stride : Tensor, shape (B, T)
-        ps.
     """
 
     static: StaticInputs
-    previous: Conformation
-    previous_atoms: Tensor
-    residues: Tensor
-    pairs: Tensor
+    previous: Conformation  # (B, T, N)
+    previous_atoms: Tensor  # (B, T, N, 3, 3): its backbone, nm
+    residues: Tensor  # (B, T, N, C): part of the residue features that static inputs and previous frames give
+    pairs: Tensor  # (B, T, N, N, C) or, of neighbours, (B, T, N, K, C): the same of the pair features
+    # (B, T, N, K) of int: nearest residues in the previous frame; None where pairs are those of all
     neighbours: Tensor | None
+    # (B, T, N): from the previous frame to the reference structure, bounded; see `network.reversion`
     to_reference: Displacement | None
-    previous_distances: Tensor | None
-    rotary: tuple[Tensor, Tensor]
-    alpha: Tensor
-    sigma: Tensor
+    previous_distances: Tensor | None  # (B, T, N, 3, N): distances of the previous frame, see `Pulls`
+    rotary: tuple[Tensor, Tensor]  # cosine and sine of the tokens
+    alpha: Tensor  # (B, T)
+    sigma: Tensor  # (B, T, 1, 4): noise levels
+    # (B, T, 1, 9, 3), or (B, T, N, 9, 3) where burial matters: of translation, rotation, torsions and angle the spread
+    # about the previous frame (noise included), the share of noise in its variance and the unit of the corrections
     levels: Tensor
+    # (B, T, 1, 6 * layers + 2, C): shifts, gains and gates of every layer, shift and gain of the output
     modulation: Tensor
-    stride: Tensor
+    stride: Tensor  # (B, T): ps
 
     def at(self, k: Tensor) -> Conditions:
         """At the time of position k (1,) alone."""
@@ -282,12 +230,9 @@ class ResidueEmbedding(nn.Module):
     ) -> Tensor:
         """Residue features (B, T, N, C) of frames and their predecessors.
 
-        Parameters
-        ----------
-        spread : Tensor, shape (B, T, 1, 9)
-            Expected size of the ``delta`` from the previous frame, noise included.
-        log_odds : Tensor, shape (B, T, N, 7, 3)
-            See `rotamers.bayes_log_odds`; None where the configuration has no classifier.
+        ``spread`` (B, T, 1, 9) is the expected size of the ``delta`` from the previous frame, noise included.
+        ``log_odds`` (B, T, N, 7, 3) are those of `rotamers.bayes_log_odds`, or None where the configuration has no
+        classifier.
         """
         _, of_now, moved, _, turned, stayed = self.geometry.weight.split(self.columns, 1)
         parts, weights = [], []

@@ -159,13 +159,8 @@ def local_pairs(rotations: Tensor, atoms: Tensor, other_rotations: Tensor, other
     """Other residues j as residues i see them, (*, N, N, LOCAL_PAIR_WIDTH).
 
     Position and orientation in the frame of i, radial functions of the C-alpha distance, and how far the backbone is
-    from the geometry of a peptide bond, at two scales.
-
-    Parameters
-    ----------
-    rotations, other_rotations : Tensor, shape (*, N, 3, 3)
-    atoms, other_atoms : Tensor, shape (*, N, 3 or more, 3)
-        N, CA and C first, nm.
+    from the geometry of a peptide bond, at two scales. Rotations are (*, N, 3, 3), atoms (*, N, 3 or more, 3), nm, with
+    N, CA and C first.
     """
     centres, start, end, lengths, scales = _pair_tables(atoms.dtype, atoms.device)
     ca, other_ca = atoms[..., 1, :], other_atoms[..., 1, :]

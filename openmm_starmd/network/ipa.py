@@ -20,10 +20,6 @@ class InvariantPointAttention(nn.Module):
 
     The squared distance of a query and a key point is expanded, and the query's own square dropped: it is constant
     under the softmax. What remains is one dot product of longer vectors, so that no (N, N, points) array is made.
-
-    Parameters
-    ----------
-    width, pair_width, heads, query_points, value_points : int
     """
 
     def __init__(self, width: int, pair_width: int, heads: int, query_points: int, value_points: int):
@@ -40,22 +36,11 @@ class InvariantPointAttention(nn.Module):
     def forward(
         self, s: Tensor, z: Tensor, frames: Rigid, neighbours: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
-        """Update residue features by invariant point attention (AlphaFold 2, algorithm 22).
+        """Update residue features (B, T, N, C) by invariant point attention (AlphaFold 2, algorithm 22).
 
-        Parameters
-        ----------
-        s : Tensor, shape (B, T, N, C)
-        z : Tensor, shape (B, T, N, N, C) or, of neighbours, (B, T, N, K, C)
-        frames : Rigid, shape (B, T, N)
-            nm, not far from the origin.
-        neighbours : Tensor of int64, shape (B, T, N, K), optional
-            Residues that ``z`` is of; the others have no bias and add no pair features.
-        present : Tensor of bool, shape (B, 1, N), optional
-            Residues that are seen.
-
-        Returns
-        -------
-        Tensor, shape (B, T, N, C)
+        Pair features ``z`` are (B, T, N, N, C) or, of neighbours (B, T, N, K), (B, T, N, K, C); other residues have no
+        bias and add no pair features. The frames (B, T, N), nm, are not far from the origin. Only residues that are
+        ``present`` (B, 1, N) are seen.
         """
         precise = torch.promote_types(s.dtype, torch.float32)
         s, z = s.to(precise), z.to(precise)

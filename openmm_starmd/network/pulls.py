@@ -37,27 +37,16 @@ INPUTS = 2 * len(CENTRES) + len(REACHES) + 2
 
 @dataclass(frozen=True)
 class PullInputs:
-    """Features of residues that pulls take, computed once a rollout.
+    """Features of residues that pulls take, computed once a rollout."""
 
-    Parameters
-    ----------
-    ends : Tensor, shape (B, 1, N, 1, 8)
-        1 at the contact point that is the end of the side chain.
-    turning : Tensor, shape (B, 1, N, 3, 4, 1)
-        1 / nm, the length of the chi's bond, where a chi moves a point; else 0.
-    apart : Tensor, shape (N, 1, N)
-        1 where a point and an end are not of the same residue; else 0. (B, 1, N, 1, N) with padding, where it is 0.
-    offset, gate : Tensor, shape (B, 1, N, N, C)
-        Of the hidden features of a pair of residues.
-    present : Tensor of bool, shape (B, 1, N), optional
-    """
-
-    ends: Tensor
-    turning: Tensor
+    ends: Tensor  # (B, 1, N, 1, 8): 1 at the contact point that is the end of the side chain
+    turning: Tensor  # (B, 1, N, 3, 4, 1): 1 / nm, the length of the chi's bond, where a chi moves a point; else 0
+    # (N, 1, N): 1 where a point and an end are not of the same residue; else 0. (B, 1, N, 1, N) with padding, where it
+    # is 0
     apart: Tensor
-    offset: Tensor
-    gate: Tensor
-    present: Tensor | None = None
+    offset: Tensor  # (B, 1, N, N, C): of the hidden features of a pair of residues
+    gate: Tensor  # (B, 1, N, N, C): the same
+    present: Tensor | None = None  # (B, 1, N) of bool
 
     def expand(self, batch: int) -> PullInputs:
         """Features of ``batch`` replicas of one system; they share the memory."""
@@ -78,10 +67,6 @@ class Pulls(nn.Module):
     Every residue's N, C and side chain's end are pulled to or pushed from the ends of the other residues. What it knows
     of two residues are their types, their separation along the chain, and these distances in the previous and in the
     denoised frame: a pair potential with a memory.
-
-    Parameters
-    ----------
-    config : NetworkConfig
     """
 
     def __init__(self, config: NetworkConfig):
@@ -133,19 +118,8 @@ class Pulls(nn.Module):
     ) -> Displacement:
         """Correct an estimate by the pulls between residues.
 
-        Parameters
-        ----------
-        previous_distances : Tensor, shape (B, T, N, 3, N)
-            Distances in the previous frame.
-        conformation : Conformation, shape (B, T, N)
-        estimate : Displacement, shape (B, T, N)
-            From there to the denoised frame.
-        unit : Displacement
-            Uncertainties of its parts.
-
-        Returns
-        -------
-        Displacement
+        The estimate (B, T, N) leads from the conformation to the denoised frame. ``previous_distances`` (B, T, N, 3, N)
+        are distances in the previous frame, ``unit`` the uncertainties of the parts of the estimate.
         """
         yielding = [share * x.square() for share, x in zip(YIELDING, (unit.translation, unit.rotation), strict=True)]
         of_chi = unit.torsion[..., CHI].square()

@@ -30,14 +30,8 @@ def bayes_log_odds(delta: Displacement, sigma: Tensor, period: Tensor) -> Tensor
     """Log-odds (*, N, 7, 3) that the six torsions and the residues have stayed in their rotamers.
 
     A step turns them by a normal distribution about the last frame or, with each of the `HOP_SHARES`, to anywhere.
-
-    Parameters
-    ----------
-    delta : Displacement, shape (*, N)
-        From the last frame to the noisy one.
-    sigma : Tensor, shape (*, 1, 4)
-    period : Tensor, shape (*, N, 6)
-        Of the torsions, rad.
+    ``delta`` (*, N) leads from the last frame to the noisy one, of noise levels (*, 1, 4); the period (*, N, 6) of the
+    torsions is in rad.
     """
 
     def likelihood(square: Tensor, level: Tensor, width: float, room: Tensor | float, axes: int) -> Tensor:
@@ -54,14 +48,8 @@ def bayes_log_odds(delta: Displacement, sigma: Tensor, period: Tensor) -> Tensor
 def blended(stay: Tensor, hop: Tensor, log_odds: Tensor, delta: Tensor) -> Tensor:
     """Mean displacement (*, N, 4) to the clean frame over torsions that stay and torsions that hop.
 
-    Parameters
-    ----------
-    stay, hop : Tensor, shape (*, N, 4)
-        Displacements to the clean frame in either case; a torsion that stays gets to the edge of its rotamer at most.
-    log_odds : Tensor, shape (*, N, 4)
-        Of staying.
-    delta : Tensor, shape (*, N, 4)
-        From the last frame.
+    ``stay`` and ``hop`` (*, N, 4) are the displacements in either case, ``log_odds`` (*, N, 4) those of staying; a
+    torsion that stays gets to the edge of its rotamer at most. ``delta`` (*, N, 4) leads from the last frame.
     """
     return torch.lerp(hop, (delta + stay).clamp(-HOP, HOP) - delta, log_odds.sigmoid())
 

@@ -232,14 +232,10 @@ class ProteinBondGraph:
         return periods
 
     def turning(self, i: int, name: str) -> tuple[tuple[int, int], list[int]]:
-        """Atoms that turn in token ``i`` with the N-CA-C angle or a torsion.
+        """Axis and atoms that turn in token ``i`` with the N-CA-C angle or a torsion.
 
-        Returns
-        -------
-        axis : (int, int)
-            Atoms at the resting and the turning end of the bond; (CA, N) for the angle.
-        atoms : list of int
-            What hangs on the turning end; for the angle the turning end, too. Empty where the torsion is absent.
+        The axis leads from the resting to the turning end of the bond, (CA, N) for the angle. The atoms hang on the
+        turning end; for the angle it is one of them. There are none where the torsion is absent.
         """
         rows = dict(zip(TORSIONS, self.torsion_atoms(i), strict=True))
         if name == "angle":

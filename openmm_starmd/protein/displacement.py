@@ -35,14 +35,9 @@ def grown(x: Conformation, growth: Tensor | float, present: Tensor | None = None
 
 
 def superposed(moving: Conformation, target: Conformation, present: Tensor | None = None) -> Conformation:
-    """``moving`` turned onto ``target`` with the least RMSD of N, CA and C, its CA centroid at the origin.
+    """``moving`` turned onto ``target`` (*, N) with the least RMSD of N, CA and C, its CA centroid at the origin.
 
-    Parameters
-    ----------
-    moving, target : Conformation, shape (*, N)
-        Leading axes broadcast.
-    present : Tensor of bool, shape (*, N), optional
-        Residues that count; all by default.
+    Leading axes broadcast. Where a mask ``present`` (*, N) is given, only these residues count.
     """
     moving = moving.map(lambda x: x.expand(*target.shape, *x.shape[len(moving.shape) :]))
     points, onto = (x.backbone().flatten(-3, -2) for x in (moving, target))
@@ -56,20 +51,12 @@ def superposed(moving: Conformation, target: Conformation, present: Tensor | Non
 
 @dataclass(frozen=True)
 class Displacement:
-    """Displacement of each residue.
+    """Displacement of each residue."""
 
-    Parameters
-    ----------
-    translation : Tensor, shape (*, N, 3)
-    rotation : Tensor, shape (*, N, 3)
-    torsion : Tensor, shape (*, N, 6)
-    angle : Tensor, shape (*, N)
-    """
-
-    translation: Tensor
-    rotation: Tensor
-    torsion: Tensor
-    angle: Tensor
+    translation: Tensor  # (*, N, 3): nm
+    rotation: Tensor  # (*, N, 3): rad
+    torsion: Tensor  # (*, N, 6): rad
+    angle: Tensor  # (*, N): rad
 
     @classmethod
     @full_precision
@@ -109,19 +96,10 @@ class Displacement:
 def path_between(
     old: Conformation, new: Conformation, positions: Tensor, tokens: ResidueTokens
 ) -> Callable[[float], Tensor]:
-    """The path of all atoms from one conformation to another: every frame, torsion and angle on its shortest path.
+    """The path of all atoms from one conformation (N) to another: every frame, torsion and angle on its shortest path.
 
-    Parameters
-    ----------
-    old, new : Conformation, shape (N)
-    positions : Tensor, shape (A, 3)
-        Atoms in the old conformation, nm; molecules whole.
-    tokens : ResidueTokens
-
-    Returns
-    -------
-    callable
-        From a fraction of the path, 0 to 1, to positions (A, 3), nm; exactly those of ``new`` at 1.
+    ``positions`` (A, 3), nm, are atoms in the old conformation; molecules whole. The path takes a fraction, 0 to 1, and
+    gives positions (A, 3), nm; exactly those of ``new`` at 1.
     """
     displacement = Displacement.between(old, new, tokens.features.torsion_period)
 
@@ -135,15 +113,8 @@ def path_between(
 def tangent_noise(template: Tensor, mask: Tensor, generator, present: Tensor | None = None) -> Displacement:
     """Standard normal displacement: centred translations, torsions only where ``mask``.
 
-    Parameters
-    ----------
-    template : Tensor, shape (B, *, N)
-        Gives shape, dtype and device.
-    mask : Tensor of bool, broadcastable to (B, *, N, 6)
-    generator : torch.Generator or sequence of them
-        See `per_replica`.
-    present : Tensor of bool, broadcastable to (B, *, N), optional
-        Residues that count in the centre.
+    The mask broadcasts to (B, *, N, 6). A template (B, *, N) gives shape, dtype and device. The generators are those of
+    `per_replica`. Only residues that are ``present`` (B, *, N) count in the centre.
     """
 
     def draw(rows: Tensor, g: torch.Generator) -> Tensor:
@@ -155,20 +126,11 @@ def tangent_noise(template: Tensor, mask: Tensor, generator, present: Tensor | N
 
 @dataclass(frozen=True)
 class Share:
-    """The one generator of a batch of which only some replicas are here: they get the numbers of the whole batch.
-
-    Parameters
-    ----------
-    generator : torch.Generator
-    size : int
-        Replicas of the whole batch.
-    rows : slice
-        Those that are here.
-    """
+    """The one generator of a batch of which only some replicas are here: they get the numbers of the whole batch."""
 
     generator: torch.Generator
-    size: int
-    rows: slice
+    size: int  # replicas of the whole batch
+    rows: slice  # those that are here
 
 
 def uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -177,16 +139,11 @@ def uniform(rows: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def per_replica(draw: Callable[[Tensor, torch.Generator], Tensor], rows: Tensor, generator) -> Tensor:
-    """Random numbers of B replicas from one generator, or from one each.
+    """Random numbers of B replicas, the ``rows``, from one generator or `Share`, or from one generator each.
 
-    Parameters
-    ----------
-    draw : callable
-        ``draw(rows, generator)`` gives a tensor with as many rows.
-    rows : Tensor, shape (B, ...)
-    generator : torch.Generator, Share or sequence of B generators
-        With one for each replica its numbers do not depend on the company it is in. They are drawn on the generators'
-        device, which ``draw`` must do, and brought to that of the rows.
+    ``draw(rows, generator)`` gives a tensor with as many rows. With a generator for each replica its numbers do not
+    depend on the company it is in. They are drawn on the generators' device, which ``draw`` must do, and brought to
+    that of the rows.
     """
     if isinstance(generator, torch.Generator):
         return draw(rows, generator).to(rows.device)

@@ -110,14 +110,9 @@ class ResidueFeatures:
         return None if self.present is None else self.per_frame("present", template)
 
     def per_frame(self, name: str, template: Tensor) -> Tensor:
-        """A feature made to broadcast against frames.
+        """A feature (*, N) or (*, N, 6) made to broadcast against frames of the shape (*, ..., N) of a template.
 
-        Parameters
-        ----------
-        name : str
-            Feature of shape (*, N) or (*, N, 6).
-        template : Tensor, shape (*, ..., N)
-            Gives the number of axes, of which those between * and N are new, and the dtype of a floating feature.
+        The axes between * and N are new; a floating feature takes the dtype of the template.
         """
         feature, lead = getattr(self, name), self.residue_type.dim() - 1
         new_axes = template.dim() - self.residue_type.dim()
@@ -127,20 +122,12 @@ class ResidueFeatures:
 
 @dataclass(frozen=True)
 class RotatableGroup:
-    """Atoms of all tokens that turn together in one step of the backmapping.
+    """Atoms of all tokens that turn together in one step of the backmapping."""
 
-    Parameters
-    ----------
-    moved, owner, torsion : Tensor of int64, shape (K,)
-        Atoms, the token of each, and with which of its `TORSIONS` it turns; -1 for the angle.
-    axis : Tensor of int64, shape (K, 2)
-        Atoms from the resting to the turning side of the bond; CA, N for the angle.
-    """
-
-    moved: Tensor
-    owner: Tensor
-    torsion: Tensor
-    axis: Tensor
+    moved: Tensor  # (K,) of int: atoms
+    owner: Tensor  # (K,) of int: the token of each
+    torsion: Tensor  # (K,) of int: with which of its `TORSIONS` it turns; -1 for the angle
+    axis: Tensor  # (K, 2) of int: atoms from the resting to the turning side of the bond; CA, N for the angle
 
 
 class ResidueTokens:
@@ -233,10 +220,7 @@ class ResidueTokens:
 def refuse_missing_atoms(topology: Topology) -> None:
     """Refuse a Topology with amino acids that lack heavy atoms, or hydrogens on carbon, which no protonation removes.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        Names the first residue, and what to do.
+    The UnsupportedTopologyError names the first residue, and what to do.
     """
     proteins = [residue for residue in topology.residues() if canonical_name(residue.name)]
     for residue in proteins:

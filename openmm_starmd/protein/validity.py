@@ -27,19 +27,11 @@ MIN_HEAVY = 0.10
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that differ before and after relaxation, nm.
+    """Limits that differ before and after relaxation, nm."""
 
-    Parameters
-    ----------
-    bond, disulfide : float
-        Largest length of a bond between heavy atoms of one token, and of a disulfide.
-    contact : float
-        Smallest distance of heavy atoms that are more than three bonds from each other.
-    """
-
-    bond: float
-    disulfide: float
-    contact: float
+    bond: float  # largest length of a bond between heavy atoms of one token
+    disulfide: float  # largest length of a disulfide
+    contact: float  # smallest distance of heavy atoms that are more than three bonds from each other
 
 
 RELAXED = Limits(bond=0.25, disulfide=0.25, contact=0.20)  # dynamics comes to 0.198, 0.216, 0.241
@@ -53,44 +45,21 @@ Offenders = tuple[np.ndarray, np.ndarray]  # frames (M,) that fail a check, and 
 
 @dataclass(frozen=True)
 class Validity:
-    """Failures of each of many atom positions; the checks are Tensors of bool, shape (*).
+    """Failures of each of many atom positions; the checks are Tensors of bool, shape (*)."""
 
-    Parameters
-    ----------
-    not_finite : Tensor
-        A protein atom has a coordinate that is NaN or infinite; no other check fails then.
-    ca_breaks : Tensor
-        CA of bonded residues farther than 0.45 nm from each other.
-    peptide_breaks : Tensor
-        A peptide bond C-N longer than 0.20 nm.
-    bond_breaks, disulfide_breaks : Tensor
-        A longer bond than the `Limits` say: between heavy atoms of one token, between two sulfur atoms.
-    clashes : Tensor
-        Two heavy atoms of the protein closer than 0.10 nm, shorter than any bond. Neighbours count, too: they are where
-        side chains of peptides clash.
-    close_contacts : Tensor
-        Two heavy atoms more than three bonds from each other closer than the `Limits` say.
-    ca_clashes : Tensor
-        CA of residues that are not bonded closer than 0.30 nm.
-    inversions : Tensor
-        CA, or CB of ILE and THR, of the other hand.
-    omega_flips : Tensor
-        A peptide bond turned from trans to cis or back.
-    ring_piercings : Tensor
-        A bond between heavy atoms that passes through a ring of PRO, HIS, PHE, TYR or TRP.
-    """
-
-    not_finite: Tensor
-    ca_breaks: Tensor
-    peptide_breaks: Tensor
-    bond_breaks: Tensor
-    disulfide_breaks: Tensor
+    not_finite: Tensor  # a protein atom has a coordinate that is NaN or infinite; no other check fails then
+    ca_breaks: Tensor  # CA of bonded residues farther than 0.45 nm from each other
+    peptide_breaks: Tensor  # a peptide bond C-N longer than 0.20 nm
+    bond_breaks: Tensor  # a longer bond between heavy atoms of one token than the `Limits` say
+    disulfide_breaks: Tensor  # a longer disulfide than the `Limits` say
+    # two heavy atoms of the protein closer than 0.10 nm, shorter than any bond. Neighbours count, too: they are where
+    # side chains of peptides clash
     clashes: Tensor
-    close_contacts: Tensor
-    ca_clashes: Tensor
-    inversions: Tensor
-    omega_flips: Tensor
-    ring_piercings: Tensor
+    close_contacts: Tensor  # two heavy atoms more than three bonds from each other closer than the `Limits` say
+    ca_clashes: Tensor  # CA of residues that are not bonded closer than 0.30 nm
+    inversions: Tensor  # CA, or CB of ILE and THR, of the other hand
+    omega_flips: Tensor  # a peptide bond turned from trans to cis or back
+    ring_piercings: Tensor  # a bond between heavy atoms that passes through a ring of PRO, HIS, PHE, TYR or TRP
     offenders: dict[str, Offenders]
 
     @property

@@ -15,24 +15,15 @@ NONE_SEEN = 3.0  # expected events of which none is seen in one case of twenty: 
 
 @dataclass(frozen=True)
 class Connections:
-    """Connections among the visited states.
+    """Connections among the visited states."""
 
-    Parameters
-    ----------
-    main : ndarray of bool, shape (n,)
-        The strongly connected states with most transitions.
-    only_left : ndarray of bool, shape (n,)
-        States that MD left for the main ones, directly or not, and never entered from there.
-    apart : ndarray of bool, shape (n,)
-        All other visited states: MD entered them and did not come back, or saw no way between them and the main ones.
-    bound : float
-        Share of the equilibrium population that the states only left can have at most (95 %).
-    """
-
-    main: np.ndarray
+    main: np.ndarray  # (n,) of bool: the strongly connected states with most transitions
+    # (n,) of bool: states that MD left for the main ones, directly or not, and never entered from there
     only_left: np.ndarray
+    # (n,) of bool: all other visited states: MD entered them and did not come back, or saw no way between them and the
+    # main ones
     apart: np.ndarray
-    bound: float
+    bound: float  # share of the equilibrium population that the states only left can have at most (95 %)
 
 
 def find_connections(states: Sequence[np.ndarray], lag: int, n_states: int) -> Connections:

@@ -22,10 +22,7 @@ MOST_STATES = 100
 def protein_features(trajectory: mdtraj.Trajectory) -> np.ndarray:
     """Cosines and sines of all torsions of a peptide, or CA distances (nm) of a protein, as `evaluate` takes them.
 
-    Raises
-    ------
-    TrajectoryError
-        If the topology holds neither.
+    A TrajectoryError refuses a topology that holds neither.
     """
     torsions = dihedrals.measure_torsions(trajectory)
     if torsions.names and trajectory.topology.n_residues <= PEPTIDE_RESIDUES + 2:
@@ -42,10 +39,7 @@ def protein_features(trajectory: mdtraj.Trajectory) -> np.ndarray:
 def slow_coordinates(features: Sequence[np.ndarray], lag: int) -> slow_modes.SlowModes:
     """Time-lagged independent components of trajectories (T, F) that are longer than the lag (frames).
 
-    Raises
-    ------
-    TrajectoryError
-        If none is longer, or nothing moves.
+    A TrajectoryError says that none is longer, or that nothing moves.
     """
     try:
         return slow_modes.fit_tica(list(features), lag, DIMENSIONS)

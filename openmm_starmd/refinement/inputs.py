@@ -15,10 +15,7 @@ from openmm_starmd.trajectories.frames import existing
 def rollout_files(given: Sequence[Path], topology: Path | None) -> tuple[list[Path], Path]:
     """Trajectories and topology file of folders that `rollout` wrote, or of single trajectories with a topology.
 
-    Raises
-    ------
-    StarMDError
-        If a folder is not one of a rollout, a file is not there, or no topology is known.
+    A StarMDError names a folder that is not one of a rollout, a file that is not there, or the lack of a topology.
     """
     files = []
     for path in given:

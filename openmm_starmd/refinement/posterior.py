@@ -23,16 +23,9 @@ N_DRAWS, SWEEPS = 200, 20
 
 @dataclass(frozen=True)
 class Posterior:
-    """Maximum-likelihood model on the connected states, and draws from the posterior of reversible models.
+    """Maximum-likelihood model on the connected states, and draws from the posterior of reversible models."""
 
-    Parameters
-    ----------
-    best : MarkovStateModel
-        deeptime's; ``best.count_model.state_symbols`` are the connected states.
-    draws : list of MarkovStateModel
-    """
-
-    best: MarkovStateModel
+    best: MarkovStateModel  # deeptime's; ``best.count_model.state_symbols`` are the connected states
     draws: list[MarkovStateModel]
 
     def interval(self, function: Callable[[MarkovStateModel], np.ndarray | float], confidence: float = 0.95):

@@ -8,22 +8,12 @@ import numpy as np
 
 
 def choose_starts(points: Sequence[np.ndarray], n_starts: int) -> list[tuple[int, int]]:
-    """Frames that are spread evenly along each slow coordinate, whatever their populations are.
+    """Trajectory and number of frames that are spread evenly along each slow coordinate of ``points`` (T, D).
 
     The variance of a slow eigenvalue is least where starts are drawn as stationary density times gradient of the
     eigenfunction (Hinrichs and Pande 2007), and this product is constant across a barrier: an even spread puts as many
-    starts on the barrier as in the basins. The coordinates take turns, the slowest first.
-
-    Parameters
-    ----------
-    points : sequence of ndarray, shape (T, D)
-        Slow coordinates of each trajectory of the learned run.
-    n_starts : int
-
-    Returns
-    -------
-    list of (int, int)
-        Trajectory and frame; fewer than ``n_starts`` where the run has fewer frames. None is named twice.
+    starts on the barrier as in the basins. The coordinates take turns, the slowest first. No frame is named twice, so a
+    run of fewer frames gives fewer starts.
     """
     everything = np.concatenate(points)
     order = np.argsort(everything, axis=0, kind="stable")

@@ -51,36 +51,17 @@ ONE_THREAD = {"Threads": "1"}
 
 @dataclass(frozen=True, eq=False)
 class Swarm:
-    """Settings and starts of a swarm; it can be sent to another process.
+    """Settings and starts of a swarm; it can be sent to another process."""
 
-    Parameters
-    ----------
-    folder : Path
-        Gets ``start0000.xtc`` with all atoms, and ``start0000.npz`` to go on from, of each start.
-    topology : Topology
-    system : str
-        XML of an OpenMM System.
-    starts : ndarray, shape (S, A, 3)
-        nm.
-    boxes : ndarray, shape (S, 3, 3), optional
-        Vectors of the periodic box of each start, nm.
-    temperature : float
-        K.
-    frame_interval, equilibration, time_step : float
-        ps; the equilibration is not written.
-    seed : int
-    platform : str
-    """
-
-    folder: Path
+    folder: Path  # gets ``start0000.xtc`` with all atoms, and ``start0000.npz`` to go on from, of each start
     topology: Topology
-    system: str
-    starts: np.ndarray
-    boxes: np.ndarray | None
-    temperature: float
-    frame_interval: float
-    equilibration: float
-    time_step: float
+    system: str  # XML of an OpenMM System
+    starts: np.ndarray  # (S, A, 3): nm
+    boxes: np.ndarray | None  # (S, 3, 3): vectors of the periodic box of each start, nm
+    temperature: float  # K
+    frame_interval: float  # ps
+    equilibration: float  # ps; it is not written
+    time_step: float  # ps
     seed: int
     platform: str
 
@@ -254,23 +235,12 @@ def run_swarm(
 ) -> list[int]:
     """Bring all trajectories to so many frames; numbers of the starts that have not been given up.
 
-    Parameters
-    ----------
-    swarm : Swarm
-    n_frames : int
-    processes : int
-        Trajectories at a time, one CPU thread each.
-    client : distributed.Client, optional
-        Its workers make the trajectories; they must see the folder under the same path.
-    progress : callable
-        Gets numbers of frames that add up, those that the folder holds first.
+    The trajectories are made by so many ``processes`` with one CPU thread each, or by the workers of a Dask ``client``,
+    which see the folder under the same path. ``progress`` gets numbers of frames that add up, those that the folder
+    holds first.
 
-    Raises
-    ------
-    HistoryError
-        If files in the folder are damaged, or belong to other settings.
-    StarMDError
-        If every start has been given up.
+    A HistoryError says that files in the folder are damaged or belong to other settings, a StarMDError that every start
+    has been given up.
     """
     numbers = [k for k in range(len(swarm.starts)) if not swarm.failure(k)]
     progress(sum(min(n_frames, swarm.frames(number)) for number in numbers))

@@ -21,12 +21,8 @@ with extra("cluster", "Work on several machines"):
 def connect(address: str, ca_file=None, cert=None, key=None) -> Client:
     """Client of the scheduler at an address, such as ``tcp://node1:8786``, or ``tls://...`` with three PEM files.
 
-    Without files the client takes those that Dask's own configuration names (``distributed.comm.tls``).
-
-    Raises
-    ------
-    StarMDError
-        If a file is not there, or TLS is asked for and files are missing.
+    Without files the client takes those that Dask's own configuration names (``distributed.comm.tls``). A StarMDError
+    says which file is not there, or that TLS is asked for and files are missing.
     """
     files = {"tls_ca_file": ca_file, "tls_client_cert": cert, "tls_client_key": key}
     given = {name: str(path) for name, path in files.items() if path is not None}
@@ -53,26 +49,9 @@ def distribute(
 ) -> list[Reached]:
     """Bring all replicas to the last step, or as far as they get, on the workers of a client.
 
-    Parameters
-    ----------
-    client : distributed.Client
-    ensemble : Ensemble
-        Its propagators on the CPU.
-    batches : sequence of sequence of int
-        Numbers of the replicas.
-    steps : sequence of int
-        Steps that each replica has.
-    n_steps : int
-    device : str
-    progress : callable
-        Gets the number of new frames after each task.
-
-    Raises
-    ------
-    ValueError
-        If ``client`` is something else.
-    Exception
-        That of the first task that has failed, after the other batches have come to their end.
+    The propagators of the ensemble are on the CPU. ``batches`` are numbers of replicas, and ``steps`` what each of them
+    has; ``progress`` gets the number of new frames after each task. A ValueError refuses what is no client; the error
+    of the first task that fails is raised after the other batches have come to their end.
     """
     if not isinstance(client, Client):
         raise ValueError(f"client must be a distributed.Client; found a {type(client).__name__}.")

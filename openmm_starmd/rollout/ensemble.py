@@ -43,20 +43,12 @@ class Reached(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Settings of a rollout; the arguments of `rollout`, checked and in internal units. It can be sent elsewhere.
+    """Settings of a rollout; the arguments of `rollout`, checked and in internal units. It can be sent elsewhere."""
 
-    Parameters
-    ----------
-    folder : Path
-        Where the files are.
-    starts : array, shape (B, A, 3)
-        nm.
-    """
-
-    folder: Path
+    folder: Path  # where the files are
     new_propagator: NewPropagator
     topology: Topology
-    starts: np.ndarray
+    starts: np.ndarray  # (B, A, 3): nm
     stride: float
     temperature: float
     seed: int
@@ -101,13 +93,7 @@ class Ensemble:
         return self.new_propagator.outside(self.tokens, self.stride, self.temperature)
 
     def check(self):
-        """Compare protein, settings, starts and forces with what the model knows, before anything slow.
-
-        Raises
-        ------
-        ModelDomainError
-            If something lies outside of its domain that ``strict`` does not allow.
-        """
+        """Raise ModelDomainError for protein, settings, starts and forces outside the domain, before anything slow."""
         new, settings = self.new_propagator, (self.tokens, self.stride, self.temperature)
         new.require(*settings)
         found = [told for start in np.unique(self.starts, axis=0) for told in new.outside(*settings, start)]
@@ -121,13 +107,7 @@ class Ensemble:
             )
 
     def sampler(self) -> BatchSampler:
-        """Sampler of the steps.
-
-        Raises
-        ------
-        ModelDomainError, ValueError
-            If protein, stride, temperature, System or relaxation do not fit.
-        """
+        """Sampler of the steps; ModelDomainError or ValueError if protein, settings or System do not fit."""
         pool = None
         if self._relaxes:
             pool = RelaxationPool(
@@ -148,13 +128,7 @@ class Ensemble:
         )
 
     def steps(self) -> list[int]:
-        """Steps that the replicas have in the folder.
-
-        Raises
-        ------
-        HistoryError
-            If a state is damaged, or belongs to other settings.
-        """
+        """Steps that the replicas have in the folder; HistoryError if a state is damaged or of other settings."""
         return [self.replica(number).look() for number in range(len(self.starts))]
 
     def advance(
@@ -171,15 +145,8 @@ class Ensemble:
         shortest windows come first. What fails waits for the next round. One whose jump is rejected stops with its last
         state saved; the others go on. Whatever ends this, the states are those of the last steps.
 
-        Parameters
-        ----------
-        numbers : sequence of int
-        until : int
-        sampler : BatchSampler
-        wait : bool
-            Whether to wait for another process that is writing the same replicas, rather than refuse.
-        progress : callable
-            Gets the number of new frames after each round.
+        With ``wait`` another process that is writing the same replicas is waited for, rather than refused. ``progress``
+        gets the number of new frames after each round.
         """
         if not (self.folder / LOCKS).is_dir():
             raise StarMDError(

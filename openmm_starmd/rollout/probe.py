@@ -15,27 +15,9 @@ JUMPS = 5  # the first of them is not timed
 
 
 def seconds_a_jump(model: StarMDModel | str, topology: Topology, positions, **settings) -> tuple[float, float]:
-    """Measure the mean times of a relaxed jump of one replica, jumps that are sampled again included.
+    """Mean wall and CPU time (s) of a relaxed jump of one replica, jumps that are sampled again included.
 
-    Parameters
-    ----------
-    model : str or StarMDModel
-        As of `rollout`.
-    topology : Topology
-    positions : Quantity or array, shape (A, 3)
-        nm.
-    **settings
-        Of `rollout`, ``stride`` and ``temperature`` among them.
-
-    Returns
-    -------
-    wall, cpu : float
-        Seconds of wall time, and of CPU time of this process.
-
-    Raises
-    ------
-    JumpRejectedError
-        If a jump is rejected for good.
+    ``settings`` are those of `rollout`, ``stride`` and ``temperature`` among them; so are the errors.
     """
     arrivals = []
 

@@ -56,10 +56,7 @@ class Replica:
     def held(self, wait: bool):
         """Keep all other processes from the files; the operating system's lock ends with this process at the latest.
 
-        Raises
-        ------
-        StarMDError
-            If another process holds them, and ``wait`` is not asked for.
+        A StarMDError says that another process holds them, unless ``wait`` is asked for.
         """
         try:
             with FileLock(self._lock).acquire(timeout=-1 if wait else 0):
@@ -92,10 +89,8 @@ class Replica:
     def save(self):
         """Keep the state, if it is new, with the length of the trajectory that belongs to it.
 
-        Raises
-        ------
-        OSError
-            If trajectory or state cannot be written. OpenMM does not tell of a frame that it could not write.
+        An OSError says that trajectory or state cannot be written. OpenMM does not tell of a frame that it could not
+        write.
         """
         if self.step == self._saved:
             return
@@ -113,10 +108,7 @@ class Replica:
     def look(self) -> int:
         """Steps that a resumed run has already; nothing is changed.
 
-        Raises
-        ------
-        HistoryError
-            If the state is damaged or of another run, or the trajectory shorter than it.
+        A HistoryError says that the state is damaged or of another run, or the trajectory shorter than it.
         """
         found = self._read()
         return found[0]["step"] if found else 0

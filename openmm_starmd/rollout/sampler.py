@@ -21,13 +21,7 @@ from openmm_starmd.seeds import derived
 class BatchSampler:
     """Sample, move the atoms, check, relax, check; what fails is repaired once.
 
-    Parameters
-    ----------
-    new_propagator : callable
-        Makes a `JumpPropagator`. Batches of about one size share one, because it keeps what belongs to the size.
-    gate : ValidityGate
-    pool : RelaxationPool or None
-    seed : int
+    Batches of about one size share a `JumpPropagator`, because it keeps what belongs to the size.
     """
 
     def __init__(
@@ -52,29 +46,14 @@ class BatchSampler:
         return self._of(len(positions)).start(self._measured(positions))
 
     def sample(self, history: History, positions: np.ndarray, excess: list[float], keys: list[tuple], asked: list[int]):
-        """One try of a jump.
+        """One try of a jump from positions (B, A, 3), nm, and energies ``excess`` above the base of each run, kJ/mol.
 
-        Parameters
-        ----------
-        history : History
-        positions : array, shape (B, A, 3)
-            Before the jumps, nm.
-        excess : list of float
-            Energy of each above the base of its run, kJ/mol.
-        keys : list of tuple of int
-            Number, step and attempt of each replica, which its random numbers belong to.
-        asked : list of int
-            Places in the batch of those that are to jump; the others are along for the size of the batch.
+        The random numbers of a replica belong to its number, step and attempt, its ``keys``. Replicas at the places
+        ``asked`` jump; the others are along for the size of the batch.
 
-        Returns
-        -------
-        positions : array, shape (B, A, 3)
-            Where no jump has been asked for or it fails the checks, those before.
-        excess : list of float
-        failures : dict of int to dict
-            The checks that it fails and atoms where it does, by places in the batch.
-        repaired : set of int
-            Places in the batch of those whose jump failed the checks before it was repaired.
+        The result is positions (those before, where no jump has been asked for or it fails the checks), excess, the
+        checks that jumps fail with the atoms where they do, by places in the batch, and the places of jumps that were
+        repaired.
         """
         conformation = self._of(len(keys)).step(history, self._generators("jump", keys))
         new, before, excess = positions.copy(), np.array(excess), list(excess)

@@ -60,12 +60,8 @@ def find_replacements(fixer: PDBFixer) -> dict[Residue, str]:
     """Standard residue in place of each modified amino acid with a whole backbone.
 
     A residue with just the heavy atoms of one of the 20 is that one (Amber's NLN is ASN, whatever its name means in the
-    Protein Data Bank); the others are taken from PDBFixer's table and from MODRES records.
-
-    Raises
-    ------
-    UnsupportedTopologyError
-        If a residue is named after a D amino acid.
+    Protein Data Bank); the others are taken from PDBFixer's table and from MODRES records. An UnsupportedTopologyError
+    refuses a residue that is named after a D amino acid.
     """
     for residue in fixer.topology.residues():
         if residue.name in D_RESIDUES and _has_backbone(residue):
@@ -101,10 +97,7 @@ def _has_backbone(residue: Residue) -> bool:
 def remove_strangers(fixer: PDBFixer, bonds: list[tuple], chain_residues: set[Residue]) -> list[str]:
     """Remove what is not part of a protein chain; tells what.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        If a chain would lose a link of its backbone, or an amino acid.
+    An UnsupportedTopologyError says that a chain would lose a link of its backbone, or an amino acid.
     """
     strangers = [residue for residue in fixer.topology.residues() if residue not in chain_residues]
     partners = _partners(fixer, bonds, set(strangers), chain_residues)

@@ -42,10 +42,8 @@ Built = set[tuple[Place, str]]
 def build_missing_atoms(fixer: PDBFixer, originals: dict[Place, str]) -> tuple[Built, list[str]]:
     """Build missing heavy atoms and residues; tells which.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        If something cannot be built as nature has it, or an atom that is not built says that a residue is D.
+    An UnsupportedTopologyError says that something cannot be built as nature has it, or that an atom that is not built
+    makes a residue D.
     """
     known = {tuple(x) for x in coordinates(fixer)}
     fixer.findMissingAtoms()

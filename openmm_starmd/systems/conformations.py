@@ -44,21 +44,13 @@ class AtomRow:
 
 @dataclass
 class Selection:
-    """The atoms that stay.
+    """The atoms that stay."""
 
-    Attributes
-    ----------
-    rows : list of AtomRow or None
-        For each atom its row under the standard residue name; None for an atom that is left out.
-    protonation : dict
-        Amber's name of the protonation state of each place whose residue is named after one.
-    changes : list of str
-        Which conformations were kept.
-    """
-
+    # for each atom its row under the standard residue name; None for an atom that is left out
     rows: list[AtomRow | None]
+    # Amber's name of the protonation state of each place whose residue is named after one
     protonation: dict[Place, str] = field(default_factory=dict)
-    changes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)  # which conformations were kept
 
 
 def select(rows: list[AtomRow]) -> Selection:
@@ -110,13 +102,7 @@ def name_chains_apart(rows: list[AtomRow], taken: set[str]) -> tuple[list[AtomRo
     """Rows in which no two protein residues have one chain, number and insertion code; tells which chains were renamed.
 
     A residue whose place another one bears, without being its alternate or its neighbour, begins a chain with a name
-    that is free.
-
-    Parameters
-    ----------
-    rows : list of AtomRow
-    taken : set of str
-        Names that no chain may be given.
+    that is free, and none of those ``taken``.
     """
     taken = taken | {row.place[0] for row in rows}
     free = (name for name in ascii_uppercase + ascii_lowercase + digits if name not in taken)

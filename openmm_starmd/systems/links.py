@@ -17,11 +17,8 @@ LINKED = 0.30  # nm; atoms farther apart are not bonded, whatever a record says
 def bonds_between_residues(fixer: PDBFixer, links: list[Link]) -> tuple[list[tuple], list[tuple]]:
     """Bonds between residues that the file names: those that are there, and those that cannot be.
 
-    Returns
-    -------
-    bonds : list of (atom, atom, record)
-    others : list of (atom, atom, record, distance)
-        Bonds over too long a distance (nm), and bonds to symmetry copies, whose distance is None.
+    The first are (atom, atom, record). The second are (atom, atom, record, distance): bonds over too long a distance
+    (nm), and bonds to symmetry copies, whose distance is None.
     """
     atoms = {(place_of(atom.residue), atom.name): atom for atom in fixer.topology.atoms()}
     made_by_names = {("SG", "SG"), ("C", "N")}  # OpenMM's reader makes them without a record
@@ -46,10 +43,7 @@ def bonds_between_residues(fixer: PDBFixer, links: list[Link]) -> tuple[list[tup
 def tell_impossible_bonds(others: list[tuple], chain_residues: set[Residue]) -> list[str]:
     """Messages about the protein's bonds that a record names, but that cannot be made.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        If such a bond to a symmetry copy is no disulfide: the molecule is not whole.
+    An UnsupportedTopologyError says that such a bond to a symmetry copy is no disulfide: the molecule is not whole.
     """
     changes = []
     for a, b, record, distance in others:

@@ -17,25 +17,10 @@ def is_file(molecule: str) -> bool:
 
 
 def read_or_build(molecule: str, seed: int = 0) -> tuple[Topology, object]:
-    """Read a PDB file, or build and minimise the peptide of a sequence.
+    """Topology and positions (A, 3), nm, of a PDB file, or of a minimised peptide of one-letter codes.
 
-    Parameters
-    ----------
-    molecule : str
-        Path of a PDB file, or one-letter codes with caps as in ``"ace-DWGR-nme"``.
-    seed : int
-        As of `build_peptide`.
-
-    Returns
-    -------
-    topology : Topology
-    positions : Quantity or array, shape (A, 3)
-        nm.
-
-    Raises
-    ------
-    StarMDError
-        If the file cannot be read, or the sequence holds letters that are no standard residue.
+    Caps stand about the codes as in ``"ace-DWGR-nme"``; the seed is that of `build_peptide`. A StarMDError says that
+    the file cannot be read, or that the sequence holds letters that are no standard residue.
     """
     if not is_file(molecule):
         if not set(split_caps(molecule)[0]) <= set(THREE_LETTER):

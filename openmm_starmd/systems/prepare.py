@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 from openmm import unit
-from openmm.app import Element, ForceField, Topology
+from openmm.app import Element, Topology
 from pdbfixer import PDBFixer
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import label
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.systems import chains, links
+from openmm_starmd.systems.build import force_field
 from openmm_starmd.systems.completion import build_missing_atoms, refuse_pierced_rings
 from openmm_starmd.systems.protonation import add_hydrogens, bond_disulfides
 from openmm_starmd.systems.structure_file import StructureFile, read_structure
@@ -116,7 +117,7 @@ def _refuse_unmatched(topology: Topology) -> None:
                 f"{label(residues[0])} stands alone, and ff14SB has no template of a free amino acid. Remove it, or "
                 "cap it by ACE and NME."
             )
-    unmatched = ForceField("amber14-all.xml").getUnmatchedResidues(topology)
+    unmatched = force_field().getUnmatchedResidues(topology)
     if unmatched:
         more = f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""
         raise UnsupportedTopologyError(

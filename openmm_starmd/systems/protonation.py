@@ -23,13 +23,7 @@ _TITRATING = {"ASP": ("OD1", "OD2"), "CYS": ("SG",), "GLU": ("OE1", "OE2"), "HIS
 def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted: bool) -> list[str]:
     """Set the disulfides of a fixer's Topology: recorded ones, and those of close sulfur atoms without hydrogen.
 
-    Parameters
-    ----------
-    fixer : PDBFixer
-    recorded : list of (Place, Place)
-        Residues that a record of the file bonds.
-    wanted : bool
-        False leaves thiols.
+    ``recorded`` are the residues that a record of the file bonds. Thiols are left where no disulfides are ``wanted``.
     """
     rebuild(fixer, keep_bond=lambda a, b: not {a.name, b.name} == {"SG"})
     topology, x = fixer.topology, coordinates(fixer)
@@ -53,19 +47,9 @@ def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted
 def add_hydrogens(
     fixer: PDBFixer, protonation: dict[Place, str], ph: float
 ) -> tuple[Topology, unit.Quantity, list[str]]:
-    """Add missing hydrogens; tells which protonation states were chosen, and why.
+    """Add missing hydrogens to all heavy atoms; tells which protonation states were chosen, and why.
 
-    Parameters
-    ----------
-    fixer : PDBFixer
-        All heavy atoms.
-    protonation : dict
-        Amber's name of the protonation state of the places whose residue bears one in the file.
-    ph : float
-
-    Returns
-    -------
-    topology, positions, changes
+    ``protonation`` holds Amber's name of the protonation state of the places whose residue bears one in the file.
     """
     modeller = Modeller(fixer.topology, fixer.positions)
     had = {residue.index: _hydrogens(residue) for residue in modeller.topology.residues()}

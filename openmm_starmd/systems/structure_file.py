@@ -38,34 +38,18 @@ class Link:
 
 @dataclass
 class StructureFile:
-    """Structure that `prepare` works on.
+    """Structure that `prepare` works on."""
 
-    Attributes
-    ----------
-    fixer : PDBFixer
-        First model, one conformation, residue names as in the Protein Data Bank, the author's chain names.
-    protonation : dict
-        Amber's name of the protonation state (HIP, ASH, ...) of each place whose residue is named after one.
-    links : list of Link
-        Bonds of LINK, SSBOND and _struct_conn records.
-    changes : list of str
-        What was left out.
-    """
-
+    # first model, one conformation, residue names as in the Protein Data Bank, the author's chain names
     fixer: PDBFixer
+    # Amber's name of the protonation state (HIP, ASH, ...) of each place whose residue is named after one
     protonation: dict[Place, str] = field(default_factory=dict)
-    links: list[Link] = field(default_factory=list)
-    changes: list[str] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)  # bonds of LINK, SSBOND and _struct_conn records
+    changes: list[str] = field(default_factory=list)  # what was left out
 
 
 def read_structure(path: str | os.PathLike) -> StructureFile:
-    """Read the first model of a PDB or mmCIF file.
-
-    Raises
-    ------
-    UnsupportedTopologyError
-        If the file is absent, empty, or cannot be read.
-    """
+    """Read the first model of a PDB or mmCIF file; UnsupportedTopologyError if it is absent, empty or unreadable."""
     path = Path(path)
     if not path.is_file():
         raise UnsupportedTopologyError(f"{path}: there is no such file.")

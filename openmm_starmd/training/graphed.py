@@ -19,15 +19,7 @@ _THREADS, _AHEAD = 4, 12
 
 
 class Prefetcher:
-    """Batches made by threads before they are asked for.
-
-    Parameters
-    ----------
-    make : callable
-        From the number of a batch to the batch.
-    last : int
-        None is made from this number on.
-    """
+    """Batches that threads make of their numbers before they are asked for; none is made from number ``last`` on."""
 
     def __init__(self, make: Callable, last: int):
         self._make, self._last = make, last
@@ -47,15 +39,9 @@ class Prefetcher:
 
 
 class GraphedStep:
-    """A function of a batch and of random numbers as CUDA graphs, one for each shape of the batch.
+    """A function of a batch and a generator of random numbers as CUDA graphs, one for each shape of the batch.
 
-    Parameters
-    ----------
-    function : callable
-        ``function(batch, generator)`` -> Tensor; it never waits for the device, and what else it changes has a fixed
-        place in memory.
-    device : torch.device
-        Of CUDA.
+    The function never waits for the device, and what else it changes has a fixed place in memory.
     """
 
     def __init__(self, function: Callable, device: torch.device):

@@ -60,16 +60,10 @@ def last_losses(path: Path, count: int = 100) -> float | None:
 
 
 class Logs:
-    """Everything that one process of a run writes down; the others' are silent.
+    """Everything that one process of a run writes down; a ``silent`` one of the others writes nothing.
 
-    Parameters
-    ----------
-    folder : Path
-        Gets ``train.csv``, ``validation.csv`` and, where TensorBoard is installed, ``tensorboard/``.
-    step, total : int
-        Step that the run goes on from, and its last.
-    silent : bool
-        Write nothing.
+    The folder gets ``train.csv``, ``validation.csv`` and, where TensorBoard is installed, ``tensorboard/``. The run
+    goes on from ``step`` and ends at ``total``.
     """
 
     def __init__(self, folder: Path, step: int, total: int, silent: bool = False):

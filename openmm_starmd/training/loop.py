@@ -61,10 +61,7 @@ def update_average(average: nn.Module, module: nn.Module, share: Tensor) -> None
 def launch(config: TrainingConfig) -> Fabric:
     """Devices, precision and processes of a run; torchrun's where it has started this process, else the config's.
 
-    Raises
-    ------
-    StarMDError
-        If the processes cannot share a batch evenly, or the machine has not what is asked for.
+    A StarMDError says that the processes cannot share a batch evenly, or the machine has not what is asked for.
     """
     devices, nodes = config.devices, config.num_nodes
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():

@@ -21,19 +21,9 @@ KINDS = {"single": 1, "pair": 2}
 
 
 def find(file: TrajectoryFile, n_residues: int, channels: dict[str, int]) -> dict[str, Path]:
-    """Files of the features of one trajectory.
+    """Files of the features of one trajectory of N residues for a model of so many ``channels`` of each kind.
 
-    Parameters
-    ----------
-    file : TrajectoryFile
-    n_residues : int
-    channels : dict
-        Channels of ``"single"`` and ``"pair"``; 0 where the model takes none.
-
-    Raises
-    ------
-    StarMDError
-        A line for each file that is absent, no array or of another shape.
+    A StarMDError has a line for each file that is absent, no array or of another shape.
     """
     found, problems = {}, []
     for kind, axes in KINDS.items():

@@ -23,21 +23,12 @@ LEAST_SAMPLES = 1.0  # a class of residues needs at least so many
 
 
 def step_scales(dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 20_000) -> Tensor:
-    """Root mean square size of one step, after superposition.
+    """Root mean square size (K, 9) of one step, after superposition, at each of K strides (ps).
 
-    Parameters
-    ----------
-    dataset : TrajectoryDataset
-    strides : sequence of K floats
-        ps. A stride that no trajectory can show (within 20 %) gets the row of the nearest that one can.
-    n_windows : int
-        About how many pairs of frames are measured for each stride, evenly spread over the data.
-
-    Returns
-    -------
-    Tensor, shape (K, 9)
-        translation per axis (nm), rotation per axis (rad), six torsions and the N-CA-C angle (rad). Torsions that the
-        data do not have get 1.
+    The numbers are the translation per axis (nm), the rotation per axis (rad), six torsions and the N-CA-C angle (rad).
+    Torsions that the data do not have get 1. A stride that no trajectory can show (within 20 %) gets the row of the
+    nearest that one can. About ``n_windows`` pairs of frames, evenly spread over the data, are measured for each
+    stride.
     """
     return _sizes(dataset, strides, n_windows, lambda ca: torch.ones_like(ca[..., :1]))[:, 0]
 

@@ -17,23 +17,10 @@ WAY = 6.0  # nm: what two molecules may come nearer to each other between two re
 
 
 class TiledSystem:
-    """Molecules on a cubic grid; a single one stays as it is.
+    """Molecules, each a Topology with positions (A, 3) in nm, on a cubic grid; a single one stays as it is.
 
-    Parameters
-    ----------
-    molecules : sequence of (Topology, positions)
-        Positions (A, 3) in nm.
-
-    Attributes
-    ----------
-    topology : Topology
-        Of all molecules together.
-    positions : ndarray, shape (A, 3)
-        nm.
-    parts : list of range
-        Atoms of each molecule.
-    cutoff : float or None
-        nm; none for a single molecule.
+    ``topology`` and ``positions`` (A, 3), nm, are those of all molecules together, ``parts`` the range of atoms of
+    each. The ``cutoff`` is in nm, and None for a single molecule.
     """
 
     def __init__(self, molecules: Sequence[tuple[Topology, np.ndarray]]):

@@ -23,25 +23,14 @@ PADDED_ANGLE = 2.0  # rad: N-CA-C of residues that are not there
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of B systems of one length N.
+    """Windows of B systems of one length N."""
 
-    Parameters
-    ----------
-    features : ResidueFeatures, shape (B, N)
-    conformations : Conformation, shape (B, L, N)
-        Each frame superposed on its predecessor, CA centroids at the origin.
-    strides : Tensor, shape (B, L)
-        Gap of each frame to its predecessor, ps; for the first frame the stride of the window.
-    precomputed : dict of Tensor
-        ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them.
-    reference : Conformation, shape (B, L, N), optional
-        Reference structure, superposed on each frame, where the model is drawn back to it.
-    """
-
-    features: ResidueFeatures
-    conformations: Conformation
-    strides: Tensor
+    features: ResidueFeatures  # (B, N)
+    conformations: Conformation  # (B, L, N): each frame superposed on its predecessor, CA centroids at the origin
+    strides: Tensor  # (B, L): gap of each frame to its predecessor, ps; for the first frame the stride of the window
+    # ``"single"`` (B, N, C) and ``"pair"`` (B, N, N, C) where the model takes them
     precomputed: dict[str, Tensor] = field(default_factory=dict)
+    # (B, L, N): reference structure, superposed on each frame, where the model is drawn back to it
     reference: Conformation | None = None
 
     def to(self, device) -> Batch:
@@ -74,10 +63,7 @@ def steps_within(
 ) -> tuple[int, int, float]:
     """Least and greatest stride of windows of ``n_frames``, in trajectory frames, and the greatest in ps.
 
-    Raises
-    ------
-    StarMDError
-        If the trajectory has no such window.
+    A StarMDError refuses a trajectory that has no such window.
     """
     low, high = stride_range
     longest = (trajectory.n_frames - 1) // max(n_frames - 1, 1)
@@ -91,13 +77,9 @@ def steps_within(
 
 
 class Bucket:
-    """Trajectories of one length, or padded to one, from which the windows of a batch are drawn at once.
+    """K trajectories of one length, or padded to one, from which the windows of a batch are drawn at once.
 
-    Parameters
-    ----------
-    trajectories : sequence of K EncodedTrajectory
-    held : bool
-        Keep all of their frames in memory.
+    ``held`` tells whether all of their frames are in memory.
     """
 
     def __init__(self, trajectories: Sequence[EncodedTrajectory], held: bool):

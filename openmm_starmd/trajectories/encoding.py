@@ -25,30 +25,15 @@ _REMEDY = "give the interval if the times in the file are wrong"
 
 @dataclass(frozen=True)
 class EncodedTrajectory:
-    """One trajectory as the network sees it.
-
-    Parameters
-    ----------
-    name : str
-    sequence : str
-        One-letter sequence.
-    features : ResidueFeatures, shape (N)
-    conformations : StoredConformations or Conformation, shape (T, N)
-        float32.
-    interval : float
-        Time between trajectory frames, ps.
-    temperature : float, optional
-        K, where it is known.
-    precomputed : dict
-        Files of precomputed features, by kind; see `openmm_starmd.training.precomputed`.
-    """
+    """One trajectory as the network sees it."""
 
     name: str
-    sequence: str
-    features: ResidueFeatures
-    conformations: StoredConformations | Conformation
-    interval: float
-    temperature: float | None = None
+    sequence: str  # One-letter sequence
+    features: ResidueFeatures  # (N)
+    conformations: StoredConformations | Conformation  # (T, N): float32
+    interval: float  # time between trajectory frames, ps
+    temperature: float | None = None  # K, where it is known
+    # files of precomputed features, by kind; see `openmm_starmd.training.precomputed`
     precomputed: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -97,13 +82,9 @@ def _encode(file: TrajectoryFile, append) -> tuple[str, ResidueFeatures, float]:
 def encode_trajectory(file: TrajectoryFile) -> EncodedTrajectory:
     """Read and encode one trajectory, into memory.
 
-    Raises
-    ------
-    UnsupportedTopologyError
-        If the topology holds no protein that residue tokens can describe.
-    StarMDError
-        If the files are damaged or do not belong together; or a line for each of: frames too few, uneven or without
-        times, molecules broken over a periodic boundary, duplicate frames, D residues.
+    An UnsupportedTopologyError refuses a topology that holds no protein that residue tokens can describe. A StarMDError
+    says that the files are damaged or do not belong together, or has a line for each of: frames too few, uneven or
+    without times, molecules broken over a periodic boundary, duplicate frames, D residues.
     """
     chunks: list[np.ndarray] = []
     sequence, features, interval = _encode(file, chunks.append)

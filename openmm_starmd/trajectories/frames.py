@@ -25,13 +25,7 @@ FARTHEST = 1e4  # nm; a NaN comes back from an XTC file as -2147483.75 nm
 
 
 def existing(path: str | os.PathLike) -> Path:
-    """Path of a file that is there and not empty.
-
-    Raises
-    ------
-    TrajectoryError
-        If it is not.
-    """
+    """Path of a file that is there and not empty; else a TrajectoryError."""
     path = Path(path)
     if not path.is_file():
         raise TrajectoryError(f"There is no file {path}: expected a trajectory or a topology; check the path.")
@@ -102,21 +96,10 @@ def check_atoms(source: Source, topology: mdtraj.Topology) -> None:
 
 
 def pieces(source: Source, topology: mdtraj.Topology, indices: np.ndarray, name: str) -> Iterator[mdtraj.Trajectory]:
-    """Consecutive pieces of a trajectory with the atoms at ``indices`` (increasing) only.
+    """Consecutive pieces of a trajectory with the atoms at ``indices`` (increasing) of its ``topology`` only.
 
-    Parameters
-    ----------
-    source : path or mdtraj.Trajectory
-    topology : mdtraj.Topology
-        Of all atoms of the file.
-    indices : ndarray of int, shape (K,)
-    name : str
-        How errors call the source.
-
-    Raises
-    ------
-    TrajectoryError
-        If the file is not there, torn, or has frames that are not `sane`.
+    A TrajectoryError, which calls the source ``name``, says that the file is not there, is torn, or has frames that are
+    not `sane`.
     """
     done, chunk = 0, max(1, CHUNK_ATOMS // topology.n_atoms)
     for piece in _raw_pieces(source, topology, indices, chunk):

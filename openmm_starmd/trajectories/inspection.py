@@ -17,17 +17,9 @@ _GAP = "give residues on both sides of a gap in the chain different chain IDs, o
 
 
 class Inspection:
-    """Looks at the frames of one trajectory in their order.
+    """Looks at the frames of one trajectory, of the atoms of ``tokens``, in their order.
 
-    Parameters
-    ----------
-    tokens : ResidueTokens
-        Of the atoms that the frames hold.
-
-    Attributes
-    ----------
-    wrong_topology : str
-        Why the frames cannot be of this topology; empty if they can.
+    ``wrong_topology`` says why the frames cannot be of this topology; it is empty if they can.
     """
 
     def __init__(self, tokens: ResidueTokens):

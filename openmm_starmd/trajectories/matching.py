@@ -78,10 +78,7 @@ def check_sequences(reference: mdtraj.Topology, other: mdtraj.Topology, name: st
 def common_keys(topologies: Sequence[mdtraj.Topology]) -> list[Key]:
     """Keys of the heavy atoms that all topologies have, in the order of the first.
 
-    Raises
-    ------
-    TrajectoryError
-        If a residue is left without its CA.
+    A TrajectoryError names a residue that is left without its CA.
     """
     first, *others = [heavy_atoms(topology) for topology in topologies]
     keys = [key for key in first if all(key in other for other in others)]

@@ -37,49 +37,22 @@ TENSORS = ".pt"
 
 @dataclass(frozen=True)
 class Found:
-    """One trajectory before its frames are read.
+    """One trajectory before its frames are read."""
 
-    Parameters
-    ----------
-    name : str
-        How errors call it.
-    source : path or mdtraj.Trajectory
-    topology : mdtraj.Topology
-        Of all atoms of the source.
-    interval : float, optional
-        ps between frames, where another file tells it.
-    untimed : str
-        Why the frames have no times although the source may number them; empty otherwise.
-    note : str
-        What was found beside the file.
-    """
-
-    name: str
+    name: str  # how errors call it
     source: Source
-    topology: mdtraj.Topology
-    interval: float | None = None
-    untimed: str = ""
-    note: str = ""
+    topology: mdtraj.Topology  # of all atoms of the source
+    interval: float | None = None  # ps between frames, where another file tells it
+    untimed: str = ""  # why the frames have no times although the source may number them; empty otherwise
+    note: str = ""  # what was found beside the file
 
 
 def find(source: Source, number: int, given: mdtraj.Topology | None, own: bool = True) -> list[Found]:
-    """Trajectories that one source holds, with their topologies.
+    """Trajectories that one source, number ``number`` of its side, holds, with their topologies.
 
-    Parameters
-    ----------
-    source : path or mdtraj.Trajectory
-    number : int
-        Place of the source on its side, from 0.
-    given : mdtraj.Topology, optional
-        Of files that hold none of their own.
-    own : bool
-        Whether the topology was given for this side. One given for both sides gives way to the topology beside the
-        file where it has another number of atoms.
-
-    Raises
-    ------
-    TrajectoryError
-        If there is no such file, it cannot be read, or its topology is missing.
+    The ``given`` topology is of files that hold none of their own. Unless it is this side's ``own``, it gives way to
+    the topology beside the file where it has another number of atoms. A TrajectoryError says that a file is not there,
+    cannot be read, or lacks its topology.
     """
     if isinstance(source, mdtraj.Trajectory):
         return [Found(f"trajectory {number + 1}", source, source.topology)]

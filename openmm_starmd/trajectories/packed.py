@@ -42,14 +42,9 @@ def unpack(numbers: np.ndarray) -> Conformation:
 
 
 class StoredConformations:
-    """Conformations (T, N) on disk or in memory; ``stored[index]`` reads the frames of the index, and no others.
+    """Conformations of a shape (T, N) on disk or in memory; ``stored[index]`` reads the frames of the index alone.
 
-    Parameters
-    ----------
-    numbers : Path or array
-        Of `pack`, shape (T, N, 13).
-    shape : (int, int)
-        (T, N)
+    The numbers are those of `pack`, (T, N, 13), in a file or an array.
     """
 
     def __init__(self, numbers: Path | np.ndarray, shape: tuple[int, int]):
@@ -77,10 +72,7 @@ class StoredConformations:
 class Writer:
     """Writes one trajectory under temporary names; a kill at any moment leaves it whole or not there.
 
-    Parameters
-    ----------
-    path : Path
-        Name of both files without suffix.
+    ``path`` is the name of both files without suffix.
     """
 
     def __init__(self, path: Path):
@@ -113,14 +105,8 @@ class Writer:
 def read(path: Path, source, n_residues_of) -> tuple[dict, StoredConformations] | None:
     """Facts and conformations under ``path``; None where there are none, they are torn or made from another source.
 
-    Parameters
-    ----------
-    path : Path
-        As for `Writer`.
-    source
-        What ``facts["source"]`` has to equal; None for any.
-    n_residues_of : callable
-        From facts to the number of residues.
+    ``path`` is that of `Writer`; ``source`` is what ``facts["source"]`` has to equal, None for any; ``n_residues_of``
+    finds the number of residues in the facts.
     """
     try:
         facts = json.loads(_json(path).read_text(encoding="utf-8"))

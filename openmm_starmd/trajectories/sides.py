@@ -30,30 +30,16 @@ GAP_BOND, GAP_CA = 0.25, 0.5  # nm between C and N, or neighbouring CA, of resid
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison.
+    """One side of a comparison."""
 
-    Parameters
-    ----------
-    trajectories : tuple of mdtraj.Trajectory
-        Heavy atoms of the protein, in the order and under the names that both sides share.
-    interval : float, optional
-        ps between frames; None where neither the files nor the user tell it.
-    names : tuple of str
-        Of the files.
-    gaps : tuple of str
-        Residues between which the chain of the reference is interrupted, such as "GLY12 and SER18".
-    untimed : str
-        Why there is no interval; empty where there is one.
-    notes : tuple of str
-        What was found beside the files.
-    """
-
+    # heavy atoms of the protein, in the order and under the names that both sides share
     trajectories: tuple[mdtraj.Trajectory, ...]
-    interval: float | None
-    names: tuple[str, ...]
+    interval: float | None  # ps between frames; None where neither the files nor the user tell it
+    names: tuple[str, ...]  # of the files
+    # residues between which the chain of the reference is interrupted, such as "GLY12 and SER18"
     gaps: tuple[str, ...] = ()
-    untimed: str = ""
-    notes: tuple[str, ...] = ()
+    untimed: str = ""  # why there is no interval; empty where there is one
+    notes: tuple[str, ...] = ()  # what was found beside the files
 
     @property
     def n_frames(self) -> int:
@@ -166,28 +152,10 @@ def read_sides(
     reference_stride: float | None = None,
     progress: Progress = lambda text, done: None,
 ) -> tuple[Side, Side]:
-    """Read both sides of a comparison.
+    """Read the reference and the generated side of a comparison.
 
-    Parameters
-    ----------
-    reference, generated : path, mdtraj.Trajectory, or sequence of them
-    topology : path or mdtraj.Topology, optional
-        Of every file that holds none of its own (PDB and HDF5 do).
-    generated_topology : path or mdtraj.Topology, optional
-        Of the generated files, where it is another one.
-    stride, reference_stride : float, optional
-        ps between frames of the generated and of the reference files, in place of what these say.
-    progress : callable, optional
-        See `Progress`.
-
-    Returns
-    -------
-    reference, generated : Side
-
-    Raises
-    ------
-    TrajectoryError
-        If a file cannot be read, has too few frames, frames that are not finite or no times, or another sequence.
+    The arguments are those of `evaluation.evaluate`. A TrajectoryError says which file cannot be read, has too few
+    frames, frames that are not finite or no times, or holds another sequence.
     """
     first = load_topology(topology)
     second = first if generated_topology is None else load_topology(generated_topology)

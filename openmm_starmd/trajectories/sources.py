@@ -30,29 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrajectoryFile:
-    """One trajectory that can be read.
-
-    Parameters
-    ----------
-    name : str
-    path : Path
-        File of the frames.
-    topology : Path, optional
-        PDB file; None where ``path`` holds the topology, too.
-    group : str
-        Where in an mdCATH file the frames are, such as ``"320/0"``; empty in any other.
-    temperature : float, optional
-        K, where it is known.
-    interval : float, optional
-        ps between frames; None where the file tells.
-    """
+    """One trajectory that can be read."""
 
     name: str
-    path: Path
-    topology: Path | None = None
-    group: str = ""
-    temperature: float | None = None
-    interval: float | None = None
+    path: Path  # file of the frames
+    topology: Path | None = None  # PDB file; None where ``path`` holds the topology, too
+    group: str = ""  # where in an mdCATH file the frames are, such as ``"320/0"``; empty in any other
+    temperature: float | None = None  # K, where it is known
+    interval: float | None = None  # ps between frames; None where the file tells
 
     @property
     def label(self) -> str:
@@ -313,10 +298,7 @@ def as_source(source) -> Source:
 def source_from_table(table: dict, base: Path) -> Source:
     """The source that a table of a TOML file describes; its paths are relative to ``base``.
 
-    Raises
-    ------
-    ValueError
-        Unless it has the keys of its kind, and no others.
+    A ValueError says which key of its kind is missing, or is none of it.
     """
     values = dict(table)
     kind = _BY_NAME.get(values.pop("source", "folder"))

@@ -8,22 +8,11 @@ from openmm_starmd.errors import TrajectoryError
 
 
 def frame_interval(times: np.ndarray, name: str, remedy: str) -> float:
-    """Time between frames, ps, of times (T,) that are evenly spaced.
+    """Time between frames, ps, of evenly spaced times (T,), ps.
 
-    Parameters
-    ----------
-    times : ndarray, shape (T,)
-        ps.
-    name : str
-        How errors call the trajectory.
-    remedy : str
-        How the user gives the interval, where the times in the file are wrong.
-
-    Raises
-    ------
-    TrajectoryError
-        If there are fewer than two frames, or one does not follow at the usual interval: names this frame, counted
-        from 0.
+    A TrajectoryError refuses fewer than two frames, and names the first frame (from 0) that does not follow at the
+    usual interval. Its message calls the trajectory ``name`` and offers the ``remedy`` by which the user gives the
+    interval.
     """
     if len(times) < 2:
         raise TrajectoryError(f"{name} holds {len(times)} frame(s); at least 2 are needed to tell their interval.")

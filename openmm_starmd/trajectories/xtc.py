@@ -14,10 +14,7 @@ _HEADER, _PACKED_HEADER = 56, 92  # bytes before coordinates; those of more than
 def frame_ends(file: BinaryIO, begin: int = 0) -> Iterator[tuple[int, int]]:
     """Step of every whole frame from byte ``begin`` on, and the byte where the frame ends.
 
-    Raises
-    ------
-    ValueError
-        If something else than a frame begins where a frame should.
+    A ValueError says that something else than a frame begins where a frame should.
     """
     size = file.seek(0, os.SEEK_END)
     while begin + _HEADER <= size:

@@ -50,15 +50,8 @@ def free_energy_difference(
 ) -> float:
     """Root mean square difference of -kT ln p, kJ/mol, over the bins of the reference below so many kT.
 
-    Parameters
-    ----------
-    reference, generated : ndarray, of one shape
-        Histograms on the same bins. Probabilities sum to one over all frames, so no constant is free. A bin where the
-        generated trajectory has not been counts as visited by half a frame.
-    temperature : float
-        K.
-    below : float
-        kT.
+    Both histograms have the same bins. Probabilities sum to one over all frames, so no constant is free. A bin where
+    the generated trajectory has not been counts as visited by half a frame.
     """
     thermal = GAS_CONSTANT * temperature
     low = free_energy(reference, temperature) < below * thermal

@@ -17,24 +17,12 @@ HOP = np.pi / 3
 
 @dataclass(frozen=True)
 class Torsions:
-    """Torsions of one trajectory.
+    """Torsions of one trajectory."""
 
-    Parameters
-    ----------
-    angles : ndarray, shape (T, K)
-        Radian, in (-period/2, period/2].
-    names : tuple of str
-        K labels such as ``"phi ALA2"``.
-    periods : ndarray, shape (K,)
-        pi where a half turn changes nothing (chi2 of PHE, TYR, ASP, chi3 of GLU), else 2 pi.
-    backbone : ndarray of bool, shape (K,)
-        True for phi and psi, False for side chains.
-    """
-
-    angles: np.ndarray
-    names: tuple[str, ...]
-    periods: np.ndarray
-    backbone: np.ndarray
+    angles: np.ndarray  # (T, K): radian, in (-period/2, period/2]
+    names: tuple[str, ...]  # K labels such as ``"phi ALA2"``
+    periods: np.ndarray  # (K,): pi where a half turn changes nothing (chi2 of PHE, TYR, ASP, chi3 of GLU), else 2 pi
+    backbone: np.ndarray  # (K,) of bool: True for phi and psi, False for side chains
 
 
 def wrap(angles: np.ndarray, periods: np.ndarray | float = TWO_PI) -> np.ndarray:

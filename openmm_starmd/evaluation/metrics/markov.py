@@ -118,19 +118,11 @@ def _bootstrapped(function, states: States, lags: Sequence[int], n_states: int |
 
 @dataclass(frozen=True)
 class ImpliedTimescales:
-    """Implied timescales at several lags.
+    """Implied timescales at several lags."""
 
-    Parameters
-    ----------
-    lags : ndarray, shape (L,)
-        Frames.
-    values, low, high : ndarray, shape (L, n)
-        Frames, the slowest first, with the limits of the interval; nan where there is none.
-    """
-
-    lags: np.ndarray
-    values: np.ndarray
-    low: np.ndarray
+    lags: np.ndarray  # (L,): frames
+    values: np.ndarray  # (L, n): frames, the slowest first; nan where there is none
+    low: np.ndarray  # (L, n): the limits of the interval
     high: np.ndarray
 
 
@@ -144,19 +136,10 @@ def implied_timescales(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ImpliedTimescales:
-    """Implied timescales with block-bootstrap intervals.
+    """Slowest implied timescales of states (T,) at several lags (frames), with block-bootstrap intervals.
 
-    Parameters
-    ----------
-    states : ndarray of int, shape (T,), or sequence of them
-    lags : sequence of int
-        Frames, shorter than the longest trajectory.
-    n_timescales : int
-    n_blocks : int
-        Stretches of time whose transitions are drawn together, with replacement.
-    n_resamples : int
-    confidence : float
-    seed : int
+    Every lag is shorter than the longest trajectory. The transitions of ``n_blocks`` stretches of time are drawn
+    together, with replacement, ``n_resamples`` times.
     """
     options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
     found = _bootstrapped(lambda c, lag: timescales_of_counts(c, lag, n_timescales), states, lags, None, options)
@@ -166,10 +149,7 @@ def implied_timescales(
 def metastable_sets(msm: MarkovStateModel, n_sets: int, n_states: int) -> np.ndarray:
     """Set 0 to ``n_sets`` - 1 of each state by PCCA+, (n_states,); -1 for states that the model does not connect.
 
-    Raises
-    ------
-    ValueError
-        The model has fewer states than sets.
+    A ValueError refuses more sets than the model has states.
     """
     if not 2 <= n_sets <= msm.n_states:
         raise ValueError(f"expected 2 to {msm.n_states} metastable sets, one a connected state at most, found {n_sets}")
@@ -179,19 +159,10 @@ def metastable_sets(msm: MarkovStateModel, n_sets: int, n_states: int) -> np.nda
 
 
 def first_passage_times(msm: MarkovStateModel, sets: np.ndarray) -> np.ndarray:
-    """Mean first passage times between sets of states, frames.
+    """Mean first passage times (m, m) from set to set of states, frames, starting from equilibrium within the first.
 
-    Parameters
-    ----------
-    msm : deeptime MarkovStateModel
-    sets : ndarray of int, shape (n_states,)
-        Set of each state, -1 for none; those of the reference serve for every model on the same states.
-
-    Returns
-    -------
-    ndarray, shape (m, m)
-        From row to column, starting from equilibrium within the row's set; 0 on the diagonal; nan where the model
-        does not connect one of the two.
+    ``sets`` (n_states,) holds the set of each state, -1 for none; those of the reference serve for every model on the
+    same states. Times are 0 on the diagonal and nan where the model does not connect one of the two.
     """
     active = sets[msm.count_model.state_symbols]
     n_sets = sets.max() + 1
@@ -209,21 +180,12 @@ def first_passage_times(msm: MarkovStateModel, sets: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ChapmanKolmogorov:
-    """Probability to be in set j some time after i, as a model of one lag says and as models of each lag say.
+    """Probability to be in set j some time after i, as a model of one lag says and as models of each lag say."""
 
-    Parameters
-    ----------
-    lags : ndarray, shape (L,)
-        Frames.
-    predicted, estimated, low, high : ndarray, shape (L, m, m)
-        The model of the first lag, propagated; models of each lag, with their bootstrap interval. nan where a set is
-        not connected.
-    """
-
-    lags: np.ndarray
-    predicted: np.ndarray
-    estimated: np.ndarray
-    low: np.ndarray
+    lags: np.ndarray  # (L,): frames
+    predicted: np.ndarray  # (L, m, m): the model of the first lag, propagated; nan where a set is not connected
+    estimated: np.ndarray  # (L, m, m): models of each lag
+    low: np.ndarray  # (L, m, m): the limits of their bootstrap interval
     high: np.ndarray
 
     @property
@@ -255,17 +217,9 @@ def chapman_kolmogorov(
 ) -> ChapmanKolmogorov:
     """Chapman-Kolmogorov test, P(k lag) against P(lag)^k, between metastable sets (Prinz et al. 2011).
 
-    Parameters
-    ----------
-    states : ndarray of int, shape (T,), or sequence of them
-    lag : int
-        Frames, of the model to be tested.
-    sets : ndarray of int, shape (n_states,)
-        Set of each state, as by `metastable_sets`.
-    multiples : sequence of int
-        k; the longest trajectory is longer than every k lag.
-    n_blocks, n_resamples, confidence, seed
-        Of the block bootstrap of the estimates, as in `implied_timescales`.
+    The model of states (T,) at a lag (frames) is tested at each of the ``multiples`` k, of which the longest trajectory
+    is longer than every k lag. ``sets`` (n_states,) are those of `metastable_sets`. The other arguments are those of
+    the block bootstrap of `implied_timescales`.
     """
     options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
     lags = lag * np.asarray(multiples)
@@ -278,22 +232,12 @@ def chapman_kolmogorov(
 def detailed_balance(states: States, lag: int, min_count: int = 10) -> float:
     """p-value of a z-test of the counts C_ij against C_ji of an equilibrium trajectory; nan if no pair can be tested.
 
-    Transitions are counted one after another, not in a sliding window, so that none shares its time with another. In a
-    reversible Markov chain returns make the difference vary less than that of independent counts: the test errs on the
-    side of balance.
+    Transitions of states (T,) within a lag (frames) are counted one after another, not in a sliding window, so that
+    none shares its time with another. In a reversible Markov chain returns make the difference vary less than that of
+    independent counts: the test errs on the side of balance.
 
-    Parameters
-    ----------
-    states : ndarray of int, shape (T,), or sequence of them
-    lag : int
-        Frames of one transition.
-    min_count : int
-        Pairs with fewer transitions, both ways together, are not tested.
-
-    Returns
-    -------
-    float
-        Of the largest |C_ij - C_ji| / sqrt(C_ij + C_ji), times the number of pairs (Bonferroni), at most 1.
+    Pairs with fewer than ``min_count`` transitions, both ways together, are not tested. The p-value is that of the
+    largest |C_ij - C_ji| / sqrt(C_ij + C_ji), times the number of pairs (Bonferroni), at most 1.
     """
     n = transition_counts(states, lag).shape[-1]  # or says what is wrong with the lag
     apart = [t[::lag] for t in as_trajectories(states) if len(t) > lag]

@@ -103,26 +103,12 @@ def block_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap interval of a statistic of a correlated series.
+    """Low and high limit, of its shape, of a bootstrap interval of a statistic of a correlated series (T, ...).
 
-    For a statistic of several arrays, let ``values`` be frame numbers, and look the arrays up with the pieces.
-
-    Parameters
-    ----------
-    statistic : callable
-        Takes a list of contiguous pieces of ``values`` and returns a number or an array.
-    values : ndarray, shape (T, ...), or sequence of them
-    n_blocks : int
-        Contiguous blocks drawn with replacement, about as many from all trajectories together; each should be longer
-        than the correlation time.
-    n_resamples : int
-    confidence : float
-    seed : int
-
-    Returns
-    -------
-    low, high : ndarray, of the statistic's shape
-        Draws in which the statistic is nan do not count; nan where it is so in all.
+    The statistic takes a list of contiguous pieces of the values. About ``n_blocks`` blocks of all trajectories
+    together are drawn with replacement; each should be longer than the correlation time. Draws in which the statistic
+    is nan do not count; the limits are nan where it is so in all. For a statistic of several arrays, let ``values`` be
+    frame numbers, and look the arrays up with the pieces.
     """
     generator, trajectories = np.random.default_rng(seed), as_trajectories(values)
     share = n_blocks / max(1, sum(map(len, trajectories)))

@@ -44,32 +44,18 @@ def mean_structure(positions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PrincipalPlane:
-    """First two principal components of a reference.
+    """First two principal components of a reference."""
 
-    Parameters
-    ----------
-    mean : ndarray, shape (N, 3)
-        Structure that everything is superposed on.
-    pca : sklearn.decomposition.PCA
-    edges : tuple of two ndarray, shape (bins + 1,)
-        Bins of the reference's range of PC1 and PC2.
-    """
-
-    mean: np.ndarray
+    mean: np.ndarray  # (N, 3): structure that everything is superposed on
     pca: PCA
-    edges: tuple[np.ndarray, np.ndarray]
+    edges: tuple[np.ndarray, np.ndarray]  # two of (bins + 1,): bins of the reference's range of PC1 and PC2
 
     def transform(self, positions: np.ndarray) -> np.ndarray:
         """Positions (T, N, 3) -> (T, 2): PC1 and PC2, nm."""
         return _project(self.pca, self.mean, positions)
 
     def counts(self, plane: np.ndarray) -> np.ndarray:
-        """Points (T, 2) in each bin, shape (bins, bins), and as one more number those outside the range.
-
-        Returns
-        -------
-        ndarray, shape (bins**2 + 1,)
-        """
+        """Points (T, 2) in each bin, and as one more number those outside the range, (bins**2 + 1,)."""
         inside = np.histogramdd(plane, self.edges)[0].ravel()
         return np.append(inside, len(plane) - inside.sum())
 
@@ -82,10 +68,7 @@ def _project(pca: PCA, mean: np.ndarray, positions: np.ndarray, chunk: int = 20_
 def fit_pca(reference: np.ndarray, bins: int = PCA_BINS) -> PrincipalPlane:
     """Principal components of superposed reference positions (T, N, 3), and bins of the plane (ATLAS: 10 per axis).
 
-    Raises
-    ------
-    ValueError
-        Fewer than 3 frames or 3 atoms.
+    A ValueError refuses fewer than 3 frames or 3 atoms.
     """
     if len(reference) < 3:
         raise ValueError(

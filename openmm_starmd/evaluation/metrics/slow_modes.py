@@ -18,18 +18,11 @@ TICA_BINS = {1: 100, 2: 50}  # per axis, of tICA-0 and of (tICA-0, tICA-1): MDGe
 
 @dataclass(frozen=True)
 class SlowModes:
-    """Time-lagged independent components.
+    """Time-lagged independent components."""
 
-    Parameters
-    ----------
-    model : deeptime TransferOperatorModel
-        Of features divided by ``scale``.
-    scale : ndarray, shape (F,)
-        Standard deviation of each feature, so that those of small scale count like the others: deeptime drops whatever
-        varies by less than an absolute 1e-6.
-    """
-
-    model: object
+    model: object  # of features divided by ``scale``
+    # (F,): standard deviation of each feature, so that those of small scale count like the others: deeptime drops
+    # whatever varies by less than an absolute 1e-6
     scale: np.ndarray
 
     def transform(self, features: np.ndarray) -> np.ndarray:
@@ -46,21 +39,11 @@ def _spreads(trajectories: list[np.ndarray]) -> np.ndarray:
 
 
 def fit_tica(features: np.ndarray | Sequence[np.ndarray], lag: int, dimensions: int = 2) -> SlowModes:
-    """Time-lagged independent components (deeptime's TICA, kinetic map) of the reference.
+    """Time-lagged independent components (deeptime's TICA, kinetic map) of the reference's features (T, F).
 
-    Parameters
-    ----------
-    features : ndarray, shape (T, F), or sequence of them
-        Of the reference; several trajectories are not joined across their ends.
-    lag : int
-        Frames.
-    dimensions : int
-        Components kept, or fewer where the features have no more.
-
-    Raises
-    ------
-    ValueError
-        No trajectory is longer than the lag, or no feature varies.
+    The lag is in frames; several trajectories are not joined across their ends. So many ``dimensions`` are kept, or
+    fewer where the features have no more. A ValueError says that no trajectory is longer than the lag, or no feature
+    varies.
     """
     estimator = TICA(lagtime=lag, dim=dimensions, scaling="kinetic_map")
     trajectories = as_trajectories(features)
@@ -91,10 +74,7 @@ def ca_distances(positions: np.ndarray, min_separation: int = 3, max_pairs: int 
 def tica_edges(*tics: np.ndarray) -> dict[int, list[np.ndarray]]:
     """Bins of tICA-0, and of both of the first two components, over the joint range of arrays (T, >= 2).
 
-    Returns
-    -------
-    dict
-        By number of components, the edges of each; an axis is never of width 0.
+    The edges of each stand under the number of components; an axis is never of width 0.
     """
     both = np.concatenate([x[:, :2] for x in tics])
     limits = [(a, max(b, a + 1e-6)) for a, b in zip(both.min(0).tolist(), both.max(0).tolist(), strict=True)]

@@ -65,16 +65,10 @@ class Region:
 
     Bins of 10 degrees (one 36th of the period), counted, smoothed by a Gaussian of one bin, and taken from the densest
     on until 99 % of the reference lies in them.
-
-    Parameters
-    ----------
-    allowed : ndarray of bool, shape (36,) or (36, 36)
-    periods : ndarray, shape (D,)
-        Radian.
     """
 
-    allowed: np.ndarray
-    periods: np.ndarray
+    allowed: np.ndarray  # (36,) or (36, 36) of bool
+    periods: np.ndarray  # (D,): radian
 
     @classmethod
     def fit(cls, angles: np.ndarray, periods: np.ndarray) -> Region:
@@ -189,43 +183,22 @@ def _heavy(trajectory: mdtraj.Trajectory) -> mdtraj.Trajectory:
 
 @dataclass(frozen=True)
 class StructureLimits:
-    """Limits that `calibrate` found in a reference.
+    """Limits that `calibrate` found in a reference."""
 
-    Parameters
-    ----------
-    terms : Terms
-        What there is to measure.
-    ranges : dict
-        Least and largest value, (2, K), of each bond (nm) and angle (radian).
-    regions : dict
-        `Region` of each (check, class) of torsions.
-    thresholds : dict
-        For each check the 99th percentile of the reference's frames.
-    reference : dict
-        For each check the mean of the reference's frames.
-    """
-
-    terms: Terms
-    ranges: dict[str, np.ndarray]
-    regions: dict[tuple[str, str], Region]
-    thresholds: dict[str, float]
-    reference: dict[str, float]
+    terms: Terms  # what there is to measure
+    ranges: dict[str, np.ndarray]  # least and largest value, (2, K), of each bond (nm) and angle (radian)
+    regions: dict[tuple[str, str], Region]  # `Region` of each (check, class) of torsions
+    thresholds: dict[str, float]  # for each check the 99th percentile of the reference's frames
+    reference: dict[str, float]  # for each check the mean of the reference's frames
 
 
 @dataclass(frozen=True)
 class StructureChecks:
-    """Checks of each frame.
+    """Checks of each frame."""
 
-    Parameters
-    ----------
-    rates : dict of ndarray, shape (T,)
-        Each check of the module's table; nan in frames with coordinates that are no numbers.
-    thresholds : dict of float
-        Largest rate with which a frame passes.
-    """
-
+    # each check of the module's table, (T,); nan in frames with coordinates that are no numbers
     rates: dict[str, np.ndarray]
-    thresholds: dict[str, float]
+    thresholds: dict[str, float]  # largest rate with which a frame passes
 
     @cached_property
     def failed(self) -> dict[str, np.ndarray]:
@@ -241,10 +214,7 @@ class StructureChecks:
 def calibrate(reference: mdtraj.Trajectory) -> StructureLimits:
     """Limits of `check_structure` from reference MD, 20,000 evenly spaced frames of it at most.
 
-    Raises
-    ------
-    ValueError
-        Fewer than 10 frames, or coordinates that are no numbers.
+    A ValueError refuses fewer than 10 frames, or coordinates that are no numbers.
     """
     if reference.n_frames < MIN_FRAMES:
         raise ValueError(
@@ -271,13 +241,7 @@ def calibrate(reference: mdtraj.Trajectory) -> StructureLimits:
 
 
 def check_structure(trajectory: mdtraj.Trajectory, limits: StructureLimits) -> StructureChecks:
-    """Check every frame of a trajectory of the same heavy atoms, in the same order, as the reference's.
-
-    Raises
-    ------
-    ValueError
-        The heavy atoms are others.
-    """
+    """Check every frame of a trajectory of the reference's heavy atoms, in its order; ValueError if they are others."""
     trajectory = _heavy(trajectory)
     labels = tuple((a.residue.index, a.name) for a in trajectory.topology.atoms)
     if labels != limits.terms.labels:

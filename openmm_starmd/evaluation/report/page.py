@@ -47,16 +47,7 @@ def _facts(settings: dict) -> list[tuple[str, str]]:
 
 
 def render(scores: Sequence[Score], verdict: str, settings: dict, comparison: Comparison) -> str:
-    """HTML of the page; every text is escaped by Jinja2.
-
-    Parameters
-    ----------
-    scores : sequence of Score
-    verdict : str
-    settings : dict
-        What was compared.
-    comparison : Comparison
-    """
+    """HTML of the page of scores, a verdict and the settings, what was compared; every text is escaped by Jinja2."""
     sides = zip(("MD", "generated"), comparison.sides, (comparison.reference, comparison.generated), strict=True)
     environment = Environment(autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}

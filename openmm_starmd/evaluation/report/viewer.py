@@ -46,11 +46,8 @@ def _superposed(positions: np.ndarray, target: np.ndarray, alpha: np.ndarray) ->
 def viewer_data(sides: dict[str, tuple[Side, np.ndarray]]) -> dict:
     """Data of a drawing by ``viewer.js``, to be written as JSON.
 
-    Parameters
-    ----------
-    sides : dict
-        By title: a side, and which frames of its first trajectory are broken, (T,) of bool. This trajectory is shown,
-        superposed on the first frame of the first side.
+    Each title has a side, and which frames of its first trajectory are broken, (T,) of bool. This trajectory is shown,
+    superposed on the first frame of the first side.
     """
     first = next(iter(sides.values()))[0]
     topology = first.topology

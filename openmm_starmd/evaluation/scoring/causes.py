@@ -85,10 +85,8 @@ def copies(side: Side) -> tuple[int, int]:
 def causes(reference: Side, generated: Side) -> tuple[str, ...]:
     """Sentences on what is wrong with the files as a whole, for the headline; none for sound ones.
 
-    Raises
-    ------
-    TrajectoryError
-        If the coordinates of the reference have wrong units or another order of atoms: nothing can be measured by them.
+    A TrajectoryError says that the coordinates of the reference have wrong units or another order of atoms: nothing can
+    be measured by them.
     """
     found = []
     for side, name in ((reference, "reference"), (generated, "generated")):

@@ -18,27 +18,13 @@ NULL_FRAMES = 20_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """Frames of both sides, measured alike, with MD against itself and null models.
+    """Frames of both sides, measured alike, with MD against itself and null models."""
 
-    Parameters
-    ----------
-    sides : tuple of two Side
-        The reference and the generated trajectories.
-    projection : Projection
-        Fitted to the reference.
-    generated : list of Frames
-        As ``projection.frames`` gives them.
-    temperature : float
-        K, of free energies.
-    kinetic : bool
-        Whether pairs of generated frames a lag apart mean anything.
-    """
-
-    sides: tuple[Side, Side]
-    projection: Projection
-    generated: list[Frames]
-    temperature: float
-    kinetic: bool = True
+    sides: tuple[Side, Side]  # the reference and the generated trajectories
+    projection: Projection  # fitted to the reference
+    generated: list[Frames]  # as ``projection.frames`` gives them
+    temperature: float  # K, of free energies
+    kinetic: bool = True  # whether pairs of generated frames a lag apart mean anything
 
     @property
     def reference(self) -> list[Frames]:

@@ -25,42 +25,19 @@ LAGS_OF_LENGTH = 100  # the lag time is at most this part of the shorter side
 
 @dataclass(frozen=True)
 class Frames:
-    """Consecutive frames of one trajectory; each array has a row a frame.
+    """Consecutive frames of one trajectory; each array has a row a frame."""
 
-    Parameters
-    ----------
-    angles : ndarray, shape (T, K)
-        Torsions, radian.
-    tics : ndarray, shape (T, D)
-        Time-lagged independent components of the reference.
-    states : ndarray of int, shape (T,)
-        k-means states of the reference.
-    plane : ndarray, shape (T, 2)
-        Principal components of the reference, nm.
-    shape : ndarray, shape (T, N, 3)
-        CA (of fewer than four residues: N, CA, C, O, CB) superposed on the reference's mean, nm.
-    gyration : ndarray, shape (T,)
-        Radius of gyration of the heavy atoms, nm.
-    checks : ndarray of float, shape (T, V)
-        What each of `Projection.checks` finds.
-    contacts : ndarray of bool, shape (T, P)
-        Which of the side chains of `Projection.pairs` touch.
-    lag : int
-        Frames of the common lag time.
-    core : int
-        Rows that belong to these frames; the rest are there for pairs of frames a lag apart.
-    """
-
-    angles: np.ndarray
-    tics: np.ndarray
-    states: np.ndarray
-    plane: np.ndarray
+    angles: np.ndarray  # (T, K): torsions, radian
+    tics: np.ndarray  # (T, D): time-lagged independent components of the reference
+    states: np.ndarray  # (T,) of int: k-means states of the reference
+    plane: np.ndarray  # (T, 2): principal components of the reference, nm
+    # (T, N, 3): CA (of fewer than four residues: N, CA, C, O, CB) superposed on the reference's mean, nm
     shape: np.ndarray
-    gyration: np.ndarray
-    checks: np.ndarray
-    contacts: np.ndarray
-    lag: int
-    core: int
+    gyration: np.ndarray  # (T,): radius of gyration of the heavy atoms, nm
+    checks: np.ndarray  # (T, V): what each of `Projection.checks` finds
+    contacts: np.ndarray  # (T, P) of bool: which of the side chains of `Projection.pairs` touch
+    lag: int  # Frames of the common lag time
+    core: int  # rows that belong to these frames; the rest are there for pairs of frames a lag apart
 
     def __len__(self) -> int:
         return len(self.states)
@@ -122,12 +99,8 @@ def common_lag(reference: Side, generated: Side) -> tuple[float, str]:
     """Lag time, ps, that is a whole number of frames on both sides: about 100 ps, or the longer of their intervals.
 
     Where there is none of up to twenty frames to 5 %, at most a quarter of both sides, or the generated frames have no
-    times, the lag time fits the reference alone, and a sentence says why kinetics cannot be scored (otherwise empty).
-
-    Raises
-    ------
-    TrajectoryError
-        If no trajectory of the reference is four frames long.
+    times, the lag time fits the reference alone, and a sentence says why kinetics cannot be scored (otherwise empty). A
+    TrajectoryError says that no trajectory of the reference is four frames long.
     """
     if generated.interval is None:
         reason = f"{generated.untimed}; where frames follow one another, give the ps between them (--stride)"

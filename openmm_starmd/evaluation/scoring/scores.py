@@ -84,35 +84,21 @@ class Measure:
     Whatever adds up over pieces (histograms, counts of transitions, covariances, numbers of sound frames) is summed
     once for every piece. Bootstrap resamples, halves and totals are then sums of these sums, however long the
     trajectories are.
-
-    Parameters
-    ----------
-    name, group, unit, direction : str
-        As of `Score`.
-    summarize : callable
-        Frames -> ndarray that adds up over pieces.
-    compare : callable
-        Two such sums, of the reference and the generated trajectories -> float.
-    floors : tuple of str
-        Null models, "frozen" or "shuffled", that a model has to beat; the others are right by construction.
-    per_frame : bool
-        Whether the order of the frames does not matter, so that MD may be thinned to as few frames as were generated.
-    slack : float
-        Errors up to this much above MD's own are amber where there are no floors.
-    most : float
-        Where MD's own error is larger than this, the reference is too short to judge.
     """
 
     name: str
     group: str
     unit: str
-    direction: str
-    summarize: Callable[..., np.ndarray]
+    direction: str  # all four as of `Score`
+    summarize: Callable[..., np.ndarray]  # Frames -> ndarray that adds up over pieces
+    # two such sums, of the reference and the generated trajectories -> float
     compare: Callable[[np.ndarray, np.ndarray], float]
+    # null models, "frozen" or "shuffled", that a model has to beat; the others are right by construction
     floors: tuple[str, ...] = ("frozen",)
+    # whether the order of the frames does not matter, so that MD may be thinned to as few frames as were generated
     per_frame: bool = True
-    slack: float = 0.0
-    most: float = math.inf
+    slack: float = 0.0  # errors up to this much above MD's own are amber where there are no floors
+    most: float = math.inf  # where MD's own error is larger than this, the reference is too short to judge
 
 
 def error_of(value: float, direction: str) -> float:

@@ -34,13 +34,8 @@ def _needs_others(topology: mdtraj.Topology) -> tuple[str, tuple[str, ...]]:
 def unscored(scores: Sequence[Score], topology: mdtraj.Topology, no_kinetics: str) -> tuple[str, ...]:
     """Sentences on what has no scores, and why.
 
-    Parameters
-    ----------
-    scores : sequence of Score
-    topology : mdtraj.Topology
-        Of the atoms that both sides share.
-    no_kinetics : str
-        Why there are no kinetics; empty where there are.
+    The topology is that of the atoms that both sides share. ``no_kinetics`` says why there are no kinetics; it is empty
+    where there are.
     """
     names = {score.name for score in scores}
     shared, needing = _needs_others(topology)

@@ -132,13 +132,8 @@ def _too_short(scores: Sequence[Score]) -> str:
 def verdict(scores: Sequence[Score], causes: Sequence[str] = (), unscored: Sequence[str] = ()) -> str:
     """A few sentences: what is wrong with the files, distributions, kinetics, validity, and what cannot be told.
 
-    Parameters
-    ----------
-    scores : sequence of Score
-    causes : sequence of str
-        Sentences on what is wrong with the files as a whole; they come first.
-    unscored : sequence of str
-        Sentences on what has no scores, and why.
+    The sentences on ``causes``, what is wrong with the files as a whole, come first; those on what is ``unscored``, and
+    why, come last.
     """
     parts = (
         *causes, _distributions(scores), _kinetics(scores), _validity(scores), _too_short(scores), *unscored
