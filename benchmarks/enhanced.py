@@ -15,7 +15,7 @@ Metadynamics           the same with OpenMM's well-tempered Metadynamics of phi 
 learned, relaxed       StarMDIntegrator as a user has it, jumps of 100 ps
 learned, 16 replicas   the same model in a batch, without relaxation
 refined                an eighth of the time of such jumps, then MD from 16 of their conformations and a Markov state
-                       model of it (`openmm_starmd.refinement`)
+                       model of it (`openmm_starmd.refinement`); until then its surface is that of the jumps
 
 A finished repeat lies in the folder: a stopped run goes on with the next.
 """
@@ -52,7 +52,8 @@ KT = GAS_CONSTANT * TEMPERATURE
 BINS, REPLICAS, STARTS = 24, 16, 16
 PICOSECOND = round(1 / TIME_STEP)  # steps
 HEIGHT, FACTOR, WIDTH, PACE = 1.0, 8.0, 0.35, PICOSECOND // 2  # kJ/mol, bias factor, radian, steps
-FRAME, EQUILIBRATION, CHUNK, EXPLORING = 0.5, 5.0, 10, 1 / 8  # ps, ps, frames, part of the time
+FRAME, EQUILIBRATION, CHUNK = 0.5, 5.0, 10  # ps, ps, frames
+EXPLORING, LEAST_JUMPS = 1 / 8, 8  # part of the time
 DOUBLINGS = 5
 
 
@@ -202,7 +203,7 @@ class Refined(PlainMD):
         self.learned, self.exploring, self.swarm = Batch(molecule, seed), EXPLORING * seconds, None
 
     def advance(self):
-        if self.exploring > 0:
+        if self.exploring > 0 or len(self.learned.frames) < LEAST_JUMPS * REPLICAS:
             begin = time.process_time()
             self.learned.advance()
             self.exploring -= time.process_time() - begin

@@ -251,8 +251,8 @@ def main() -> None:
         for family, (runs, tasks) in families(trajectories).items():
             for stride in args.strides:
                 lag = round(stride / interval)
-                if min(map(len, runs)) < 2 * max(FRAMES) * lag:
-                    continue  # too short for a past of eight frames
+                if lag < 1 or min(map(len, runs)) < 2 * max(FRAMES) * lag:
+                    continue  # no frames so near, or too short for a past of eight frames
                 errors, shares = prediction(runs, tasks, lag), kernel_shares(runs, tasks, lag, args.seed)
                 for name in errors:
                     row = f"{stem.name}, {family}, {stride:g} ps: {name}"
