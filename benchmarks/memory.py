@@ -19,6 +19,8 @@ Kernel         Discrete Mori-Zwanzig equation with linear projection, x(n+1) = s
                correlation matrices (Lin et al., SIAM J. Appl. Dyn. Syst. 20, 2558, 2021). K(0) is the Markov term, the
                others are memory. Shown is the variance, in % of that of what is predicted, that each term brings; it is
                the product of two halves of the data, so that noise alone gives 0 on the mean.
+
+A stopped run goes on by the same command.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import mdtraj
 import numpy as np
-from common import circumstances, parser, table, write
+from common import circumstances, parser, results_so_far, table, write
 from scipy.linalg import solve
 
 from openmm_starmd.evaluation.metrics import dihedrals, filters, shapes
@@ -201,36 +203,48 @@ def gains(errors: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.concatenate([[1 - sums[1] / sums[0]], 100 * (1 - sums[2:] / sums[1])])
 
 
-def rows_of(errors: np.ndarray, shares: np.ndarray, seed: int = 1) -> tuple[dict, dict, dict]:
-    """Rows of both tables of a set, and numbers for the figure: value, low and high."""
+def measured(errors: np.ndarray, shares: np.ndarray, seed: int = 1) -> dict[str, list]:
+    """Value, low and high of each column of both tables."""
     generator, n = np.random.default_rng(seed), errors.shape[1]
-    value = gains(errors, np.arange(n))
-    low, high = percentile_interval([gains(errors, generator.integers(n, size=n)) for _ in range(RESAMPLES)])
-    names = ["R2, 1 frame", *map(str, FRAMES[1:])]
-    digits = [2, *[1] * (len(FRAMES) - 1)]
-    told = zip(names, digits, value, low, high, strict=True)
-    first = {m: f"{v:.{d}f} ({a:.{d}f} to {b:.{d}f})" for m, d, v, a, b in told}
-    least, most = (100 * x for x in percentile_interval(shares[1:]))
-    told = zip(TERMS, 100 * shares[0], least, most, strict=True)
-    second = {f"K({k})": f"{v:.2f} ({a:.2f} to {b:.2f})" for k, v, a, b in told}
-    numbers = {"gain": [value, low, high], "kernel, %": [100 * shares[0], least, most]}
-    return first, second, {key: np.array(x).tolist() for key, x in numbers.items()}
+    draws = [gains(errors, generator.integers(n, size=n)) for _ in range(RESAMPLES)]
+    gain = [gains(errors, np.arange(n)), *percentile_interval(draws)]
+    return {
+        "gain": np.array(gain).tolist(),
+        "kernel": (100 * np.array([shares[0], *percentile_interval(shares[1:])])).tolist(),
+    }
+
+
+def tables(found: dict[str, dict]) -> dict[str, str]:
+    """Both tables, by title."""
+    columns = {"gain": ["R2, 1 frame", *map(str, FRAMES[1:])], "kernel": [f"K({k})" for k in TERMS]}
+
+    def row(kind, numbers):
+        told = zip(columns[kind], *numbers, strict=True)
+        digits = {"R2, 1 frame": 2} | dict.fromkeys(columns["gain"][1:], 1)
+        return {c: "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(*x, d=digits.get(c, 2)) for c, *x in told}
+
+    titles = {"gain": ("Prediction", "predicted from"), "kernel": ("Kernel", "variables")}
+    return {
+        title: table({name: row(kind, numbers[kind]) for name, numbers in found.items()}, corner)
+        for kind, (title, corner) in titles.items()
+    }
 
 
 def draw(found: dict[str, dict], path: Path):
     """Gains against the number of frames, a panel a molecule and family; a line for each set and stride."""
-    panels = sorted({(key[0], key[1]) for key in found}, key=lambda pair: pair[1] == "CA")
+    panels = list(dict.fromkeys(name.rpartition(", ")[0] for name in found))
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, layout="constrained")
     for ax, panel in zip(axes.flat, panels, strict=False):
-        for k, (key, numbers) in enumerate((key, x) for key, x in found.items() if key[:2] == panel):
-            value, low, high = (np.array(x)[1:] for x in numbers["gain"])
+        of_panel = [name for name in found if name.rpartition(", ")[0] == panel]
+        for k, name in enumerate(of_panel):
+            value, low, high = (np.array(x)[1:] for x in found[name]["gain"])
             place, error = np.arange(1, len(FRAMES)) + 0.06 * (k - 2), np.maximum([value - low, high - value], 0)
-            ax.errorbar(place, value, error, fmt="o-", markersize=3, linewidth=1, label=f"{key[3]}, {key[2]:g} ps")
+            ax.errorbar(place, value, error, fmt="o-", markersize=3, linewidth=1, label=name.rpartition(", ")[2])
         ax.axhline(0, color="0.6", linewidth=0.8)
         ax.set_xticks(np.arange(1, len(FRAMES)), map(str, FRAMES[1:]))
-        ax.set_title(", ".join(panel), fontsize=9)
+        ax.set_title(panel, fontsize=9)
         ax.set(xlabel="past frames", ylabel="unexplained variance less (%)")
         ax.legend(fontsize=6, frameon=False)
     for ax in axes.flat[len(panels) :]:
@@ -244,24 +258,22 @@ def main() -> None:
     made.add_argument("molecules", type=Path, nargs="+", help="stems of MD")
     made.add_argument("--strides", type=float, nargs="+", default=[10.0, 100.0], help="ps, where runs are long enough")
     args = made.parse_args()
-    facts, first, second, found = circumstances(), {}, {}, {}
+    facts = circumstances()
+    found = results_so_far(args.output, facts)
     for stem in args.molecules:
         trajectories = load(stem)
         interval = float(np.diff(trajectories[0].time[:2])[0])
         for family, (runs, tasks) in families(trajectories).items():
             for stride in args.strides:
-                lag = round(stride / interval)
+                lag, case = round(stride / interval), f"{stem.name}, {family}, {stride:g} ps: "
                 if lag < 1 or min(map(len, runs)) < 2 * max(FRAMES) * lag:
                     continue  # no frames so near, or too short for a past of eight frames
+                if any(name.startswith(case) for name in found):
+                    continue
                 errors, shares = prediction(runs, tasks, lag), kernel_shares(runs, tasks, lag, args.seed)
-                for name in errors:
-                    row = f"{stem.name}, {family}, {stride:g} ps: {name}"
-                    first[row], second[row], numbers = rows_of(errors[name], shares[name], args.seed)
-                    found[stem.name, family, stride, name] = numbers
-                    print(row, first[row], second[row], flush=True)
-    sections = {"Prediction": table(first, "predicted from"), "Kernel": table(second, "variables")}
-    results = {", ".join(map(str, key)): numbers for key, numbers in found.items()}
-    write(args.output, "Memory of molecular dynamics", facts, sections, results)
+                found |= {case + name: measured(errors[name], shares[name], args.seed) for name in errors}
+                write(args.output, "Memory of molecular dynamics", facts, tables(found), found)
+                print(case, "done", flush=True)
     draw(found, args.output.with_suffix(".png"))
 
 
