@@ -291,7 +291,7 @@ def summary(molecule: Molecule, races: np.ndarray) -> dict[str, dict]:
     seconds = races[:, :, :, 0].mean((0, 1))
     for k, name in enumerate(METHODS):
         row = {"ns": races[:, k, -1, 2].mean()}
-        for turn in (DOUBLINGS - 4, DOUBLINGS - 2, DOUBLINGS):
+        for turn in (DOUBLINGS // 4, (DOUBLINGS + 1) // 2, DOUBLINGS):
             title = "at the end" if turn == DOUBLINGS else f"after {seconds[turn]:.3g} s"
             errors = races[:, k, turn, 1]
             row[f"error {title}"] = f"{errors.mean():.2f} ({errors.min():.2f} to {errors.max():.2f})"
