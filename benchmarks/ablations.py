@@ -44,10 +44,10 @@ from openmm_starmd.model import load_model
 from openmm_starmd.network.config import ModelConfig, ProcessConfig
 from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.parameterization import in_parts
-from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.fitting import trained_model
 from openmm_starmd.training.loop import Run
+from openmm_starmd.training.settings import TrainingConfig
 from openmm_starmd.training.step_sizes import step_scales
 from openmm_starmd.training.windows import Batch
 

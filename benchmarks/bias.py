@@ -40,7 +40,8 @@ from openmm_starmd import Propagator, StarMDIntegrator, load_model
 from openmm_starmd.evaluation.metrics.differences import free_energy, free_energy_difference
 from openmm_starmd.evaluation.metrics.dihedrals import measure_torsions
 from openmm_starmd.evaluation.metrics.samples import block_bootstrap, percentile_interval
-from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.systems import peptide_system
 
@@ -76,8 +77,8 @@ class Molecule:
         before = torch.from_numpy(frames.astype(np.float64))
         start = from_positions(before, self.tokens)
         history = propagator.replace(propagator.start(start), start.map(propagator.here), 0.0, generator)
-        after = propagator.step(history, generator).to("cpu", torch.float64)
-        return mdtraj.Trajectory(to_positions(after, before, self.tokens).numpy(), self.md.topology)
+        _, after = resolve_clashes(propagator.step(history, generator), before, self.tokens)
+        return mdtraj.Trajectory(after.numpy(), self.md.topology)
 
     def simulation(self, seed: int, force=None, metadynamics=None, candidates=1):
         """A relaxed learned run, with a biasing force or a function that adds Metadynamics to the System."""

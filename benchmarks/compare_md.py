@@ -49,7 +49,8 @@ from relaxation import villin
 from openmm_starmd import JumpRejectedError, Propagator, Relaxation, StarMDIntegrator, load_model
 from openmm_starmd.evaluation.metrics import dihedrals, samples, slow_modes
 from openmm_starmd.model import StarMDModel
-from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
 from openmm_starmd.systems import build_peptide, peptide_system
@@ -181,11 +182,11 @@ def run_propagator(what: Molecule, options) -> Measurement:
     frames, network, begin = [], 0.0, time.perf_counter()
     while not frames or time.perf_counter() - begin < 60 * options.minutes:
         now = time.perf_counter()
-        conformation = propagator.step(history, generator)
-        history = propagator.extend(history, conformation, generator)
-        conformation = conformation.to("cpu", torch.float64)
+        sampled = propagator.step(history, generator)
         network += time.perf_counter() - now
-        frames.append(to_positions(conformation, start, tokens).float())
+        conformation, atoms = resolve_clashes(sampled, start.expand(options.replicas, -1, -1), tokens)
+        history = propagator.extend(history, conformation, generator)
+        frames.append(atoms.float())
     seconds = time.perf_counter() - begin
     positions = torch.stack(frames, 1)
     jumps = positions.shape[0] * positions.shape[1]

@@ -44,10 +44,10 @@ from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.diffusion.replay import VARIABLE
 from openmm_starmd.network.config import paper
-from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.graphed import WARM_UP, Prefetcher
 from openmm_starmd.training.loop import Run
+from openmm_starmd.training.settings import TrainingConfig
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 sys.path += [str(RECIPES / "engines"), str(RECIPES / "starmd-peptide")]

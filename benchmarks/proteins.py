@@ -32,7 +32,8 @@ from openmm.app import PDBFile
 
 from openmm_starmd.evaluation.metrics import dihedrals, filters, shapes
 from openmm_starmd.plugins import NewPropagator
-from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
 
@@ -116,9 +117,9 @@ def propagate(model: str, tokens: ResidueTokens, starts: np.ndarray, stride: flo
     generators = [torch.Generator().manual_seed(seed + k) for k in range(len(starts))]
     history, frames = propagator.start(from_positions(starts, tokens)), []
     for _ in range(jumps):
-        conformation = propagator.step(history, generators)
+        conformation, atoms = resolve_clashes(propagator.step(history, generators), starts, tokens)
         history = propagator.extend(history, conformation, generators)
-        frames.append(to_positions(conformation.to("cpu", torch.float64), starts, tokens).numpy())
+        frames.append(atoms.numpy())
     return np.stack(frames, 1)
 
 

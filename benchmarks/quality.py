@@ -47,7 +47,8 @@ from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import Propagator, Relaxation, StarMDIntegrator, load_model
 from openmm_starmd.evaluation.metrics import contacts, dihedrals, markov, samples, shapes, slow_modes
-from openmm_starmd.protein.conformation import from_positions, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import STRAINED, check_positions
 from openmm_starmd.systems import peptide_system
@@ -90,9 +91,9 @@ def jump(model, tokens, starts, stride: float, steps: int, seed: int, denoising_
     generator = torch.Generator(model.device).manual_seed(seed)
     history, frames = propagator.start(from_positions(starts, tokens)), []
     for _ in range(steps):
-        conformation = propagator.step(history, generator)
+        conformation, atoms = resolve_clashes(propagator.step(history, generator), starts, tokens)
         history = propagator.extend(history, conformation, generator)
-        frames.append(to_positions(conformation.to("cpu", torch.float64), starts, tokens))
+        frames.append(atoms)
     return torch.stack(frames, 1)
 
 
@@ -254,7 +255,7 @@ class Scorer:
         hops = np.mean([hop_rate(a, self.periods, lag=lag) for a in angles], 0)
         states = [self.states.transform(self.project(a)) for a in angles]
         counts = markov.transition_counts(states, lag)[0]
-        timescale = np.nan_to_num(markov.timescales_of_counts(counts, lag, 1))[0] * self.stride / lag
+        timescale = np.nan_to_num(markov.timescales(markov.fit_counts(counts, lag), 1))[0] * self.stride / lag
         side = hops[~self.backbone]
         return {
             "timescale ratio": timescale / self.timescale if self.timescale > 0 else math.nan,

@@ -23,9 +23,10 @@ from common import circumstances, kept, parser, table, write
 
 from openmm_starmd import load_model, rollout
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.evaluation.metrics import markov
 from openmm_starmd.refinement.coordinates import cut_into_states, protein_features, slow_coordinates
 from openmm_starmd.refinement.estimation import estimate
-from openmm_starmd.refinement.posterior import sample_posterior, set_populations, slow_timescales
+from openmm_starmd.refinement.posterior import sample_posterior, set_populations
 from openmm_starmd.refinement.refined import CANNOT
 from openmm_starmd.refinement.starts import choose_starts
 from openmm_starmd.refinement.swarm import relax_strain
@@ -84,7 +85,7 @@ def compare(result, reference_states):
     long = sample_posterior(reference_states, lag, n_states)
     reference_ns = sum(map(len, reference_states)) * INTERVAL / 1000
     unit = INTERVAL / 1000
-    times = [unit * x for x in long.interval(lambda model: slow_timescales(model, 1)[0])]
+    times = [unit * x for x in long.interval(lambda model: markov.timescales(model, 1)[0])]
     shares = long.interval(lambda model: set_populations(model, result.sets))
     rows = {}
     for quantity in result.quantities:

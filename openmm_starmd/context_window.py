@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from operator import attrgetter
 
 import torch
 
@@ -17,8 +16,6 @@ from openmm_starmd.network.embedding import Conditions, FrameInputs, StaticInput
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import superposed
 from openmm_starmd.protein.history import History
-
-_numbers = attrgetter("frames.rotations", "frames.translations", "torsions", "angles")
 
 
 class ContextWindow:
@@ -158,4 +155,4 @@ class ContextWindow:
 
 
 def _equal(a: Conformation | None, b: Conformation) -> bool:
-    return a is b or (a is not None and all(map(torch.equal, _numbers(a), _numbers(b))))
+    return a is b or (a is not None and all(map(torch.equal, a.tensors, b.tensors)))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from openmm_starmd.errors import ModelDomainError
+from openmm_starmd.errors import ModelDomainError, listed
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -136,9 +136,8 @@ class Domain:
         numbers = features.variant.tolist()
         strange = [i for i, k in enumerate(numbers) if k and VARIANTS[k] not in self.variants]
         if strange:
-            named = [f"{variant_name(types[i], numbers[i])} at {labels[i]}" for i in strange[:SHOWN]]
-            more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
-            yield Violation("variants", f"the model has not seen {', '.join(named)}{more}")
+            named = [f"{variant_name(types[i], numbers[i])} at {labels[i]}" for i in strange]
+            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}")
         if not self.caps and any((end == CAPPED).any() for end in (features.n_end, features.c_end)):
             yield Violation("caps", "the model has not seen capped ends")
 
@@ -173,10 +172,9 @@ def warn_of_numbering(tokens: ResidueTokens) -> None:
     """
     if tokens.numbering_gaps:
         labels = tokens.residue_labels
-        named = [f"from {labels[i - 1]} to {labels[i]}" for i in tokens.numbering_gaps[:SHOWN]]
-        more = f" and {len(tokens.numbering_gaps) - SHOWN} times more" if len(tokens.numbering_gaps) > SHOWN else ""
+        named = [f"from {labels[i - 1]} to {labels[i]}" for i in tokens.numbering_gaps]
         warnings.warn(
-            f"Residue numbers jump {', '.join(named)}{more}, but the Topology bonds these residues. If residues are "
+            f"Residue numbers jump {listed(named, SHOWN)}, but the Topology bonds these residues. If residues are "
             "missing there, a minimisation closes the gap: let `starmd prepare FILE` end or complete the chain.",
             stacklevel=3,
         )

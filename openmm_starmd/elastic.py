@@ -129,17 +129,8 @@ def _gradient(measure, points: torch.Tensor, index: torch.Tensor) -> csr_matrix:
 class ElasticNetwork(JumpPropagator):
     """Overdamped Langevin dynamics of an elastic network about the reference structure, by exact steps.
 
-    Side chains keep their torsions, and ride on the residue frames. See `card`.
-
-    Parameters
-    ----------
-    tokens : ResidueTokens
-    stride : float
-        ps.
-    temperature : float
-        K.
-    device : str or torch.device
-        Of histories and random numbers; it computes on the CPU.
+    Side chains keep their torsions, and ride on the residue frames. See `card`. Histories and random numbers are on the
+    device; the propagator computes on the CPU.
     """
 
     name = "elastic"

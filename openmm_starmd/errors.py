@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 
 class StarMDError(Exception):
@@ -32,6 +33,34 @@ class TrajectoryError(StarMDError):
 
 class MissingLibraryError(StarMDError, ImportError):
     """A library is missing that an extra of the package brings."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names for a message, such as ``a, b, c and 2 more``."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def lazily(package: str, modules: Mapping[str, str], name: str, what: str) -> Callable[[str], object]:
+    """``__getattr__`` of a package that imports names from its modules when they are first used; see `extra`."""
+
+    def found(attribute: str) -> object:
+        if attribute not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {attribute!r}")
+        with extra(name, what):
+            return getattr(import_module(f"{package}.{modules[attribute]}"), attribute)
+
+    return found
 
 
 @contextmanager

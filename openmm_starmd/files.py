@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -25,6 +27,20 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(content, path: str | os.PathLike) -> None:
+    """Write what JSON can hold, with null in place of numbers that are not finite, by `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, np.ndarray]]:

@@ -28,11 +28,12 @@ from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
 from openmm_starmd.binding.store import HistoryStore
 from openmm_starmd.domain import Violation, warn_of_numbering
+from openmm_starmd.errors import require
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
-from openmm_starmd.units import require, valueIn, wholeNumber
+from openmm_starmd.units import valueIn, wholeNumber
 
 
 class StarMDIntegrator(BoundIntegrator):
@@ -322,10 +323,8 @@ class StarMDIntegrator(BoundIntegrator):
     def inspect(self, system):
         """Check a System before a Context is made of it, and choose the random seed if there is none.
 
-        Raises
-        ------
-        ValueError, UnsupportedTopologyError
-            If it does not belong to the Topology, or holds what cannot be simulated.
+        A ValueError or UnsupportedTopologyError says that it does not belong to the Topology, or holds what cannot be
+        simulated.
         """
         topology = self._settings["topology"]
         checkSystem(system, topology.getNumAtoms(), self._tokens)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.domain import Domain, enforced, how_to_allow, refuse
-from openmm_starmd.errors import ModelDomainError, StarMDError
+from openmm_starmd.errors import ModelDomainError, StarMDError, first_line
 from openmm_starmd.files import save_tensors
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
@@ -33,9 +33,9 @@ def choose_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise StarMDError(
-            f"The device {device!s} cannot be used ({reason}). Use device='auto' or 'cpu', or install a torch for it."
+            f"The device {device!s} cannot be used ({first_line(error)}). Use device='auto' or 'cpu', or install a "
+            "torch for it."
         ) from None
     return device
 
@@ -88,22 +88,9 @@ class StarMDModel:
         return digest.digest()
 
     def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict=True) -> None:
-        """Raise or warn where a system lies outside the domain.
+        """Raise ModelDomainError, or warn as far as ``strict`` says, where a system lies outside the domain.
 
-        Parameters
-        ----------
-        tokens : ResidueTokens
-        stride : float
-            ps.
-        temperature : float
-            K.
-        strict : bool or dict
-            As of `domain.refuse`.
-
-        Raises
-        ------
-        ModelDomainError
-            If it lies outside, except for what ``strict`` turns into a warning.
+        The stride is in ps, the temperature in K; ``strict`` is that of `domain.refuse`.
         """
         found = self.domain.check(tokens, stride, temperature)
         refuse(self.name, found, strict, models_for(tokens, stride, temperature) if enforced(found, strict) else [])
@@ -125,6 +112,11 @@ class StarMDModel:
 def _embedded() -> dict[str, Path]:
     folder = resources.files("openmm_starmd") / "models"
     return dict(sorted((path.stem, path) for path in Path(str(folder)).glob("*.safetensors")))
+
+
+def _described() -> dict[str, dict[str, str]]:
+    """Metadata of the embedded models, by name."""
+    return {name: _read(path, weights=False)[0] for name, path in _embedded().items()}
 
 
 def available_models() -> list[str]:
@@ -160,7 +152,7 @@ def choose_model(
         If the protein cannot be described by residue tokens.
     """
     tokens = topology if isinstance(topology, ResidueTokens) else ResidueTokens.from_topology(topology)
-    described = {name: _read(path, weights=False)[0] for name, path in _embedded().items()}
+    described = _described()
     domains = {name: _domain_of(metadata) for name, metadata in described.items()}
     lacks = {name: domain.check(tokens, stride, temperature) for name, domain in domains.items()}
 
@@ -186,12 +178,12 @@ def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list
 
 def embedded_domains() -> dict[str, Domain]:
     """Domains of the embedded models, by name."""
-    return {name: _domain_of(_read(path, weights=False)[0]) for name, path in _embedded().items()}
+    return {name: _domain_of(metadata) for name, metadata in _described().items()}
 
 
 def embedded_cards() -> dict[str, str]:
     """Cards of the embedded models, by name."""
-    return {name: _read(path, weights=False)[0].get("card", "") for name, path in _embedded().items()}
+    return {name: metadata.get("card", "") for name, metadata in _described().items()}
 
 
 def load_model(name_or_path: str | Path, device: str | torch.device = "auto") -> StarMDModel:

@@ -26,8 +26,9 @@ from openmm.app import Topology
 
 from openmm_starmd.binding.context import KB, checkSystem, freedomsOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
+from openmm_starmd.errors import require
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.units import require, valueIn, wholeNumber
+from openmm_starmd.units import valueIn, wholeNumber
 
 MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
@@ -197,20 +198,9 @@ class Relaxation:
     ):
         """Relax the positions of a Context; velocities, time and step count are left changed.
 
-        Parameters
-        ----------
-        context : Context
-            Its integrator is a CompoundIntegrator.
-        child : int
-            Index of the child that has the program.
-        held : sequence of int
-            Indices of the restrained atoms.
-        path : callable
-            Positions (A, 3), nm, a fraction of the way from the old conformation to the new; the held atoms' count.
-        temperature : float
-            K.
-        seed : int
-            Seed of the velocities, between 1 and 2^30.
+        The integrator of the Context is a CompoundIntegrator whose ``child`` has the program. ``path`` gives positions
+        (A, 3), nm, a fraction of the way from the old conformation to the new; those of the atoms ``held`` by the
+        restraint count. The temperature is in K; the seed of the velocities lies between 1 and 2^30.
         """
         compound = context.getIntegrator()
         program = compound.getIntegrator(child)

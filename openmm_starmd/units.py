@@ -2,11 +2,7 @@
 
 from openmm import unit
 
-
-def require(condition: bool, message: str):
-    """Raise ValueError with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ValueError(message)
+from openmm_starmd.errors import require
 
 
 def valueIn(value, target: unit.Unit) -> float:

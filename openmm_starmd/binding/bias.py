@@ -24,8 +24,8 @@ from openmm import Context, System
 
 from openmm_starmd.binding.context import KB, unwatched
 from openmm_starmd.binding.jump import JumpKernel, Origin, Proposal, Random
-from openmm_starmd.errors import StarMDError
-from openmm_starmd.units import require, wholeNumber
+from openmm_starmd.errors import StarMDError, require
+from openmm_starmd.units import wholeNumber
 
 GROUPS = frozenset(range(32))
 PHYSICAL = openmm.NonbondedForce, openmm.GBSAOBCForce, openmm.CustomGBForce

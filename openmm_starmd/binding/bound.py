@@ -15,9 +15,9 @@ from openmm_starmd.binding.loading import Loader
 from openmm_starmd.binding.particles import Particles
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.store import HistoryStore
-from openmm_starmd.errors import JumpRejectedError, StarMDError
+from openmm_starmd.errors import JumpRejectedError, StarMDError, require
 from openmm_starmd.seeds import derived
-from openmm_starmd.units import require, wholeNumber
+from openmm_starmd.units import wholeNumber
 
 PHYSICS, CLOCK = range(2)  # children; a CompoundIntegrator asks the first for the velocities of a temperature
 
@@ -55,10 +55,8 @@ class BoundIntegrator(CompoundIntegrator):
     def load(self, context, read, source):
         """Load a State or checkpoint; ``context.setState`` and ``context.loadCheckpoint`` call it as ``read``.
 
-        Raises
-        ------
-        HistoryError
-            If it was made under another integrator or model, or of another System. The Context is as it was before.
+        A HistoryError refuses one that was made under another integrator or model, or of another System. The Context is
+        as it was before.
         """
         with self._undoneOnError(context):
             self._loader.load(context, read, source)

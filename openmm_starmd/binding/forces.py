@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from functools import cache
 
 import numpy as np
 import openmm
 from openmm import unit
-from openmm.app import ForceField, Topology
+from openmm.app import Topology
 
 from openmm_starmd.binding.context import isWater
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.systems.build import force_field
 
 SHORT = 1.0  # nm; shorter cutoffs leave out much of the energy of a Generalised Born solvent
 ORDINARY = (
@@ -33,7 +33,6 @@ ORDINARY = (
 )
 SOLVENTS = openmm.GBSAOBCForce, openmm.CustomGBForce
 EWALD = openmm.NonbondedForce.Ewald, openmm.NonbondedForce.PME, openmm.NonbondedForce.LJPME
-FF14SB = "amber14/protein.ff14SB.xml"
 
 
 def unknownForces(
@@ -99,17 +98,11 @@ def _differsFromFF14SB(forces: Sequence[openmm.Force], topology: Topology, token
     if len(tokens.protein_atoms) != topology.getNumAtoms():
         return False
     try:
-        reference = _ff14sb().createSystem(topology)
+        reference = force_field().createSystem(topology)
     except ValueError:  # no template: nothing to compare with
         return False
     ours, theirs = _parameters(forces), _parameters(list(reference.getForces()))
     return ours is not None and not all(map(_alike, ours, theirs))
-
-
-@cache
-def _ff14sb() -> ForceField:
-    """Reading it takes longer than making a System of it."""
-    return ForceField(FF14SB)
 
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:

@@ -20,6 +20,7 @@ from openmm_starmd.domain import Violation
 from openmm_starmd.errors import JumpRejectedError, StarMDError
 from openmm_starmd.geometry.rigid import superpose
 from openmm_starmd.interface import JumpPropagator
+from openmm_starmd.protein.clashes import resolve_clashes
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import path_between
 from openmm_starmd.protein.history import History
@@ -218,7 +219,7 @@ class JumpKernel:
         """The path of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
         tokens = self.propagator.tokens
         old = from_positions(torch.from_numpy(positions), tokens)
-        new = conformation[0].to("cpu", torch.float64)
+        new = resolve_clashes(conformation, torch.from_numpy(positions)[None], tokens)[0][0]
         if self.relaxation.steers:
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
         path = path_between(old, new, torch.from_numpy(positions), tokens)

@@ -13,7 +13,8 @@ import torch
 
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.interface import JumpPropagator, Resampler
-from openmm_starmd.protein.conformation import Conformation, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.history import History
 
 CANDIDATES = 4  # of a repair, in one batch of the network
@@ -62,6 +63,7 @@ def repair(
     generators = [torch.Generator(propagator.device).manual_seed(seed(k)) for k in range(CANDIDATES)]
     again = residues.expand(CANDIDATES, -1)
     candidates = propagator.resample(History.join([history] * CANDIDATES), batch, again, generators)
-    atoms = to_positions(candidates.to("cpu", torch.float64), torch.from_numpy(before), propagator.tokens)
+    old = torch.from_numpy(before).expand(CANDIDATES, -1, -1)
+    candidates, atoms = resolve_clashes(candidates, old, propagator.tokens)
     found = gate.sampled(atoms, before[None])
     return next((candidates[k : k + 1] for k, failure in enumerate(found) if not failure), None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openmm_starmd.units import require, wholeNumber
+from openmm_starmd.errors import require
+from openmm_starmd.units import wholeNumber
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.diffusion.tape import Tape
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, first_line
 
 VARIABLE = "STARMD_RECORDING"
 TOLERANCE = 1e-4  # of numbers on a GPU, where a graph may add in another order; on a CPU every bit is the same
@@ -69,11 +69,6 @@ def warn_of_recording(reason: str) -> None:
         "turns recording, and this warning, off.",
         stacklevel=3,
     )
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Replayed:

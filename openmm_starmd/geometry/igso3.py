@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from openmm_starmd.geometry.constants import constant, table
 
@@ -67,27 +67,12 @@ def log_density(angle: Tensor, sigma: Tensor) -> Tensor:
     return (constant - w * w / (2 * s * s) + torch.log(value / torch.sin(0.5 * near))).to(angle.dtype)
 
 
-def angular_score(angle: Tensor, sigma: Tensor) -> Tensor:
-    """Derivative of `log_density` with respect to the angle, 1/radian; shapes (*)."""
-    angle, sigma = torch.broadcast_tensors(angle, sigma)
-    return (angle.double() * _score_over_angle(angle, sigma)).to(angle.dtype)
-
-
-def score(rotvec: Tensor, sigma: Tensor) -> Tensor:
-    """Gradient (*, 3), 1/radian, of the log density on the tangent space at R_t, in local axes.
-
-    ``rotvec`` (*, 3) is log(R_0^T R_t) of the noised rotation R_t about the clean R_0, radian, of norm at most pi;
-    sigma (*) is the noise level, radian. Updates multiply on the right, R_t exp(...).
-    """
-    ratio = _score_over_angle(torch.linalg.vector_norm(rotvec, dim=-1), sigma)
-    return rotvec * ratio.to(rotvec.dtype)[..., None]
-
-
 def tangent(rotvec: Tensor, sigma: Tensor) -> Tensor:
-    """Displacement -sigma^2 `score` (Tweedie's formula in the tangent space), radian; shapes as in `score`.
+    """Displacement (*, 3) by -sigma^2 times the gradient of the log density (Tweedie's formula), in local axes.
 
-    It is odd in ``rotvec``: given log(R_t^T R_0) it points from R_t to R_0. For small angles and sigma it tends to
-    ``rotvec`` itself, but unlike that it is smooth across angle pi.
+    ``rotvec`` (*, 3) is log(R_t^T R_0) from the noised rotation R_t to the clean R_0, radian, of norm at most pi; sigma
+    (*) is the noise level, radian. Updates multiply on the right, R_t exp(...). For small angles and sigma the
+    displacement tends to ``rotvec`` itself, but unlike that it is smooth across angle pi; it is odd in ``rotvec``.
     """
     ratio = _score_over_angle(torch.linalg.vector_norm(rotvec, dim=-1), sigma) * sigma.double().square()
     return rotvec * -ratio.to(rotvec.dtype)[..., None]
@@ -118,18 +103,8 @@ def _radial_table(device: torch.device, n_sigma: int = 256, n_radius: int = 512,
     return (torch.lerp(angle.gather(1, right - 1), angle.gather(1, right), fraction) / sigma).to(device)
 
 
-def sample(sigma: Tensor, generator: Generator) -> Tensor:
-    """Rotation vectors (*, 3), radian, of norm at most pi, of rotations drawn from IGSO(3) about the identity.
-
-    The noise level sigma (*), radian, is at most 3. The random numbers are drawn on the generator's own device, in the
-    dtype of sigma.
-    """
-    normal = torch.randn(*sigma.shape, 3, generator=generator, device=generator.device, dtype=sigma.dtype)
-    return from_normal(sigma, normal.to(sigma.device))
-
-
 def from_normal(sigma: Tensor, normal: Tensor) -> Tensor:
-    """Standard normal vectors (*, 3) turned into the rotation vectors (*, 3) of `sample` at ``sigma`` (*).
+    """Rotation vectors (*, 3), radian, of IGSO(3) at ``sigma`` (*), from standard normal vectors (*, 3).
 
     The vector gives the direction; its norm is mapped to the angle of the same quantile, by bilinear interpolation of a
     table that is built at the first call.

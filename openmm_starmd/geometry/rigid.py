@@ -38,18 +38,10 @@ def full_precision(function: Callable) -> Callable:
 
 @dataclass(frozen=True)
 class Rigid:
-    """Element of SE(3), or an array of them.
+    """Element of SE(3), or an array of them."""
 
-    Parameters
-    ----------
-    rotations : Tensor, shape (*, 3, 3)
-        Local to global; the columns are the local axes in global coordinates.
-    translations : Tensor, shape (*, 3)
-        Origin of the local frame, nm.
-    """
-
-    rotations: Tensor
-    translations: Tensor
+    rotations: Tensor  # (*, 3, 3): local to global; the columns are the local axes in global coordinates
+    translations: Tensor  # (*, 3): origin of the local frame, nm
 
     @classmethod
     def identity(cls, shape: tuple[int, ...], dtype=torch.float32, device=None) -> Rigid:

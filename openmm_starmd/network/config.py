@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from openmm_starmd.errors import require
+
 SAMPLERS = "ancestral", "multistep", "euler-maruyama"
+TORSIONS, PARAMETERIZATIONS = ("diffusion", "regression"), ("previous", "plain")
 # settings that model files may name, and the value of each that is left
 RETIRED = {"sink_frames": 0, "precision": "32-true"}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -71,29 +69,24 @@ class NetworkConfig:
 
     def __post_init__(self):
         for name in ("blocks", "width", "pair_width", "heads", "attention_layers", "query_points", "value_points"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
+        require(
             self.width % (4 * self.heads) == 0,
             f"width must be a multiple of 4 * heads = {4 * self.heads} (2-D rotary embedding), not {self.width}.",
         )
-        _require(
-            self.torsions in ("diffusion", "regression"), f"torsions: diffusion or regression, not {self.torsions!r}."
-        )
-        _require(
-            self.parameterization in ("previous", "plain"),
-            f"parameterization: previous or plain, not {self.parameterization!r}.",
-        )
-        _require(
-            not self.pulls or (self.parameterization == "previous" and self.torsions == "diffusion"),
+        for name, known in {"torsions": TORSIONS, "parameterization": PARAMETERIZATIONS}.items():
+            require(getattr(self, name) in known, f"{name}: {' or '.join(known)}, not {getattr(self, name)!r}.")
+        around_previous = self.parameterization == "previous" and self.torsions == "diffusion"
+        require(
+            around_previous or not self.pulls,
             "Pulls need the parameterization around the previous frame and diffused torsions.",
         )
-        around_previous = self.parameterization == "previous" and self.torsions == "diffusion"
-        _require(
+        require(
             not self.reversion or (around_previous and self.reference_structure),
             "reversion needs reference_structure, the parameterization around the previous frame, diffused torsions.",
         )
-        _require(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}.")
-        _require(
+        require(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}.")
+        require(
             not (self.neighbours or self.burial) or self.parameterization == "previous",
             "neighbours and burial are of the previous frame: they need the parameterization around it.",
         )
@@ -128,14 +121,14 @@ class ProcessConfig:
     context_probability: float = 0.75
 
     def __post_init__(self):
-        _require(self.schedule in ("geometric", "paper"), f"schedule: geometric or paper, not {self.schedule!r}.")
+        require(self.schedule in ("geometric", "paper"), f"schedule: geometric or paper, not {self.schedule!r}.")
         for name in ("translation", "rotation", "torsion", "angle"):
             low, high = getattr(self, name)
-            _require(0 < low < high, f"{name} noise must satisfy 0 < least < greatest, not ({low}, {high}).")
+            require(0 < low < high, f"{name} noise must satisfy 0 < least < greatest, not ({low}, {high}).")
             object.__setattr__(self, name, (low, high))
         object.__setattr__(self, "context_noise", tuple(self.context_noise))
-        _require(len(self.context_noise) == 4, "context_noise needs four numbers.")
-        _require(0 <= self.context_probability <= 1, "context_probability must lie in [0, 1].")
+        require(len(self.context_noise) == 4, "context_noise needs four numbers.")
+        require(0 <= self.context_probability <= 1, "context_probability must lie in [0, 1].")
 
 
 @dataclass(frozen=True)
@@ -161,13 +154,10 @@ class ModelConfig:
     sampler: str = "multistep"
 
     def __post_init__(self):
-        _require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
-        _require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
-        _require(
-            self.sampler in SAMPLERS,
-            f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.",
-        )
-        _require(
+        require(self.context_frames >= 1, f"context_frames must be at least 1, not {self.context_frames}.")
+        require(self.denoising_steps >= 1, f"denoising_steps must be at least 1, not {self.denoising_steps}.")
+        require(self.sampler in SAMPLERS, f"sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.")
+        require(
             self.network.parameterization == "plain" or self.process.schedule == "geometric",
             "The parameterization around the previous frame needs the geometric schedule.",
         )
@@ -182,7 +172,7 @@ class ModelConfig:
         data = dict(data)
         for name, value in RETIRED.items():
             found = data.pop(name, value)
-            _require(found == value, f"{name} = {found!r} is not served any more, only {value!r}.")
+            require(found == value, f"{name} = {found!r} is not served any more, only {value!r}.")
         network = NetworkConfig(**data.pop("network"))
         process = ProcessConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.pop("process").items()})
         return cls(network, process, **data)

@@ -44,16 +44,9 @@ FARTHEST = 4.0  # sizes of the longest tabulated step: bound of the displacement
 class Denoiser(nn.Module):
     """Predicts the displacement from noisy conformations to clean ones.
 
-    Parameters
-    ----------
-    config : NetworkConfig
-
-    Attributes
-    ----------
-    checkpointing : bool
-        In training, compute each block again in the backward pass instead of keeping what is inside it.
-    classifier_gradient : bool
-        In training, let gradients run through the classifier's log-odds, which no loss of their own teaches then.
+    In training, ``checkpointing`` has each block computed again in the backward pass instead of keeping what is inside
+    it, and ``classifier_gradient`` lets gradients run through the classifier's log-odds, which no loss of their own
+    teaches then.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -130,17 +123,11 @@ class Denoiser(nn.Module):
 
     def step_size(self, stride: Tensor) -> Tensor:
         """Root mean square size (*, 9) of one step of ``stride`` (*) ps: translation, rotation, torsions, angle."""
-        k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
-        low = k.long()
-        below, above = (functional.embedding(i, self.step_scales) for i in (low, low + 1))
-        return torch.lerp(below, above, (k - low)[..., None])
+        return _interpolated(stride, self.step_scales)
 
     def step_size_buried(self, stride: Tensor, weights: Tensor) -> Tensor:
         """Size (B, T, N, 9) of one step of residues by how buried they are, weights (B, T, N, 8) of `burial`."""
-        k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
-        low = k.long()
-        below, above = (functional.embedding(i, self.burial_scales.flatten(1)) for i in (low, low + 1))
-        return weights @ torch.lerp(below, above, (k - low)[..., None]).unflatten(-1, (-1, 9))
+        return weights @ _interpolated(stride, self.burial_scales.flatten(1)).unflatten(-1, (-1, 9))
 
     def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
@@ -256,12 +243,8 @@ class Denoiser(nn.Module):
         mask = token_masks(sees, static.features.residue_type.shape[-1], self.config.joint_attention, static.present)
         conditioning = self.time_conditioning(frames.time, frames.alpha, frames.sigma, frames.stride)
         conditions = self.conditions(static, frames.previous, conditioning, frames.index, frames.reference)
-        s, estimate, delta, log_odds = self._trunk(conditions, frames.conformation, mask)
-
-        def of_noisy(d: Displacement) -> Displacement:
-            return Displacement(*(x[:, split:] for x in (d.translation, d.rotation, d.torsion, d.angle)))
-
-        trunk = s[:, split:], of_noisy(estimate), of_noisy(delta), None if log_odds is None else log_odds[:, split:]
+        trunk = self._trunk(conditions, frames.conformation, mask)
+        trunk = [x if x is None else x[:, split:] for x in trunk]
         displacement, scale, log_odds = self._answer(conditions.behind(split), noisy.conformation, *trunk)
         return displacement, self.parameterization.unit_of_loss(scale, noisy.sigma), log_odds
 
@@ -327,3 +310,11 @@ class Denoiser(nn.Module):
         torsion = wrap(torch.atan2(sine[..., :6], cosine[..., :6]) - conformation.torsions) * mask
         angle = 1.96 + 0.1 * sine[..., 6].tanh() - conformation.angles
         return replace(estimate, torsion=torsion, angle=angle)
+
+
+def _interpolated(stride: Tensor, table: Tensor) -> Tensor:
+    """Row (*, C) for strides (*), ps, of a table (`STEP_STRIDES`, C)."""
+    k = torch.log2(stride / 10).clamp(0, STEP_STRIDES - 1.001)
+    low = k.long()
+    below, above = (functional.embedding(i, table) for i in (low, low + 1))
+    return torch.lerp(below, above, (k - low)[..., None])

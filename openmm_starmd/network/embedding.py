@@ -11,9 +11,7 @@ from torch.nn import functional
 
 from openmm_starmd.network import rotamers
 from openmm_starmd.network.config import NetworkConfig
-from openmm_starmd.network.invariants import (
-    harmonics,
-)
+from openmm_starmd.network.invariants import harmonics
 from openmm_starmd.network.pulls import PullInputs
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
@@ -127,12 +125,10 @@ class Conditions:
 
     def behind(self, k: int) -> Conditions:
         """Input of the output part for the frames from position k on."""
-        parts = {name: getattr(self, name) for name in ("previous", "previous_distances", *TimeConditioning._fields)}
+        behind = "previous", "to_reference", "previous_distances", *TimeConditioning._fields
+        parts = {name: getattr(self, name) for name in behind}
         parts = {name: None if x is None else x[:, k:] for name, x in parts.items()}
-        delta = self.to_reference
-        if delta is not None:
-            delta = Displacement(*(x[:, k:] for x in (delta.translation, delta.rotation, delta.torsion, delta.angle)))
-        return replace(self, **parts, to_reference=delta)
+        return replace(self, **parts)
 
 
 class ConditionEmbedding(nn.Module):

@@ -125,10 +125,7 @@ def burial(ca: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """All distances (*, N, N) between points (*, N, 3).
-
-    On a GPU `cdist` takes a block of threads for each of them.
-    """
+    """All distances (*, N, N) between points (*, N, 3); on a GPU `cdist` takes a block of threads for each of them."""
     if a.is_cuda:
         return torch.linalg.vector_norm(a[..., :, None, :] - b[..., None, :, :], dim=-1)
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -10,9 +10,7 @@ from torch.nn import functional
 
 from openmm_starmd.geometry.rigid import Rigid, full_precision
 
-NM_TO_ANGSTROM = (
-    10.0  # points live in Angstrom, as in the algorithm, so that the initial attention is a few residues wide
-)
+NM_TO_ANGSTROM = 10.0  # points live in Angstrom, as in the algorithm: the initial attention is a few residues wide
 
 
 class InvariantPointAttention(nn.Module):

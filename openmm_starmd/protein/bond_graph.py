@@ -27,6 +27,7 @@ from openmm_starmd.protein.residues import (
 
 if TYPE_CHECKING:
     from openmm.app import Residue, Topology
+    from openmm.app.topology import Atom
 
 BONDED, FREE, CAPPED = range(3)
 """State of a token's end: bonded to the neighbouring token, free or broken, capped."""
@@ -41,6 +42,11 @@ def label(residue: Residue) -> str:
 def chain_label(name: str) -> str:
     """Name of a chain in messages; it may have none of its own."""
     return name.strip() or "' '"
+
+
+def symbol_of(atom: Atom) -> str:
+    """Symbol of an atom's element; empty for a virtual site."""
+    return "" if atom.element is None else atom.element.symbol
 
 
 class ProteinBondGraph:
@@ -147,8 +153,7 @@ class ProteinBondGraph:
         return self._symbol(atom) not in ("", "H", "D")
 
     def _symbol(self, atom: int) -> str:
-        element = self.atoms[atom].element
-        return "" if element is None else element.symbol
+        return symbol_of(self.atoms[atom])
 
     def _beside(self, atom: int, *others: int) -> int | None:
         """First heavy atom but oxygen that is bonded to ``atom`` inside its token and is none of the ``others``."""

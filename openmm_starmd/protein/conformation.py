@@ -59,10 +59,19 @@ class Conformation:
         """Positions of N, CA, C with the mean bond lengths of ff14SB, shape (*, N, 3, 3), nm."""
         return self.local_backbone() @ self.frames.rotations.transpose(-1, -2) + self.frames.translations[..., None, :]
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rotations, translations, torsions and angles."""
+        return self.frames.rotations, self.frames.translations, self.torsions, self.angles
+
+    @classmethod
+    def of(cls, rotations: Tensor, translations: Tensor, torsions: Tensor, angles: Tensor) -> Conformation:
+        """Conformation of its `tensors`."""
+        return cls(Rigid(rotations, translations), torsions, angles)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Conformation:
-        """Apply ``function`` to rotations, translations, torsions and angles; it may touch leading axes only."""
-        frames = Rigid(function(self.frames.rotations), function(self.frames.translations))
-        return Conformation(frames, function(self.torsions), function(self.angles))
+        """Apply ``function`` to each of the `tensors`; it may touch leading axes only."""
+        return Conformation.of(*map(function, self.tensors))
 
     def __getitem__(self, index) -> Conformation:
         return self.map(lambda x: x[index])
@@ -89,33 +98,18 @@ class Conformation:
 
     def where(self, mask: Tensor, other: Conformation) -> Conformation:
         """Keep residues where ``mask`` (*, N), take those of ``other`` (*, N) elsewhere."""
-        frames = Rigid(
-            torch.where(mask[..., None, None], self.frames.rotations, other.frames.rotations),
-            torch.where(mask[..., None], self.frames.translations, other.frames.translations),
-        )
-        torsions = torch.where(mask[..., None], self.torsions, other.torsions)
-        return Conformation(frames, torsions, torch.where(mask, self.angles, other.angles))
-
-    @staticmethod
-    def _join(join, conformations: Sequence[Conformation], dim: int) -> Conformation:
-        return Conformation(
-            Rigid(
-                join([c.frames.rotations for c in conformations], dim),
-                join([c.frames.translations for c in conformations], dim),
-            ),
-            join([c.torsions for c in conformations], dim),
-            join([c.angles for c in conformations], dim),
-        )
+        masks = mask[..., None, None], mask[..., None], mask[..., None], mask
+        return Conformation.of(*map(torch.where, masks, self.tensors, other.tensors))
 
     @classmethod
     def stack(cls, conformations: Sequence[Conformation], dim: int = 0) -> Conformation:
         """Stack along a new leading axis ``dim``."""
-        return cls._join(torch.stack, conformations, dim)
+        return cls.of(*(torch.stack(x, dim) for x in zip(*(c.tensors for c in conformations), strict=True)))
 
     @classmethod
     def cat(cls, conformations: Sequence[Conformation], dim: int = 0) -> Conformation:
         """Concatenate along the leading axis ``dim``."""
-        return cls._join(torch.cat, conformations, dim)
+        return cls.of(*(torch.cat(x, dim) for x in zip(*(c.tensors for c in conformations), strict=True)))
 
 
 def _measure_torsions(positions: Tensor, tokens: ResidueTokens) -> Tensor:
@@ -124,19 +118,10 @@ def _measure_torsions(positions: Tensor, tokens: ResidueTokens) -> Tensor:
 
 
 def from_positions(positions: Tensor, tokens: ResidueTokens) -> Conformation:
-    """Measure the conformation of atoms.
+    """Measure the conformation (*, N) of positions (*, A, 3), nm, of all atoms of the Topology; molecules whole.
 
-    Parameters
-    ----------
-    positions : Tensor, shape (*, A, 3)
-        All atoms of the Topology, nm; molecules whole.
-    tokens : ResidueTokens
-
-    Returns
-    -------
-    Conformation, shape (*, N)
-        Torsions wrapped to their period; 0 where they are no degree of freedom. Measured in float64, of the dtype of
-        ``positions``.
+    Torsions are wrapped to their period; 0 where they are no degree of freedom. All is measured in float64 and returned
+    in the dtype of the positions.
     """
     atoms = positions.to(torch.float64)
     n, ca, c = atoms[..., tokens.backbone, :].unbind(-2)
@@ -146,23 +131,14 @@ def from_positions(positions: Tensor, tokens: ResidueTokens) -> Conformation:
 
 
 def to_positions(conformation: Conformation, positions: Tensor, tokens: ResidueTokens) -> Tensor:
-    """Move the atoms that are there into a conformation (backmapping).
+    """Move the atoms that are there into a conformation (*, N) (backmapping); positions (*, A, 3) or (A, 3), nm.
 
     Every atom is carried by the frame of its token; then the N-CA-C angle is set by turning N and what hangs on it, and
     each torsion by turning what lies beyond its bond. Amide hydrogens and caps turn with phi. Bond lengths inside a
     token stay as they are (but proline's N-CD, which closes the ring); between tokens they follow from the frames.
 
-    Parameters
-    ----------
-    conformation : Conformation, shape (*, N)
-    positions : Tensor, shape (*, A, 3) or (A, 3)
-        Current atoms of the whole Topology, nm; molecules whole.
-    tokens : ResidueTokens
-
-    Returns
-    -------
-    Tensor, shape (*, A, 3)
-        Of the dtype of ``positions``. Computed in float64; atoms outside `ResidueTokens.protein_atoms` stay.
+    The positions are those of the whole Topology, molecules whole; atoms outside `ResidueTokens.protein_atoms` stay.
+    All is computed in float64 and returned in the dtype of the positions.
     """
     new = conformation.to(torch.float64)
     old_atoms = positions.to(torch.float64)

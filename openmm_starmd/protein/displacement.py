@@ -77,20 +77,21 @@ class Displacement:
         )
         return Conformation(frames, wrap(conformation.torsions + self.torsion), conformation.angles + self.angle)
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Translation, rotation, torsion and angle."""
+        return self.translation, self.rotation, self.torsion, self.angle
+
+    def __getitem__(self, index) -> Displacement:
+        return Displacement(*(x[index] for x in self.parts))
+
     def scaled(self, factors: Tensor) -> Displacement:
         """Each part times its factor; ``factors`` has a shape broadcastable to (*, 4)."""
         translation, rotation, torsion, angle = factors[..., None, :, None].unbind(-2)
-        return Displacement(
-            self.translation * translation, self.rotation * rotation, self.torsion * torsion, self.angle * angle[..., 0]
-        )
+        return Displacement(*map(torch.mul, self.parts, (translation, rotation, torsion, angle[..., 0])))
 
     def __add__(self, other: Displacement) -> Displacement:
-        return Displacement(
-            self.translation + other.translation,
-            self.rotation + other.rotation,
-            self.torsion + other.torsion,
-            self.angle + other.angle,
-        )
+        return Displacement(*map(torch.add, self.parts, other.parts))
 
 
 def path_between(
@@ -102,10 +103,13 @@ def path_between(
     gives positions (A, 3), nm; exactly those of ``new`` at 1.
     """
     displacement = Displacement.between(old, new, tokens.features.torsion_period)
+    end = to_positions(new, positions, tokens)
 
     def at(fraction: float) -> Tensor:
+        if fraction == 1:
+            return end
         factors = new.angles.new_full((4,), fraction)
-        return to_positions(new if fraction == 1 else displacement.scaled(factors).apply(old), positions, tokens)
+        return to_positions(displacement.scaled(factors).apply(old), positions, tokens)
 
     return at
 

@@ -80,7 +80,7 @@ class History:
         return History(self.conformations[:, :-1], self.times[:-1], self.reference, self.dropped)
 
     def pack(self, torsion_mask: Tensor) -> Tensor:
-        """Every number of reference and conformations as one float32 vector, without loss; see `packed_length`.
+        """Every number of reference and conformations of one replica as one float32 vector, without loss.
 
         A rotation takes three numbers on a grid, which `start` and `append` have put it on; torsions that a residue
         does not have, ``torsion_mask`` (N, 6), take none.
@@ -92,27 +92,24 @@ class History:
         return torch.cat(parts, -1).flatten().cpu()
 
     @staticmethod
-    def packed_length(n_frames: int, torsion_mask: Tensor, n_replicas: int = 1) -> int:
+    def packed_length(n_frames: int, torsion_mask: Tensor) -> int:
         """Length of the vector that `pack` makes."""
-        return n_replicas * (n_frames + 1) * (7 * len(torsion_mask) + int(torsion_mask.sum()))
+        return (n_frames + 1) * (7 * len(torsion_mask) + int(torsion_mask.sum()))
 
     @classmethod
-    def unpack(cls, vector: Tensor, torsion_mask: Tensor, times: Tensor, dropped: int = 0, n_replicas: int = 1):
+    def unpack(cls, vector: Tensor, torsion_mask: Tensor, times: Tensor, dropped: int = 0):
         """Inverse of `pack`; ``times`` (T,) and ``dropped`` are kept apart from the vector.
 
-        Raises
-        ------
-        HistoryError
-            If the vector has another length than the window needs.
+        A HistoryError refuses a vector of another length than the window needs.
         """
         n = len(torsion_mask)
-        expected = cls.packed_length(len(times), torsion_mask, n_replicas)
+        expected = cls.packed_length(len(times), torsion_mask)
         if vector.numel() != expected:
             raise HistoryError(
                 f"A history of {len(times)} frames of {n} residues holds {expected} numbers, but "
                 f"{vector.numel()} were found; load a checkpoint of the same system and model."
             )
-        shaped = vector.view(n_replicas, len(times) + 1, -1)
+        shaped = vector.view(1, len(times) + 1, -1)
         rotations, translations, present, angles = shaped.split([3 * n, 3 * n, shaped.shape[-1] - 7 * n, n], -1)
         torsions = vector.new_zeros(*shaped.shape[:2], n, 6)
         torsions[..., torsion_mask.to(vector.device)] = present

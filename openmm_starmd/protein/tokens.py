@@ -10,12 +10,11 @@ from itertools import product
 import numpy as np
 import torch
 from openmm.app import Topology
-from openmm.app.topology import Atom
 from scipy.sparse import coo_matrix, identity, triu
 from torch import Tensor
 
 from openmm_starmd.errors import UnsupportedTopologyError
-from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph, label
+from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph, label, symbol_of
 from openmm_starmd.protein.residues import (
     CARBON_HYDROGENS,
     HEAVY_ATOMS,
@@ -201,18 +200,11 @@ class ResidueTokens:
 
     @classmethod
     def from_topology(cls, topology: Topology) -> ResidueTokens:
-        """Find the protein in a Topology.
+        """Find the protein in a Topology with bonds.
 
-        Parameters
-        ----------
-        topology : openmm.app.Topology
-            With bonds. Residues that are neither protein nor bonded to it (water, ions, ligands) are passed over.
-
-        Raises
-        ------
-        UnsupportedTopologyError
-            No protein; a residue other than the 20 bonded into a chain; missing atoms or bonds; crosslinks other than
-            disulfides. The message names the residue, its chain and number.
+        Residues that are neither protein nor bonded to it (water, ions, ligands) are passed over. The
+        UnsupportedTopologyError names the residue, its chain and number: no protein; a residue other than the 20 bonded
+        into a chain; missing atoms or bonds; crosslinks other than disulfides.
         """
         return cls(ProteinBondGraph(topology))
 
@@ -233,17 +225,13 @@ def refuse_missing_atoms(topology: Topology) -> None:
     bonds, hydrogens = Counter(), Counter()
     for a, b in topology.bonds():
         bonds[a.residue] += 1
-        hydrogens[a.residue] += {_symbol(a), _symbol(b)} in ({"C", "H"}, {"C", "D"})
+        hydrogens[a.residue] += {symbol_of(a), symbol_of(b)} in ({"C", "H"}, {"C", "D"})
     bare = [r for r in proteins if bonds[r] and hydrogens[r] < CARBON_HYDROGENS[canonical_name(r.name)]]
     if bare:
         raise UnsupportedTopologyError(
             f"hydrogens are missing in {label(bare[0])}{f' and {len(bare) - 1} more' if bare[1:] else ''}: the models "
             "know all-atom structures only. `starmd prepare FILE` adds hydrogens and all else that is missing."
         )
-
-
-def _symbol(atom: Atom) -> str:
-    return "" if atom.element is None else atom.element.symbol
 
 
 def _atom_table(rows: Sequence[Sequence[int]], columns: int) -> Tensor:

@@ -89,33 +89,22 @@ class Validity:
 def check_positions(
     positions: Tensor, tokens: ResidueTokens, before: Tensor | None = None, limits: Limits = RELAXED
 ) -> Validity:
-    """Check atom positions.
+    """Check positions (*, A, 3), nm, of all atoms of the Topology; molecules whole. The result has the shape (*).
 
-    Parameters
-    ----------
-    positions : Tensor, shape (*, A, 3)
-        All atoms of the Topology, nm; molecules whole.
-    tokens : ResidueTokens
-    before : Tensor, shape (A, 3) or (*, A, 3), optional
-        Positions that a jump started from: the hand of each centre and the turn of each peptide bond have to be as they
-        were. Without them residues have to be L, and peptide bonds trans; but those before PRO may be either.
-    limits : Limits
-        `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
-
-    Returns
-    -------
-    Validity, shape (*)
+    Against positions ``before`` (A, 3) or (*, A, 3) that a jump started from, the hand of each centre and the turn of
+    each peptide bond have to be as they were. Without them residues have to be L, and peptide bonds trans; but those
+    before PRO may be either. The limits are `RELAXED`, or `STRAINED` for positions that are to be relaxed yet.
     """
     atoms = _as_array(positions).reshape(-1, *positions.shape[-2:])
     lost, place = np.nonzero(~np.isfinite(atoms[:, tokens.protein_atoms.numpy()]).all(-1))
     finite = np.setdiff1d(np.arange(len(atoms)), lost)
     atoms, centres, planes = atoms[finite], tokens.chiral_centres.numpy(), tokens.peptide_planes.numpy()
-    hands, cis = left_handed(atoms, centres), _cis(atoms, planes)
+    hands, cis = left_handed(atoms, centres), cis_planes(atoms, planes)
     if before is None:
         old_hands, old_cis = False, cis & _before_proline(tokens)
     else:
         old = np.broadcast_to(_as_array(before), positions.shape).reshape(-1, *positions.shape[-2:])[finite]
-        old_hands, old_cis = left_handed(old, centres), _cis(old, planes)
+        old_hands, old_cis = left_handed(old, centres), cis_planes(old, planes)
     found = {
         "ca_breaks": longer_pairs(atoms, tokens.adjacent_ca.numpy(), MAX_ADJACENT_CA),
         "peptide_breaks": longer_pairs(atoms, tokens.peptide_bonds.numpy(), MAX_PEPTIDE_BOND),
@@ -162,7 +151,7 @@ def left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return _dot(np.cross(a, b), c) < 0
 
 
-def _cis(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:
+def cis_planes(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:
     """True where one of the peptide planes (K, 4) of atoms (F, A, 3) is nearer to cis than to trans, shape (F, K)."""
     bonds = np.diff(atoms[:, planes], axis=2)
     normals = np.cross(bonds[:, :, :-1], bonds[:, :, 1:])
@@ -187,6 +176,19 @@ def close_pairs(points: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarra
     return first // points.shape[1], first % points.shape[1], second % points.shape[1]
 
 
+def _strangers(first: np.ndarray, second: np.ndarray, tokens: ResidueTokens) -> np.ndarray:
+    """Mask of the pairs of heavy atoms that are more than three bonds from each other."""
+    weights = np.array([len(tokens.heavy_atoms), 1])  # one number for each pair
+    return ~np.isin(np.stack([first, second], -1) @ weights, tokens.close_kin.numpy() @ weights)
+
+
+def close_contacts(heavy: np.ndarray, tokens: ResidueTokens, limit: float) -> tuple[np.ndarray, ...]:
+    """Those of the `close_pairs` of heavy atoms (F, M, 3) that are more than three bonds from each other."""
+    pairs = close_pairs(heavy, limit)
+    strangers = _strangers(*pairs[1:], tokens)
+    return tuple(x[strangers] for x in pairs)
+
+
 def _marked(n: int, frames: np.ndarray) -> np.ndarray:
     """Array (n,) that is True at each of the ``frames``."""
     return np.bincount(frames, minlength=n) > 0
@@ -198,8 +200,7 @@ def _heavy_atoms_too_close(atoms: np.ndarray, tokens: ResidueTokens, limits: Lim
     frame, first, second = close_pairs(heavy, max(MIN_HEAVY, limits.contact))
     distance = np.linalg.norm(heavy[frame, first] - heavy[frame, second], axis=-1)
     clash, contact = distance < MIN_HEAVY, distance < limits.contact
-    weights = np.array([heavy.shape[1], 1])  # one number for each pair
-    contact[contact] = ~np.isin(np.stack([first, second], -1)[contact] @ weights, tokens.close_kin.numpy() @ weights)
+    contact[contact] = _strangers(first[contact], second[contact], tokens)
     pairs = tokens.heavy_atoms.numpy()[np.stack([first, second], -1)]
     return {"clashes": (frame[clash], pairs[clash]), "close_contacts": (frame[contact], pairs[contact])}
 

@@ -5,16 +5,8 @@ the frames into states, ``connections`` and ``posterior`` make a Markov state mo
 uncertainty, ``estimation`` judges it, ``refined`` shows the result, and ``pipeline`` does it all.
 """
 
-from importlib import import_module
-
-from openmm_starmd.errors import extra
+from openmm_starmd.errors import lazily
 
 _NAMES = {"Refinement": "refined", "estimate": "estimation", "refine": "pipeline"}
 __all__ = list(_NAMES)
-
-
-def __getattr__(name):
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with extra("analysis", "Refinement"):
-        return getattr(import_module(f"{__name__}.{_NAMES[name]}"), name)
+__getattr__ = lazily(__name__, _NAMES, "analysis", "Refinement")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components, shortest_path
+from scipy.sparse.csgraph import shortest_path
 
 from openmm_starmd.evaluation.metrics import markov
 
@@ -33,9 +33,7 @@ def find_connections(states: Sequence[np.ndarray], lag: int, n_states: int) -> C
     rate of entering times the mean time in it, and a rate is below 3 / t (95 %) where t passed without an entry.
     """
     counts = markov.transition_counts(states, lag, n_states)[0]
-    number, component = connected_components(counts, connection="strong")
-    inside = np.array([counts[np.ix_(component == c, component == c)].sum() for c in range(number)])
-    main = component == inside.argmax()
+    _, main = markov.connected(counts)
     visited = np.bincount(np.concatenate(states), minlength=n_states) > 0
     reach = np.isfinite(shortest_path(counts > 0, unweighted=True))
     only_left = ~main & reach[:, main].any(1)

@@ -11,13 +11,7 @@ from openmm_starmd.evaluation.metrics import markov
 from openmm_starmd.evaluation.metrics.differences import GAS_CONSTANT
 from openmm_starmd.evaluation.metrics.samples import block_bootstrap
 from openmm_starmd.refinement.connections import NONE_SEEN, Connections, find_connections
-from openmm_starmd.refinement.posterior import (
-    Posterior,
-    markovian_lag,
-    sample_posterior,
-    set_populations,
-    slow_timescales,
-)
+from openmm_starmd.refinement.posterior import Posterior, markovian_lag, sample_posterior, set_populations
 from openmm_starmd.refinement.refined import Quantity, Refinement, Shortage
 
 MOST_SETS = 4
@@ -99,9 +93,7 @@ def estimate(
         quantities = [*times[:1], *_shares(posterior, learned, sets, temperature, confidence, seed), *times[1:]]
         test = _chapman_kolmogorov(states, frames, sets, confidence, seed)
         shortages += _imprecise(quantities, precision, nanoseconds) + _not_markovian(test, nanoseconds)
-    populations = np.zeros((1 + len(posterior.draws), n_states))
-    for row, model in zip(populations, [posterior.best, *posterior.draws], strict=True):
-        row[model.count_model.state_symbols] = model.stationary_distribution
+    populations = np.array([markov.populations(msm, n_states) for msm in (posterior.best, *posterior.draws)])
     lags, timescales = _timescales_by_lag(states, n_states, longest)
     return Refinement(
         quantities=tuple(quantities),
@@ -157,7 +149,7 @@ def _learned_passage(connections: Connections, learned, learned_interval) -> flo
 
 def _metastable_sets(posterior: Posterior, n_states: int) -> np.ndarray:
     """Sets by PCCA+, as many as there are timescales before their widest gap, the most populated first."""
-    times = np.nan_to_num(slow_timescales(posterior.best, MOST_SETS), nan=1e-3)
+    times = np.nan_to_num(markov.timescales(posterior.best, MOST_SETS), nan=1e-3)
     most = min(MOST_SETS, posterior.best.n_states)
     gaps = times[: most - 1] / np.maximum(times[1:most], 1e-3)
     sets = markov.metastable_sets(posterior.best, 2 + int(gaps.argmax()) if most > 2 else 2, n_states)
@@ -208,7 +200,7 @@ def _times(posterior: Posterior, own: Posterior | None, sets, intervals, confide
 
     def of_model(model):
         passages = markov.first_passage_times(model, sets)
-        return np.array([slow_timescales(model, 1)[0], *(passages[pair] for pair in pairs)])
+        return np.array([markov.timescales(model, 1)[0], *(passages[pair] for pair in pairs)])
 
     rows = [*np.array(posterior.interval(of_model, confidence)) * intervals[0] / 1000]
     if own is None:
@@ -259,5 +251,5 @@ def _imprecise(quantities: Sequence[Quantity], precision: float, nanoseconds: fl
 def _timescales_by_lag(states, n_states: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """Lags (L,) and slowest timescales (L,), frames."""
     lags = np.unique(np.round(np.geomspace(1, max(1, longest // 2), 8)).astype(int))
-    counts = [markov.transition_counts(states, int(lag), n_states)[0] for lag in lags]
-    return lags, np.array([markov.timescales_of_counts(c, int(k), 1)[0] for k, c in zip(lags, counts, strict=True)])
+    models = (markov.fit_counts(markov.transition_counts(states, lag, n_states)[0], lag) for lag in lags.tolist())
+    return lags, np.array([markov.timescales(msm, 1)[0] for msm in models])

@@ -12,7 +12,7 @@ import numpy as np
 from openmm import System, XmlSerializer, unit
 from openmm.app import Topology
 
-from openmm_starmd.errors import StarMDError, TrajectoryError
+from openmm_starmd.errors import StarMDError, TrajectoryError, require
 from openmm_starmd.files import replacing
 from openmm_starmd.refinement.coordinates import Features, cut_into_states, protein_features, slow_coordinates
 from openmm_starmd.refinement.estimation import estimate
@@ -20,9 +20,9 @@ from openmm_starmd.refinement.refined import Refinement
 from openmm_starmd.refinement.starts import choose_starts
 from openmm_starmd.refinement.swarm import Swarm, run_swarm
 from openmm_starmd.systems import peptide_system
-from openmm_starmd.trajectories.frames import Source, check_atoms, pieces
+from openmm_starmd.trajectories.frames import Source, check_atoms, name_of, pieces
 from openmm_starmd.trajectories.times import frame_interval as interval_of
-from openmm_starmd.units import require, valueIn, wholeNumber
+from openmm_starmd.units import valueIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -190,22 +190,18 @@ class _Learned:
             check_atoms(source, self.topology)
             found = [(features(piece), piece.time) for piece in self._pieces(number)]
             if not found:
-                raise TrajectoryError(f"{self._name(number)} holds no frames.")
+                raise TrajectoryError(f"{name_of(self.sources[number], number)} holds no frames.")
             self.features.append(np.concatenate([f for f, _ in found]))
             times = np.concatenate([t for _, t in found])
             if stride is None and len(times) > 1:
-                intervals.append(interval_of(times, self._name(number), "give the stride"))
+                intervals.append(interval_of(times, name_of(self.sources[number], number), "give the stride"))
         if stride is None and (not intervals or max(intervals) > 1.02 * min(intervals)):
             raise TrajectoryError("The files of the learned run tell no common stride; give it in ps.")
         self.interval = intervals[0] if stride is None else stride
 
-    def _name(self, number: int) -> str:
-        source = self.sources[number]
-        return f"trajectory {number + 1}" if isinstance(source, mdtraj.Trajectory) else str(source)
-
     def _pieces(self, number: int):
         everything = np.arange(self.topology.n_atoms)
-        for piece in pieces(self.sources[number], self.topology, everything, self._name(number)):
+        for piece in pieces(self.sources[number], self.topology, everything, name_of(self.sources[number], number)):
             yield piece if piece.unitcell_lengths is None else piece.make_molecules_whole()
 
     def slow_points(self) -> list[np.ndarray]:

@@ -62,16 +62,6 @@ def sample_posterior(
     return Posterior(best, draws)
 
 
-def slow_timescales(model: MarkovStateModel, n: int) -> np.ndarray:
-    """Slowest implied timescales (n,), frames; nan where there is none, or its eigenvalue <= 0."""
-    root = np.sqrt(model.stationary_distribution)
-    eigenvalues = np.linalg.eigvalsh(model.transition_matrix * root[:, None] / root)[::-1][1 : n + 1]
-    found = np.full(n, np.nan)
-    decays = (eigenvalues > 0) & (eigenvalues < 1)
-    found[: len(eigenvalues)][decays] = -model.lagtime / np.log(eigenvalues[decays])
-    return found
-
-
 def set_populations(model: MarkovStateModel, sets: np.ndarray) -> np.ndarray:
     """Equilibrium populations (m,) of sets of states; ``sets`` (n_states,) holds the set of each state, -1 for none."""
     own = sets[model.count_model.state_symbols]
@@ -89,13 +79,13 @@ def markovian_lag(states: Sequence[np.ndarray], n_states: int, drift: float = 0.
     lags = sorted({int(round(lag)) for lag in np.geomspace(1, longest, 12)})
     for lag in lags:
         counts = [markov.transition_counts(states, k * lag, n_states)[0] for k in (1, 2)]
-        times = [markov.timescales_of_counts(c, k * lag, 1)[0] for k, c in zip((1, 2), counts, strict=True)]
+        times = [markov.timescales(markov.fit_counts(c, k * lag), 1)[0] for k, c in zip((1, 2), counts, strict=True)]
         if not np.isfinite(times).all():
             continue
         change = abs(np.log(times[1] / times[0]))
         if change > drift:
             posterior = sample_posterior(states, lag, n_states, 50, seed)
-            _, low, high = posterior.interval(lambda model: slow_timescales(model, 1)[0])
+            _, low, high = posterior.interval(lambda model: markov.timescales(model, 1)[0])
             drift_allowed = max(drift, np.log(high / low) / 4)
             if not change <= drift_allowed:
                 continue

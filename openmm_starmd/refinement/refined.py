@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,30 +12,21 @@ import numpy as np
 
 from openmm_starmd.evaluation.metrics.markov import ChapmanKolmogorov
 from openmm_starmd.evaluation.metrics.samples import percentile_interval
-from openmm_starmd.files import replacing
+from openmm_starmd.files import replacing, write_json
 
 CANNOT = "cannot be judged"
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number of both sides.
-
-    Parameters
-    ----------
-    name, unit : str
-    value, low, high : float
-        Of the force field, with the limits of the posterior interval.
-    learned, learned_low, learned_high : float
-        Of the learned run; nan where there is none.
-    """
+    """One number of both sides."""
 
     name: str
     unit: str
-    value: float
-    low: float
+    value: float  # of the force field
+    low: float  # limits of its posterior interval
     high: float
-    learned: float = math.nan
+    learned: float = math.nan  # of the learned run; nan where there is none
     learned_low: float = math.nan
     learned_high: float = math.nan
 
@@ -193,16 +183,7 @@ class Refinement:
             "quantities": [asdict(q) for q in self.quantities],
             "settings": self.settings,
         }
-        for name, text in (("refined.json", json.dumps(_plain(content), indent=1)), ("refined.md", self.markdown())):
-            with replacing(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
+        write_json(content, folder / "refined.json")
+        with replacing(folder / "refined.md") as partial:
+            partial.write_text(self.markdown(), encoding="utf-8")
         return folder / "refined.md"
-
-
-def _plain(value):
-    """A value that JSON can hold: numbers that are not finite as None."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

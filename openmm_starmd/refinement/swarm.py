@@ -26,7 +26,6 @@ from openmm import (
     LangevinMiddleIntegrator,
     LocalEnergyMinimizer,
     OpenMMException,
-    Platform,
     System,
     VerletIntegrator,
     XmlSerializer,
@@ -36,6 +35,7 @@ from openmm.app import Topology, XTCFile
 from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.files import replacing
 from openmm_starmd.seeds import derived
+from openmm_starmd.systems.peptide import platform_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -46,7 +46,6 @@ BLOCK = 50  # frames
 FRICTION = 1.0  # 1/ps
 RESTRAINT = 10_000.0  # kJ/mol/nm^2, of heavy atoms in the minimisation
 LOCKS = ".locks"
-ONE_THREAD = {"Threads": "1"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +161,7 @@ class Swarm:
                 force.setRandomNumberSeed(seed)
         integrator = LangevinMiddleIntegrator(self.temperature, FRICTION, self.time_step)
         integrator.setRandomNumberSeed(seed)
-        context = Context(system, integrator, *_platform(self.platform))
+        context = Context(system, integrator, *platform_of(self.platform))
         periodic = system.usesPeriodicBoundaryConditions()
         if state is None:
             self._begin(context, number, seed)
@@ -213,16 +212,12 @@ def relax_strain(
         if atom.element is not None and atom.element.mass._value > 2.5:
             spring.addParticle(atom.index, positions[atom.index])
     held.addForce(spring)
-    context = Context(held, VerletIntegrator(0.001), *_platform(platform))
+    context = Context(held, VerletIntegrator(0.001), *platform_of(platform))
     if box is not None and system.usesPeriodicBoundaryConditions():
         context.setPeriodicBoxVectors(*box)
     context.setPositions(positions)
     LocalEnergyMinimizer.minimize(context, 10.0, 100)
     return context.getState(positions=True).getPositions(asNumpy=True)._value
-
-
-def _platform(name: str) -> tuple:
-    return (Platform.getPlatform(name), ONE_THREAD) if name == "CPU" else (Platform.getPlatform(name),)
 
 
 def run_swarm(
@@ -258,11 +253,11 @@ def run_swarm(
 def _all(swarm, numbers, n_frames, processes, client, progress) -> Iterator[int]:
     """New frames of each trajectory that is finished in another process; those made here report themselves."""
     if client is not None:
-        from distributed import Client
         from distributed import as_completed as completed
 
-        if not isinstance(client, Client):
-            raise ValueError(f"client must be a distributed.Client; found a {type(client).__name__}.")
+        from openmm_starmd.rollout.cluster import require_client
+
+        require_client(client)
         tasks = [client.submit(swarm.advance, number, n_frames, pure=False) for number in numbers]
         yield from (task.result() for task in completed(tasks))
     elif processes > 1:

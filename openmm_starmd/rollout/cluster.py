@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from openmm_starmd.errors import StarMDError, extra
+from openmm_starmd.errors import StarMDError, extra, require
 from openmm_starmd.rollout.ensemble import Ensemble, Reached
 
 with extra("cluster", "Work on several machines"):
@@ -38,6 +38,11 @@ def connect(address: str, ca_file=None, cert=None, key=None) -> Client:
     return Client(address, timeout=10, security=security)
 
 
+def require_client(client) -> None:
+    """Raise ValueError for what is no client of Dask."""
+    require(isinstance(client, Client), f"client must be a distributed.Client; found a {type(client).__name__}.")
+
+
 def distribute(
     client: Client,
     ensemble: Ensemble,
@@ -53,8 +58,7 @@ def distribute(
     has; ``progress`` gets the number of new frames after each task. A ValueError refuses what is no client; the error
     of the first task that fails is raised after the other batches have come to their end.
     """
-    if not isinstance(client, Client):
-        raise ValueError(f"client must be a distributed.Client; found a {type(client).__name__}.")
+    require_client(client)
     shared = client.submit(_same, ensemble, pure=False)  # not scattered: what a dead worker held is then made again
     steps, every = list(steps), ensemble.checkpoint_steps
     counts = [Counter() for _ in steps]

@@ -27,7 +27,7 @@ from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation, RelaxationPool
 from openmm_starmd.rollout.replica import LOCKS, Replica
-from openmm_starmd.rollout.sampler import BatchSampler
+from openmm_starmd.rollout.rounds import BatchSampler
 
 logger = logging.getLogger(__name__)
 

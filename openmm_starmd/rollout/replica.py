@@ -24,20 +24,9 @@ LOCKS = ".locks"
 
 
 class Replica:
-    """One of several rollouts; it writes its own files alone, while it is `held`.
+    """One of several rollouts from a start (A, 3), nm; it writes its own files alone, while it is `held`.
 
-    Parameters
-    ----------
-    folder : Path
-    number : int
-    topology : Topology
-    torsion_mask : Tensor, shape (N, 6)
-    stride : float
-        ps.
-    identity : str
-        What a state must agree in to be gone on from.
-    start : array, shape (A, 3)
-        nm.
+    A state must agree in the ``identity`` to be gone on from. The stride is in ps.
     """
 
     def __init__(self, folder: Path, number: int, topology: Topology, torsion_mask, stride, identity: str, start):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -18,8 +17,8 @@ from openmm_starmd.binding.context import refuseWater
 from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.statistics import acceptance
 from openmm_starmd.domain import warn_of_numbering
-from openmm_starmd.errors import JumpRejectedError, StarMDError
-from openmm_starmd.files import replacing
+from openmm_starmd.errors import JumpRejectedError, StarMDError, require
+from openmm_starmd.files import replacing, write_json
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.plugins import NewPropagator
@@ -27,7 +26,7 @@ from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
-from openmm_starmd.units import require, valueIn, wholeNumber
+from openmm_starmd.units import valueIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -194,8 +193,7 @@ def _tell(folder: Path, counts: Counter):
     """Write the statistics of a call to the folder and to the log, if it has sampled anything."""
     statistics = acceptance(counts)
     if counts:
-        with replacing(folder / STATISTICS) as partial:
-            partial.write_text(json.dumps(statistics, indent=2) + "\n")
+        write_json(statistics, folder / STATISTICS)
         shares = statistics["acceptance"]
         text = "%d jumps; of the sampled conformations %.4f were accepted at first try, %.4f after repair."
         logger.info(text, statistics["steps"], shares["firstTry"], shares["afterRepair"])

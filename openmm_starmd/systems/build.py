@@ -133,7 +133,7 @@ def _clashes(residues) -> bool:
 
 
 @contextmanager
-def _global_random(seed: int):
+def global_random(seed: int):
     """Seed Python's global generator, from which ``Modeller.addHydrogens`` draws, and put its state back."""
     state = random.getstate()
     random.seed(seed)
@@ -190,6 +190,6 @@ def build_peptide(sequence: str, n_cap: bool = False, c_cap: bool = False, seed:
             positions.append(position)
     topology.createStandardBonds()
     modeller = Modeller(topology, np.array(positions) * unit.nanometer)
-    with _global_random(seed):
+    with global_random(seed):
         modeller.addHydrogens(force_field(), pH=7.0, platform=Platform.getPlatform("Reference"))
     return modeller.topology, modeller.positions

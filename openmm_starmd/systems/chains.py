@@ -10,8 +10,8 @@ from openmm.app import Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
-from openmm_starmd.errors import UnsupportedTopologyError
-from openmm_starmd.protein.bond_graph import chain_label, label
+from openmm_starmd.errors import UnsupportedTopologyError, listed
+from openmm_starmd.protein.bond_graph import chain_label, label, symbol_of
 from openmm_starmd.protein.residues import C_CAPS, HEAVY_ATOMS, N_CAPS, RESIDUE_TYPES, canonical_name
 from openmm_starmd.systems.structure_file import Place
 
@@ -53,7 +53,7 @@ def coordinates(fixer: PDBFixer) -> np.ndarray:
 
 def is_heavy(atom) -> bool:
     """True if an atom is neither hydrogen nor a virtual site."""
-    return atom.element is not None and atom.element.symbol not in ("H", "D")
+    return symbol_of(atom) not in ("", "H", "D")
 
 
 def find_replacements(fixer: PDBFixer) -> dict[Residue, str]:
@@ -155,10 +155,9 @@ def refuse_traces(fixer: PDBFixer) -> None:
         if canonical_name(residue.name) and ("CA" not in present or not present & {"N", "C"}):
             traces.append(residue)
     if traces:
-        more = f" and {len(traces) - 3} more" if len(traces) > 3 else ""
         raise UnsupportedTopologyError(
             f"backbone atoms (of N, CA, C) that side chains are built on are missing in "
-            f"{', '.join(map(label, traces[:3]))}{more}. Build the backbone with another program, or remove the "
+            f"{listed(list(map(label, traces)))}. Build the backbone with another program, or remove the "
             "residues."
         )
 

@@ -25,7 +25,7 @@ from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import ProteinBondGraph, label
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import MAX_PEPTIDE_BOND, check_positions
+from openmm_starmd.protein.validity import MAX_PEPTIDE_BOND, check_positions, cis_planes, left_handed
 from openmm_starmd.systems.chains import Place, coordinates, is_heavy, names_of, place_of
 
 HAND = 0.0026  # nm^3; scalar product of the three bonds of a natural centre, in the order of `chiral_centres`
@@ -89,15 +89,11 @@ class _Skeleton:
 
     def inverted(self, x: np.ndarray) -> np.ndarray:
         """True for the centres of the other hand, shape (K,)."""
-        centre, *others = np.moveaxis(x[self.centres], 1, 0)
-        a, b, c = (other - centre for other in others)
-        return np.einsum("ki,ki->k", np.cross(a, b), c) <= 0
+        return left_handed(x[None], self.centres)[0]
 
     def cis(self, x: np.ndarray) -> np.ndarray:
         """True for the peptide planes that are nearer to cis than to trans, shape (K,)."""
-        bonds = np.diff(x[self.planes], axis=1)
-        normals = np.cross(bonds[:, :-1], bonds[:, 1:])
-        return np.einsum("ki,ki->k", normals[:, 0], normals[:, 1]) > 0
+        return cis_planes(x[None], self.planes)[0]
 
     def wrong(self, x: np.ndarray) -> list[int]:
         """An atom of each centre, peptide plane and peptide bond with built atoms that is not as nature has it."""

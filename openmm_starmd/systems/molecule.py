@@ -6,7 +6,7 @@ from pathlib import Path
 
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, first_line
 from openmm_starmd.systems.build import THREE_LETTER
 from openmm_starmd.systems.peptide import minimized_peptide, split_caps
 
@@ -44,5 +44,5 @@ def read_pdb(path: Path) -> PDBFile:
             return pdb
         reason = "it holds no atoms"
     except Exception as error:  # OpenMM's parser raises what it happens to raise
-        reason = str(error).split("\n")[0] or type(error).__name__
+        reason = first_line(error)
     raise StarMDError(f"{path} cannot be read as a PDB file ({reason}); `starmd prepare` reads PDB and mmCIF files")

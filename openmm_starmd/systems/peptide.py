@@ -29,7 +29,6 @@ from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems.build import build_peptide, force_field
 
 TIME_STEP = 0.004  # ps
-ONE_THREAD = {"Threads": "1"}
 ATTEMPTS = 5
 
 
@@ -66,6 +65,11 @@ def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
     return system
 
 
+def platform_of(name: str) -> tuple[Platform, dict[str, str]]:
+    """Platform of a name and its properties: one thread of the CPU."""
+    return Platform.getPlatform(name), {"Threads": "1"} if name == "CPU" else {}
+
+
 def split_caps(molecule: str) -> tuple[str, bool, bool]:
     """Sequence of a molecule like ``"ace-AAAA-nme"``, whether ACE stands before it, whether NME stands behind it."""
     n_cap, c_cap = molecule.lower().startswith("ace-"), molecule.lower().endswith("-nme")
@@ -90,9 +94,7 @@ def minimized_peptide(molecule: str, seed: int) -> tuple[Topology, np.ndarray]:
 def sound_minimum(name: str, structures: Iterable) -> tuple[Topology, np.ndarray]:
     """The first of some structures that is sound after minimisation."""
     for topology, positions in structures:
-        context = Context(
-            peptide_system(topology), VerletIntegrator(TIME_STEP), Platform.getPlatform("CPU"), ONE_THREAD
-        )
+        context = Context(peptide_system(topology), VerletIntegrator(TIME_STEP), *platform_of("CPU"))
         context.setPositions(positions)
         LocalEnergyMinimizer.minimize(context, maxIterations=500)
         minimized = context.getState(positions=True).getPositions(asNumpy=True)._value

@@ -8,7 +8,7 @@ from openmm import unit
 from openmm.app import Element, Topology
 from pdbfixer import PDBFixer
 
-from openmm_starmd.errors import UnsupportedTopologyError
+from openmm_starmd.errors import UnsupportedTopologyError, listed
 from openmm_starmd.protein.bond_graph import label
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.systems import chains, links
@@ -119,8 +119,7 @@ def _refuse_unmatched(topology: Topology) -> None:
             )
     unmatched = force_field().getUnmatchedResidues(topology)
     if unmatched:
-        more = f" and {len(unmatched) - 3} more" if len(unmatched) > 3 else ""
         raise UnsupportedTopologyError(
-            f"the atoms and bonds of {', '.join(map(label, unmatched[:3]))}{more} match no template of ff14SB; look "
+            f"the atoms and bonds of {listed(list(map(label, unmatched)))} match no template of ff14SB; look "
             "there for unknown residues and for missing, doubled or wrongly named atoms."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +10,8 @@ from openmm.app import Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
+from openmm_starmd.protein.bond_graph import symbol_of
+from openmm_starmd.systems.build import global_random
 from openmm_starmd.systems.chains import Place, coordinates, names_of, place_of, rebuild
 
 HYDROGEN_BOND = 0.35  # nm; between donor and acceptor
@@ -69,7 +70,7 @@ class _Choices:
         for a, b in topology.bonds():
             self.bonded[a.index].append(b)
             self.bonded[b.index].append(a)
-        self.oxygens = [atom for atom in topology.atoms() if atom.element is not None and atom.element.symbol == "O"]
+        self.oxygens = [atom for atom in topology.atoms() if symbol_of(atom) == "O"]
         self.tree = cKDTree(x[[atom.index for atom in self.oxygens]]) if self.oxygens else None
         self.reasons: dict[int, str] = {}
 
@@ -78,7 +79,7 @@ class _Choices:
         if residue.name not in _TITRATING:
             return None
         titrating = [atom for atom in residue.atoms() if atom.name in _TITRATING[residue.name]]
-        protons = sum(_is_hydrogen(b) for atom in titrating for b in self.bonded[atom.index])
+        protons = sum(symbol_of(b) in ("H", "D") for atom in titrating for b in self.bonded[atom.index])
         name = self.protonation.get(place_of(residue))
         if residue.name == "CYS" and any(b.residue is not residue for a in titrating for b in self.bonded[a.index]):
             return "CYX"
@@ -118,25 +119,20 @@ def _in_place(residue: Residue) -> bool:
     return bool({"HD2", "HE2"} & {atom.name for atom in residue.atoms()})
 
 
-def _is_hydrogen(atom) -> bool:
-    return atom.element is not None and atom.element.symbol in ("H", "D")
-
-
 def _hydrogens(residue: Residue) -> set[str]:
-    return {atom.name for atom in residue.atoms() if _is_hydrogen(atom)}
+    return {atom.name for atom in residue.atoms() if symbol_of(atom) in ("H", "D")}
 
 
 @contextmanager
 def _repeatable():
     """Seed the generator that Modeller draws from, and let it minimise on one thread, whose sums have one order."""
-    state, platform = random.getstate(), Platform.getPlatform("CPU")
+    platform = Platform.getPlatform("CPU")
     threads = platform.getPropertyDefaultValue("Threads")
-    random.seed(1)
     platform.setPropertyDefaultValue("Threads", "1")
     try:
-        yield platform
+        with global_random(1):
+            yield platform
     finally:
-        random.setstate(state)
         platform.setPropertyDefaultValue("Threads", threads)
 
 

@@ -15,7 +15,7 @@ from torch import Generator
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.displacement import superposed
 from openmm_starmd.training import precomputed
-from openmm_starmd.training.config import STRIDE_RANGE
+from openmm_starmd.training.settings import STRIDE_RANGE
 from openmm_starmd.training.windows import Batch, Bucket, aligned, steps_within
 from openmm_starmd.trajectories.encoding import EncodedTrajectory, load_trajectory
 from openmm_starmd.trajectories.packed import NUMBERS, unpack

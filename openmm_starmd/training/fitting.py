@@ -24,9 +24,9 @@ from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.displacement import Share
 from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS
 from openmm_starmd.training.card import model_card
-from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
+from openmm_starmd.training.settings import TrainingConfig
 from openmm_starmd.training.step_sizes import burial_scales, step_scales
 from openmm_starmd.training.windows import Batch, steps_within
 

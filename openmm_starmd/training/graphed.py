@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Generator, Tensor
 
-from openmm_starmd.diffusion.replay import first_line, map_tensors, warn_of_recording
+from openmm_starmd.diffusion.replay import map_tensors, warn_of_recording
+from openmm_starmd.errors import first_line
 
 WARM_UP = 3  # calls of a shape before it is recorded, so that tables, libraries and the optimiser are ready
 _THREADS, _AHEAD = 4, 12

@@ -25,8 +25,8 @@ from openmm_starmd.diffusion.replay import recording_wanted
 from openmm_starmd.errors import StarMDError, extra
 from openmm_starmd.files import replacing
 from openmm_starmd.protein.displacement import Share
-from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.graphed import GraphedStep, Prefetcher
+from openmm_starmd.training.settings import TrainingConfig
 
 with extra("train", "Training"):
     from lightning_fabric import Fabric
@@ -103,26 +103,13 @@ class _Objective(nn.Module):
 class Run:
     """State of a training run: module, averaged module, optimiser, step number; and how to advance it.
 
-    Parameters
-    ----------
-    config : TrainingConfig
-    module : nn.Module
-    loss_function : callable
-        ``loss_function(module, batch, generator)`` -> (scalar loss, dict of its parts), means over the windows of the
-        batch; the generator is one that `per_replica` takes.
-    draw : callable
-        ``draw(generator, share)`` -> the windows in the slice ``share`` of a batch, with a ``to(device)``.
-    draw_held_out : callable, optional
-        The same for validation.
-    fabric : Fabric, optional
-        Of `launch`, which makes one.
+    ``loss_function(module, batch, generator)`` gives a scalar loss and a dict of its parts, means over the windows of
+    the batch; the generator is one that `per_replica` takes. ``draw(generator, share)`` gives the windows in the slice
+    ``share`` of a batch, with a ``to(device)``, and ``draw_held_out`` those for validation. The fabric is that of
+    `launch`.
 
-    Attributes
-    ----------
-    best : dict
-        Step and loss of the best validation, and the averaged weights there.
-    seconds : float
-        Time spent in training, earlier sittings included.
+    ``best`` holds step and loss of the best validation, and the averaged weights there; ``seconds`` is the time spent
+    in training, earlier sittings included.
     """
 
     def __init__(

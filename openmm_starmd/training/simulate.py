@@ -18,20 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from openmm import LangevinMiddleIntegrator, Platform, unit
+from openmm import LangevinMiddleIntegrator, unit
 from openmm.app import PDBFile, Simulation, Topology, XTCFile
 
 from openmm_starmd.errors import StarMDError
 from openmm_starmd.files import replacing
 from openmm_starmd.systems.build import THREE_LETTER
 from openmm_starmd.systems.molecule import read_pdb
-from openmm_starmd.systems.peptide import (
-    ONE_THREAD,
-    file_name,
-    minimized_peptide,
-    peptide_system,
-    sound_minimum,
-)
+from openmm_starmd.systems.peptide import file_name, minimized_peptide, peptide_system, platform_of, sound_minimum
 from openmm_starmd.training.tiled_system import TiledSystem
 
 logger = logging.getLogger(__name__)
@@ -130,9 +124,8 @@ def _steps(picoseconds: float) -> int:
 def _new_simulation(run: _Run, tiled: TiledSystem) -> Simulation:
     integrator = LangevinMiddleIntegrator(run.temperature, FRICTION, TIME_STEP)
     integrator.setRandomNumberSeed(run.run_seed)
-    platform = Platform.getPlatform(run.platform)
-    properties = ONE_THREAD if run.platform == "CPU" else {}
-    return Simulation(tiled.topology, peptide_system(tiled.topology, tiled.cutoff), integrator, platform, properties)
+    system = peptide_system(tiled.topology, tiled.cutoff)
+    return Simulation(tiled.topology, system, integrator, *platform_of(run.platform))
 
 
 def _silent(text: str, done: float) -> None:

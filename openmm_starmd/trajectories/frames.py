@@ -15,13 +15,18 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
-from openmm_starmd.errors import TrajectoryError
+from openmm_starmd.errors import TrajectoryError, first_line
 
 Source = str | os.PathLike | mdtraj.Trajectory
 
 CHUNK_ATOMS = 4_000_000  # atoms of a piece, 48 MB
 OWN_TOPOLOGY = (".pdb", ".h5", ".hdf5", ".gro")
 FARTHEST = 1e4  # nm; a NaN comes back from an XTC file as -2147483.75 nm
+
+
+def name_of(source: Source, number: int) -> str:
+    """Name in errors of a file, or of the trajectory of a number (from 0)."""
+    return f"trajectory {number + 1}" if isinstance(source, mdtraj.Trajectory) else Path(source).name
 
 
 def existing(path: str | os.PathLike) -> Path:
@@ -45,7 +50,7 @@ def load_topology(given: str | os.PathLike | mdtraj.Topology | None) -> mdtraj.T
             return mdtraj.load_topology(str(path))
     except Exception as error:  # mdtraj raises what its readers happen to raise
         raise TrajectoryError(
-            f"{path} cannot be read as a topology ({_reason(error)}): expected PDB, mmCIF, PRMTOP, PSF, GRO or HDF5."
+            f"{path} cannot be read as a topology ({first_line(error)}): expected PDB, mmCIF, PRMTOP, PSF, GRO or HDF5."
         ) from None
 
 
@@ -123,17 +128,12 @@ def _raw_pieces(source, topology, indices, chunk):
         raise TrajectoryError(torn(path, error)) from None
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def torn(path: Path, error: Exception) -> str:
     """Message about a file that cannot be read to its end."""
     count = _whole_netcdf_frames(path) if path.suffix.lower() in (".nc", ".netcdf", ".ncdf") else _whole_frames(path)
     if count:
-        return f"{path} is torn in frame {count} ({_reason(error)}): {_keep(path, count)}"
-    return f"{path} cannot be read: it is damaged, or not what its name says ({_reason(error)}); copy it again."
+        return f"{path} is torn in frame {count} ({first_line(error)}): {_keep(path, count)}"
+    return f"{path} cannot be read: it is damaged, or not what its name says ({first_line(error)}); copy it again."
 
 
 def _keep(path: Path, count: int) -> str:

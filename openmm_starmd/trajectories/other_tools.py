@@ -29,7 +29,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 
-from openmm_starmd.errors import TrajectoryError
+from openmm_starmd.errors import TrajectoryError, first_line
 from openmm_starmd.trajectories.frames import OWN_TOPOLOGY, Source, existing, load_topology, n_atoms_of
 
 TENSORS = ".pt"
@@ -158,7 +158,7 @@ def _tensor(path: Path):
             "PLaTITO's generated_coords.pt; save it anew with torch.save(tensor, path)."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise TrajectoryError(f"{path} cannot be read as a tensor ({reason}); copy or write it again.") from None
     shape = tuple(found.shape) if isinstance(found, torch.Tensor) else None
     if shape is None or len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape or not found.is_floating_point():

@@ -15,7 +15,7 @@ import numpy as np
 from openmm import unit
 from openmm.app import Element, Modeller, PDBFile, Topology
 
-from openmm_starmd.errors import StarMDError, TrajectoryError, UnsupportedTopologyError
+from openmm_starmd.errors import StarMDError, TrajectoryError, UnsupportedTopologyError, first_line
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.trajectories.frames import check_whole_dcd, torn
@@ -29,24 +29,11 @@ _BOND, _BOND_TO_HYDROGEN = 0.18, 0.13  # nm
 class ProteinTrajectory:
     """The protein of one trajectory file.
 
-    Parameters
-    ----------
-    file : TrajectoryFile
+    ``topology`` and ``tokens`` are those of the protein alone, caps included; water, ions and ligands are left out.
+    ``has_times`` tells whether the file tells the times of its frames.
 
-    Attributes
-    ----------
-    topology : openmm.app.Topology
-        Of the protein alone, caps included; water, ions and ligands are left out.
-    tokens : ResidueTokens
-    has_times : bool
-        Whether the file tells the times of its frames.
-
-    Raises
-    ------
-    UnsupportedTopologyError
-        If there is no protein that residue tokens can describe.
-    StarMDError
-        If the file is damaged, or topology and frames do not belong together.
+    An UnsupportedTopologyError refuses a file without a protein that residue tokens can describe. A StarMDError says
+    that the file is damaged, or that topology and frames do not belong together.
     """
 
     def __init__(self, file: TrajectoryFile):
@@ -90,9 +77,8 @@ class ProteinTrajectory:
             coordinates = replica["coords"]
             box = np.array(replica["box"], np.float32) if "box" in replica else None
             for start in range(0, len(coordinates), self._chunk):
-                positions = (
-                    coordinates[start : start + self._chunk][:, self._atoms].astype(np.float32) / 10
-                )  # from Angstrom
+                angstrom = coordinates[start : start + self._chunk][:, self._atoms]
+                positions = angstrom.astype(np.float32) / 10
                 trajectory = mdtraj.Trajectory(positions, self._mdtraj_topology)
                 if box is not None:
                     trajectory.unitcell_vectors = np.broadcast_to(box, (len(positions), 3, 3)).copy()
@@ -118,7 +104,7 @@ def _open(path: Path):
 def _damaged(file: TrajectoryFile, error: Exception) -> StarMDError:
     if not file.group and file.path.suffix != ".h5":
         return TrajectoryError(torn(file.path, error))
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     return StarMDError(f"{file.label} is damaged or not what its name says ({reason}); leave it out, or write it anew.")
 
 

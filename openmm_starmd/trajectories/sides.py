@@ -15,7 +15,7 @@ import mdtraj
 import numpy as np
 
 from openmm_starmd.errors import TrajectoryError
-from openmm_starmd.trajectories.frames import Source, check_atoms, load_topology, pieces
+from openmm_starmd.trajectories.frames import Source, check_atoms, load_topology, name_of, pieces
 from openmm_starmd.trajectories.matching import check_sequences, common_keys, common_topology, heavy_atoms, split_chains
 from openmm_starmd.trajectories.other_tools import Found, find, numbered
 from openmm_starmd.trajectories.times import frame_interval
@@ -55,10 +55,6 @@ class Side:
     def nanoseconds(self) -> float:
         """Length of all trajectories together; nan where the time between frames is unknown."""
         return self.n_frames * (self.interval or float("nan")) / 1000
-
-
-def _name(source: Source, number: int) -> str:
-    return f"trajectory {number + 1}" if isinstance(source, mdtraj.Trajectory) else Path(source).name
 
 
 def _whole(piece: mdtraj.Trajectory) -> None:
@@ -160,7 +156,7 @@ def read_sides(
     first = load_topology(topology)
     second = first if generated_topology is None else load_topology(generated_topology)
     sources = [_sources(reference, "reference"), _sources(generated, "generated")]
-    names = [[_name(source, i) for i, source in enumerate(given)] for given in sources]
+    names = [[name_of(source, i) for i, source in enumerate(given)] for given in sources]
     found = [
         [each for i, source in enumerate(given) for each in find(source, i, top, own)]
         for given, top, own in zip(sources, (first, second), (True, generated_topology is not None), strict=True)

@@ -6,8 +6,9 @@ import pytest
 pytest.importorskip("deeptime")
 
 from openmm_starmd.errors import StarMDError  # noqa: E402
+from openmm_starmd.evaluation.metrics import markov  # noqa: E402
 from openmm_starmd.refinement import estimate  # noqa: E402
-from openmm_starmd.refinement.posterior import sample_posterior, set_populations, slow_timescales  # noqa: E402
+from openmm_starmd.refinement.posterior import sample_posterior, set_populations  # noqa: E402
 
 INTERVAL = 2.0  # ps
 
@@ -66,7 +67,7 @@ def test_truth_lies_within_the_intervals_as_often_as_they_say():
 
 
 def slowest(model):
-    return INTERVAL / 1000 * slow_timescales(model, 1)[0]
+    return INTERVAL / 1000 * markov.timescales(model, 1)[0]
 
 
 def test_a_wrong_proposal_is_corrected_and_shown_beside():

@@ -29,7 +29,7 @@ from openmm_starmd.protein.conformation import from_positions  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 from openmm_starmd.systems import build_peptide  # noqa: E402
 from openmm_starmd.training import train  # noqa: E402
-from openmm_starmd.training.config import TrainingConfig  # noqa: E402
+from openmm_starmd.training.settings import TrainingConfig  # noqa: E402
 from openmm_starmd.trajectories import ATLAS, Files, Folder, MdCATH  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,7 +296,7 @@ def test_bf16_gives_nearly_the_loss_of_single_precision(folder, tmp_path):
 
 SCRIPT = """
     import json, sys
-    from openmm_starmd.training.config import TrainingConfig
+    from openmm_starmd.training.settings import TrainingConfig
     from openmm_starmd.training import train
     train(TrainingConfig.from_toml(sys.argv[1]))
 """

@@ -26,7 +26,7 @@ from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E40
 from openmm_starmd.protein.displacement import per_replica  # noqa: E402
 from openmm_starmd.systems import build_peptide  # noqa: E402
 from openmm_starmd.training import fitting, graphed, logs, loop  # noqa: E402
-from openmm_starmd.training.config import TrainingConfig  # noqa: E402
+from openmm_starmd.training.settings import TrainingConfig  # noqa: E402
 
 TARGET = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 

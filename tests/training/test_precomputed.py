@@ -17,8 +17,8 @@ from openmm_starmd.protein.conformation import from_positions  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 from openmm_starmd.systems import build_peptide  # noqa: E402
 from openmm_starmd.training import train  # noqa: E402
-from openmm_starmd.training.config import TrainingConfig  # noqa: E402
 from openmm_starmd.training.dataset import TrajectoryDataset  # noqa: E402
+from openmm_starmd.training.settings import TrainingConfig  # noqa: E402
 
 SINGLE, PAIR = 5, 7
 

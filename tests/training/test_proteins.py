@@ -15,9 +15,9 @@ from openmm_starmd.network.config import ModelConfig, NetworkConfig
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training import loop
-from openmm_starmd.training.config import TrainingConfig
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.fitting import train
+from openmm_starmd.training.settings import TrainingConfig
 from openmm_starmd.training.step_sizes import burial_scales, step_scales
 from openmm_starmd.trajectories import compact
 from openmm_starmd.trajectories.packed import pack

@@ -51,8 +51,6 @@ def side_chain_contacts(trajectory: mdtraj.Trajectory, pairs: np.ndarray) -> np.
     length = max(1, _PIECE // int((per_residue[pairs[:, 0]] * per_residue[pairs[:, 1]]).sum()))
     pieces = (trajectory[k : k + length] for k in range(0, len(trajectory), length))
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "selected topology includes at least one glycine"
-        )  # but none of the pairs does
+        warnings.filterwarnings("ignore", "selected topology includes at least one glycine")  # no pair does
         found = [mdtraj.compute_contacts(p, pairs, "sidechain-heavy", periodic=False)[0] < TOUCH for p in pieces]
     return np.concatenate(found)

@@ -62,7 +62,7 @@ def transition_counts(states: States, lag: int, n_states: int | None = None, n_b
     return pair_counts(before, after, n, n_blocks)
 
 
-def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts (n, n) within strongly connected sets, and which states (n,) are in the set that holds most of them."""
     _, component = connected_components(counts, connection="strong")
     inside = counts * (component[:, None] == component)
@@ -71,14 +71,14 @@ def _connected(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def connected_share(counts: np.ndarray) -> float:
     """Share of the transitions of counts (n, n) within the strongly connected set that holds most; nan without any."""
-    inside, most = _connected(counts)
+    inside, most = connected(counts)
     total = counts.sum()
     return float(inside[most].sum() / total) if total else float("nan")
 
 
 def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
     """Markov state model of counts (n, n) on the strongly connected set that holds most of them."""
-    inside, most = _connected(counts)
+    inside, most = connected(counts)
     if not inside.any():  # every state was left for good: the first stands for all
         inside[most, most] = 1
     model = TransitionCountModel(inside.astype(np.float64), "sliding", lag)
@@ -87,32 +87,33 @@ def fit_counts(counts: np.ndarray, lag: int = 1) -> MarkovStateModel:
         return MaximumLikelihoodMSM().fit_fetch(model.submodel(np.flatnonzero(most)))
 
 
-def populations_of_counts(counts: np.ndarray) -> np.ndarray:
-    """Equilibrium population of each state by a Markov state model of counts (n, n); 0 outside the connected set."""
-    msm = fit_counts(counts)
-    populations = np.zeros(len(counts))
-    populations[msm.count_model.state_symbols] = msm.stationary_distribution
-    return populations
-
-
-def timescales_of_counts(counts: np.ndarray, lag: int, n: int) -> np.ndarray:
-    """Slowest ``n`` implied timescales of counts (N, N), frames; nan where there is none, or its eigenvalue <= 0."""
-    eigenvalues = np.sort(np.real(fit_counts(counts, lag).eigenvalues()))[::-1][1 : n + 1]
-    found = np.full(n, np.nan)
-    decays = (eigenvalues > 0) & (eigenvalues < 1)
-    found[: len(eigenvalues)][decays] = -lag / np.log(eigenvalues[decays])
+def populations(msm: MarkovStateModel, n_states: int) -> np.ndarray:
+    """Equilibrium population of each state, (n_states,); 0 outside the connected set."""
+    found = np.zeros(n_states)
+    found[msm.count_model.state_symbols] = msm.stationary_distribution
     return found
 
 
-def _bootstrapped(function, states: States, lags: Sequence[int], n_states: int | None, options: dict) -> np.ndarray:
+def timescales(msm: MarkovStateModel, n: int) -> np.ndarray:
+    """Slowest ``n`` implied timescales of a reversible model, frames; nan where there is none, or no eigenvalue > 0."""
+    root = np.sqrt(msm.stationary_distribution)
+    eigenvalues = np.linalg.eigvalsh(msm.transition_matrix * root[:, None] / root)[::-1][1 : n + 1]
+    found = np.full(n, np.nan)
+    decays = (eigenvalues > 0) & (eigenvalues < 1)
+    found[: len(eigenvalues)][decays] = -msm.lagtime / np.log(eigenvalues[decays])
+    return found
+
+
+def _bootstrapped(
+    function, states: States, lags, n_states: int | None, *, n_blocks=20, n_resamples=50, confidence=0.95, seed=0
+) -> np.ndarray:
     """Value, low and high of a function of counts (n, n) and lag, at each lag, by drawing blocks of transitions."""
-    n_blocks = options["n_blocks"]
-    draws = np.random.default_rng(options["seed"]).integers(n_blocks, size=(options["n_resamples"], n_blocks))
+    draws = np.random.default_rng(seed).integers(n_blocks, size=(n_resamples, n_blocks))
     found = []
     for lag in lags:
         blocks = transition_counts(states, lag, n_states, n_blocks)
         resampled = [function(blocks[draw].sum(0), lag) for draw in draws]
-        found.append((function(blocks.sum(0), lag), *percentile_interval(np.array(resampled), options["confidence"])))
+        found.append((function(blocks.sum(0), lag), *percentile_interval(np.array(resampled), confidence)))
     return np.array(found).swapaxes(0, 1)
 
 
@@ -126,24 +127,17 @@ class ImpliedTimescales:
     high: np.ndarray
 
 
-def implied_timescales(
-    states: States,
-    lags: Sequence[int],
-    n_timescales: int = 3,
-    *,
-    n_blocks: int = 20,
-    n_resamples: int = 50,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> ImpliedTimescales:
+def implied_timescales(states: States, lags: Sequence[int], n_timescales: int = 3, **bootstrap) -> ImpliedTimescales:
     """Slowest implied timescales of states (T,) at several lags (frames), with block-bootstrap intervals.
 
     Every lag is shorter than the longest trajectory. The transitions of ``n_blocks`` stretches of time are drawn
-    together, with replacement, ``n_resamples`` times.
+    together, with replacement, ``n_resamples`` times; ``confidence`` and ``seed`` belong to this ``bootstrap``, too.
     """
-    options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
-    found = _bootstrapped(lambda c, lag: timescales_of_counts(c, lag, n_timescales), states, lags, None, options)
-    return ImpliedTimescales(np.asarray(lags), *found)
+
+    def slowest(counts, lag):
+        return timescales(fit_counts(counts, lag), n_timescales)
+
+    return ImpliedTimescales(np.asarray(lags), *_bootstrapped(slowest, states, lags, None, **bootstrap))
 
 
 def metastable_sets(msm: MarkovStateModel, n_sets: int, n_states: int) -> np.ndarray:
@@ -205,15 +199,7 @@ def _between_sets(msm: MarkovStateModel, sets: np.ndarray, power: int = 1) -> np
 
 
 def chapman_kolmogorov(
-    states: States,
-    lag: int,
-    sets: np.ndarray,
-    multiples: Sequence[int] = (1, 2, 3, 4, 5),
-    *,
-    n_blocks: int = 20,
-    n_resamples: int = 50,
-    confidence: float = 0.95,
-    seed: int = 0,
+    states: States, lag: int, sets: np.ndarray, multiples: Sequence[int] = (1, 2, 3, 4, 5), **bootstrap
 ) -> ChapmanKolmogorov:
     """Chapman-Kolmogorov test, P(k lag) against P(lag)^k, between metastable sets (Prinz et al. 2011).
 
@@ -221,9 +207,12 @@ def chapman_kolmogorov(
     is longer than every k lag. ``sets`` (n_states,) are those of `metastable_sets`. The other arguments are those of
     the block bootstrap of `implied_timescales`.
     """
-    options = dict(n_blocks=n_blocks, n_resamples=n_resamples, confidence=confidence, seed=seed)
+
+    def between(counts, lag):
+        return _between_sets(fit_counts(counts, lag), sets)
+
     lags = lag * np.asarray(multiples)
-    estimated = _bootstrapped(lambda c, lag: _between_sets(fit_counts(c, lag), sets), states, lags, len(sets), options)
+    estimated = _bootstrapped(between, states, lags, len(sets), **bootstrap)
     tested = fit_counts(transition_counts(states, lag, len(sets))[0], lag)
     predicted = np.array([_between_sets(tested, sets, k) for k in multiples])
     return ChapmanKolmogorov(lags, predicted, *estimated)

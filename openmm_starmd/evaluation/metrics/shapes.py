@@ -90,14 +90,10 @@ def recall(reference: np.ndarray, generated: np.ndarray) -> float:
 
 
 def paired_rmsd(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Smallest RMSD of structures (P, N, 3) and (P, N, 3), pair by pair, (P,) nm (Kabsch 1976)."""
-    x, y = (np.asarray(z, dtype=np.float64) for z in (first, second))
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    covariance = np.einsum("pni,pnj->pij", x, y)
-    overlap = np.linalg.svd(covariance, compute_uv=False)
-    overlap[:, 2] *= np.sign(np.linalg.det(covariance))  # a rotation, no mirror
-    square = (x**2).sum((1, 2)) + (y**2).sum((1, 2)) - 2 * overlap.sum(1)
-    return np.sqrt(np.maximum(square, 0) / x.shape[1])
+    """Smallest RMSD of structures (P, N, 3) and (P, N, 3), pair by pair, (P,) nm."""
+    x, y = (torch.as_tensor(z, dtype=torch.float64) for z in (first, second))
+    apart = rigid.superpose(x, y)[:, None].apply(x) - y
+    return apart.square().sum(-1).mean(-1).sqrt().numpy()
 
 
 def rmsd_sums(before: np.ndarray, after: np.ndarray, max_pairs: int) -> np.ndarray:

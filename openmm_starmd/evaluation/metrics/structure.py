@@ -118,12 +118,9 @@ class Terms:
             "rotamer outliers": self._rotamers(topology),
         }
 
-    def _residue_of(self, topology, atom: int) -> int:
-        return topology.atom(atom).residue.index
-
     def _peptides(self, topology) -> tuple[np.ndarray, np.ndarray]:
         omega = dihedral.indices_omega(topology)
-        proline = [self.residues[self._residue_of(topology, q[3])][0] == "PRO" for q in omega]
+        proline = [self.residues[topology.atom(q[3]).residue.index][0] == "PRO" for q in omega]
         return omega, np.array(proline, dtype=bool)
 
     def _centres(self) -> np.ndarray:
@@ -137,9 +134,8 @@ class Terms:
 
     def _backbone(self, topology) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """(class, torsions (D, 4), periods (D,)) of each residue with phi and psi."""
-        phi = {self._residue_of(topology, q[1]): q for q in dihedral.indices_phi(topology)}
-        psi = {self._residue_of(topology, q[1]): q for q in dihedral.indices_psi(topology)}
-        after = {self._residue_of(topology, q[1]): self._residue_of(topology, q[3]) for q in psi.values()}
+        phi, psi = (_by_residue(topology, find) for find in (dihedral.indices_phi, dihedral.indices_psi))
+        after = {i: topology.atom(q[3]).residue.index for i, q in psi.items()}
         found = []
         for i in sorted(phi.keys() & psi.keys()):
             kind = self.residues[i][0]
@@ -149,10 +145,7 @@ class Terms:
         return found
 
     def _rotamers(self, topology) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        chi1, chi2 = (
-            {self._residue_of(topology, q[1]): q for q in indices(topology)}
-            for indices in (dihedral.indices_chi1, dihedral.indices_chi2)
-        )
+        chi1, chi2 = (_by_residue(topology, find) for find in (dihedral.indices_chi1, dihedral.indices_chi2))
         found = []
         for i, quartet in chi1.items():
             kind = self.residues[i][0]
@@ -160,6 +153,11 @@ class Terms:
             periods = [torsion_period(kind, f"chi{k + 1}") for k in range(len(quartets))]
             found.append((f"{kind} {len(quartets)}", quartets, np.array(periods)))
         return found
+
+
+def _by_residue(topology: mdtraj.Topology, find) -> dict[int, np.ndarray]:
+    """Four atoms of the torsion of each residue that has it, which is that of the second atom."""
+    return {topology.atom(quartet[1]).residue.index: quartet for quartet in find(topology)}
 
 
 def _angles(graph) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +18,7 @@ from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
 from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
 from openmm_starmd.evaluation.scoring.unscored import unscored
 from openmm_starmd.evaluation.scoring.verdict import CAPTIONS, verdict
+from openmm_starmd.files import write_json
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
 
 
@@ -66,13 +65,8 @@ class Evaluation:
 
     def to_json(self, path: str | os.PathLike) -> None:
         """Verdict, what has no scores, settings and scores; what is not finite is null."""
-        rows = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(score).items()}
-            for score in self.scores
-        ]
         content = {"verdict": self.verdict, "unscored": self.unscored, "settings": self.settings}
-        content |= {"lights": MEANING, "scores": rows}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(content | {"lights": MEANING, "scores": [asdict(score) for score in self.scores]}, path)
 
     def to_html(self, path: str | os.PathLike) -> None:
         """A page with verdict, table, figures and both trajectories to play, that loads nothing from elsewhere."""
@@ -172,15 +166,8 @@ def evaluate(
     if not temperature > 0:
         raise ValueError(f"expected a temperature above 0 K, found {temperature:g}")
     reported = read_jumps(jumps) if jumps else None
-    one, two = read_sides(
-        reference,
-        generated,
-        topology,
-        generated_topology=generated_topology,
-        stride=stride,
-        reference_stride=reference_stride,
-        progress=progress,
-    )
+    given = {"generated_topology": generated_topology, "stride": stride, "reference_stride": reference_stride}
+    one, two = read_sides(reference, generated, topology, **given, progress=progress)
     wrong = causes(one, two)
     lag_time, no_kinetics = common_lag(one, two)
     progress("measuring the reference", 0.0)

@@ -80,7 +80,7 @@ def free_energies(comparison: Comparison) -> tuple[Figure, str]:
     edges = comparison.edges[2]
     for i, (ax, (title, side)) in enumerate(zip(axes, _both(comparison).items(), strict=True)):
         energy = free_energy(grid_counts(_joined(side, "tics"), edges), comparison.temperature)
-        plots.plot_free_energy(energy, edges, ax, title, ("tICA-0", "tICA-1"), colorbar=i == 1)
+        plots.plot_free_energy(energy, edges, ax, title, colorbar=i == 1)
     return figure, "On the two slowest modes of the reference; dark is most populated."
 
 

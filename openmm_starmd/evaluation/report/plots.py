@@ -1,8 +1,8 @@
 """Figures of arrays that the other modules of this room compute.
 
 Functions of several ensembles take ``{name: data}``; the first is drawn in grey and meant to be the reference.
-``interval`` is the time between two frames in ps, one number or ``{name: number}``. Everything is drawn into ``ax``, by
-default that of the current figure, and ``ax`` is returned.
+``interval`` is the time between two frames in ps, one number or ``{name: number}``. Everything is drawn into
+``ax``, which is returned.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
@@ -23,24 +22,8 @@ MAX_ENERGY = 15.0  # kJ/mol, 6 kT at 300 K: where 10,000 frames leave off
 Interval = float | dict[str, float]
 
 
-def plot_ramachandran(phi: np.ndarray, psi: np.ndarray, ax=None, title: str = "", bins: int = 60):
-    """Ramachandran map: logarithmic density of all (phi, psi) pairs.
-
-    Parameters
-    ----------
-    phi, psi : ndarray, any one shape
-        Radian.
-    ax : matplotlib Axes, optional
-        Drawn into the current figure's axes by default.
-    title : str
-    bins : int
-        Per axis.
-
-    Returns
-    -------
-    matplotlib Axes
-    """
-    ax = plt.gca() if ax is None else ax
+def plot_ramachandran(phi: np.ndarray, psi: np.ndarray, ax, title: str = "", bins: int = 60):
+    """Ramachandran map: logarithmic density of all (phi, psi) pairs, radian, in so many bins per axis."""
     limits = [[-180, 180], [-180, 180]]
     density, x, y = np.histogram2d(
         np.degrees(np.ravel(phi)), np.degrees(np.ravel(psi)), bins=bins, range=limits, density=True
@@ -66,30 +49,20 @@ def _clean(ax, columns: int = 1, place: str = "best"):
     return ax
 
 
-def plot_free_energy(
-    energy: np.ndarray,
-    edges: Sequence[np.ndarray],
-    ax=None,
-    title: str = "",
-    labels: tuple[str, str] = ("tIC 1", "tIC 2"),
-    max_energy: float = MAX_ENERGY,
-    colorbar: bool = True,
-):
-    """Free energy (X, Y), kJ/mol, on the bins of two features, in one colour scale (0 to ``max_energy``) for all."""
-    ax = plt.gca() if ax is None else ax
+def plot_free_energy(energy: np.ndarray, edges: Sequence[np.ndarray], ax, title: str = "", colorbar: bool = True):
+    """Free energy (X, Y), kJ/mol, on the bins of tICA-0 and tICA-1, in one colour scale (0 to `MAX_ENERGY`) for all."""
     energy = np.ma.masked_invalid(energy).T
-    mesh = ax.pcolormesh(*edges, energy, vmin=0, vmax=max_energy, cmap="viridis", rasterized=True)
-    ax.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    mesh = ax.pcolormesh(*edges, energy, vmin=0, vmax=MAX_ENERGY, cmap="viridis", rasterized=True)
+    ax.set(xlabel="tICA-0", ylabel="tICA-1", title=title)
     ax.spines[["top", "right"]].set_visible(False)
     if colorbar:
-        extend = "max" if energy.max() > max_energy else "neither"
+        extend = "max" if energy.max() > MAX_ENERGY else "neither"
         ax.figure.colorbar(mesh, ax=ax, label="free energy (kJ/mol)", extend=extend)
     return ax
 
 
-def plot_rmsf(profiles: dict[str, np.ndarray], ax=None, title: str = ""):
+def plot_rmsf(profiles: dict[str, np.ndarray], ax, title: str = ""):
     """RMSF (N,), nm, of each CA in several ensembles."""
-    ax = plt.gca() if ax is None else ax
     n = max(map(len, profiles.values()))
     for colour, (name, profile) in zip(COLOURS, profiles.items(), strict=False):
         marker = "o" if n <= 50 else None
@@ -100,9 +73,8 @@ def plot_rmsf(profiles: dict[str, np.ndarray], ax=None, title: str = ""):
     return _clean(ax)
 
 
-def plot_implied_timescales(timescales: dict[str, ImpliedTimescales], interval: Interval, ax=None, title: str = ""):
+def plot_implied_timescales(timescales: dict[str, ImpliedTimescales], interval: Interval, ax, title: str = ""):
     """Implied timescales against lag with their intervals; hatched: faster than the lag, so not to be seen."""
-    ax = plt.gca() if ax is None else ax
     ax.set(xscale="log", yscale="log", xlabel="lag time (ns)", ylabel="implied timescale (ns)", title=title)
     shown = []
     for colour, (name, data) in zip(COLOURS, timescales.items(), strict=False):
@@ -122,9 +94,8 @@ def plot_implied_timescales(timescales: dict[str, ImpliedTimescales], interval: 
     return _clean(ax)
 
 
-def plot_chapman_kolmogorov(test: ChapmanKolmogorov, interval: float, ax=None, title: str = ""):
+def plot_chapman_kolmogorov(test: ChapmanKolmogorov, interval: float, ax, title: str = ""):
     """Probability to be in the same metastable set later: prediction (lines) and estimate (points, with intervals)."""
-    ax = plt.gca() if ax is None else ax
     lags = test.lags * interval / 1000
     for i in range(test.estimated.shape[1]):
         colour = COLOURS[(i + 1) % len(COLOURS)]
@@ -139,10 +110,9 @@ def plot_chapman_kolmogorov(test: ChapmanKolmogorov, interval: float, ax=None, t
 
 
 def plot_validity(
-    valid: dict[str, np.ndarray], interval: Interval, ax=None, n_windows: int = 50, title: str = "valid frames"
+    valid: dict[str, np.ndarray], interval: Interval, ax, n_windows: int = 50, title: str = "valid frames"
 ):
     """Share of valid frames, each (T,) bool, in equal windows along time."""
-    ax = plt.gca() if ax is None else ax
     lowest = 100.0
     for colour, (name, frames) in zip(COLOURS, valid.items(), strict=False):
         windows = np.array_split(np.asarray(frames, dtype=float), min(n_windows, len(frames)))
@@ -156,9 +126,8 @@ def plot_validity(
     return _clean(ax, len(valid), "lower center")
 
 
-def plot_decorrelation(curves: dict[str, np.ndarray], lags: np.ndarray, ax=None, title: str = ""):
+def plot_decorrelation(curves: dict[str, np.ndarray], lags: np.ndarray, ax, title: str = ""):
     """Autocorrelation (L, K) of torsions at ``lags`` (L,), ps: mean, and the band of the middle 80 % of them."""
-    ax = plt.gca() if ax is None else ax
     for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
         low, high = np.quantile(curve, [0.1, 0.9], axis=1)
         ax.plot(lags / 1000, curve.mean(1), color=colour, label=name)
@@ -168,9 +137,8 @@ def plot_decorrelation(curves: dict[str, np.ndarray], lags: np.ndarray, ax=None,
     return _clean(ax)
 
 
-def plot_torsion_jsd(divergences: dict[str, np.ndarray], names: Sequence[str], ax=None, title: str = ""):
+def plot_torsion_jsd(divergences: dict[str, np.ndarray], names: Sequence[str], ax, title: str = ""):
     """Bars of the Jensen-Shannon divergence, bits, (K,) of each torsion, for several ensembles (MD halves first)."""
-    ax = plt.gca() if ax is None else ax
     width = 0.8 / len(divergences)
     places = np.arange(len(names))
     for i, (colour, (name, values)) in enumerate(zip(COLOURS, divergences.items(), strict=False)):

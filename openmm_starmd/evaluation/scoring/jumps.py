@@ -20,31 +20,17 @@ from openmm_starmd.reporters import HEADERS
 
 @dataclass(frozen=True)
 class Jumps:
-    """Lines of one or several tables; where there was no jump since the last line, energies are nan.
+    """Lines of one or several tables; where there was no jump since the last line, energies are nan."""
 
-    Parameters
-    ----------
-    steps, times : ndarray, shape (L,)
-        Step and time (ps) of each line.
-    counts, retries, repaired : ndarray of int, shape (L,)
-        Jumps since the last line, conformations that were sampled again, and jumps that were accepted after a repair.
-    failed : Counter
-        Failed checks of all lines.
-    energies_before, energies_after : ndarray, shape (L,)
-        Before and after the relaxation of the last jump, kJ/mol.
-    seconds : ndarray, shape (L,)
-        Wall time of all jumps of a line, s.
-    """
-
-    steps: np.ndarray
-    times: np.ndarray
-    counts: np.ndarray
-    retries: np.ndarray
-    repaired: np.ndarray
-    failed: Counter
-    energies_before: np.ndarray
-    energies_after: np.ndarray
-    seconds: np.ndarray
+    steps: np.ndarray  # (L,): step of each line
+    times: np.ndarray  # (L,): ps
+    counts: np.ndarray  # (L,) of int: jumps since the last line
+    retries: np.ndarray  # (L,) of int: conformations that were sampled again
+    repaired: np.ndarray  # (L,) of int: jumps that were accepted after a repair
+    failed: Counter  # failed checks of all lines
+    energies_before: np.ndarray  # (L,): before the relaxation of the last jump, kJ/mol
+    energies_after: np.ndarray  # (L,): after it
+    seconds: np.ndarray  # (L,): wall time of all jumps of a line, s
 
     @property
     def accepted(self) -> float:

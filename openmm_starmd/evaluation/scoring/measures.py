@@ -52,7 +52,7 @@ def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     """
     if not _reach_each_other(reference, generated):
         return float("nan")
-    (known,), (found,) = (np.nan_to_num(markov.timescales_of_counts(c, 1, 1)) for c in (reference, generated))
+    (known,), (found,) = (np.nan_to_num(markov.timescales(markov.fit_counts(c), 1)) for c in (reference, generated))
     return float(found / known) if known else float("nan")
 
 
@@ -79,7 +79,8 @@ def population_divergence(reference: np.ndarray, generated: np.ndarray) -> float
     """Divergence, bits, of equilibrium populations by two matrices of counts; nan where states are not connected."""
     if min(map(markov.connected_share, (reference, generated))) < LEAST_CONNECTED:
         return float("nan")
-    return jensen_shannon(*map(markov.populations_of_counts, (reference, generated)))
+    models = map(markov.fit_counts, (reference, generated))
+    return jensen_shannon(*(markov.populations(msm, len(reference)) for msm in models))
 
 
 def _difference_of(metric):
@@ -101,17 +102,17 @@ def distributions(projection: Projection, edges: dict[int, list[np.ndarray]], te
     def touching(frames):
         return np.append(frames.own("contacts").sum(0), frames.core).astype(np.float64)
 
-    def line(frames):
-        return grid_counts(frames.own("tics"), edges[1])
-
-    def grid(frames):
-        return grid_counts(frames.own("tics"), edges[2])
+    def on_tics(dimensions):
+        return lambda frames: grid_counts(frames.own("tics"), edges[dimensions])
 
     def plane(frames):
         return projection.plane.counts(frames.own("plane"))
 
-    def measure(name, unit, direction, summarize, compare):
-        return Measure(name, DISTRIBUTIONS, unit, direction, summarize, compare)
+    def moments(frames):
+        return shapes.moments(frames.own("shape"))
+
+    def measure(name, *options):
+        return Measure(name, DISTRIBUTIONS, *options)
 
     energy, backbone = partial(free_energy_difference, temperature=temperature), projection.torsions.backbone
     found = [
@@ -120,9 +121,9 @@ def distributions(projection: Projection, edges: dict[int, list[np.ndarray]], te
         if mask.any()
     ]
     found += [
-        measure("slowest mode (tICA-0)", "bits", "lower", line, jensen_shannon),
-        measure("two slowest modes (tICA-0,1)", "bits", "lower", grid, jensen_shannon),
-        measure("free energy on tICA-0,1", "kJ/mol", "lower", grid, energy),
+        measure("slowest mode (tICA-0)", "bits", "lower", on_tics(1), jensen_shannon),
+        measure("two slowest modes (tICA-0,1)", "bits", "lower", on_tics(2), jensen_shannon),
+        measure("free energy on tICA-0,1", "kJ/mol", "lower", on_tics(2), energy),
         measure("shape (PC1-PC2)", "bits", "lower", plane, jensen_shannon),
         measure("recall of shapes", "share", "higher", plane, shapes.recall),
     ]
@@ -130,10 +131,6 @@ def distributions(projection: Projection, edges: dict[int, list[np.ndarray]], te
         shares = _difference_of(lambda counts: counts[:-1] / counts[-1])
         found.append(measure("side chains in contact, difference", "share", "lower", touching, shares))
     if projection.by_alpha and len(projection.atoms) >= MIN_RESIDUES_RMSF:
-
-        def moments(frames):
-            return shapes.moments(frames.own("shape"))
-
         found.append(measure("RMSF of CA, correlation", "r", "higher", moments, _rmsf_correlation))
     return found
 

@@ -149,32 +149,17 @@ def _shape_atoms(topology: mdtraj.Topology) -> np.ndarray:
 
 
 class Projection:
-    """Measures frames of both sides alike, in coordinates fitted to the reference.
+    """Measures frames of both sides alike, in coordinates fitted to the reference, at a lag time (ps) of `common_lag`.
 
-    Parameters
-    ----------
-    reference : Side
-    lag_time : float
-        ps, see `common_lag`.
+    ``torsions`` are names, periods and kinds (and the angles of the first reference trajectory), ``reference`` the
+    reference itself as Frames, ``plane`` its principal plane. ``by_torsions`` tells whether tICA looks at torsions,
+    else at distances of CA. It is fitted to all of the reference, or to its first half where that has few frames for so
+    many features: MD against itself then shows what was only fitted. ``by_alpha`` tells whether shapes are those of CA.
 
-    Attributes
-    ----------
-    torsions : dihedrals.Torsions
-        Names, periods and kinds (and the angles of the first reference trajectory).
-    reference : list of Frames
-        The reference itself.
-    plane : shapes.PrincipalPlane
-    by_torsions : bool
-        Whether tICA looks at torsions, else at distances of CA. It is fitted to all of the reference, or to its first
-        half where that has few frames for so many features: MD against itself then shows what was only fitted.
-    by_alpha : bool
-        Whether shapes are those of CA.
-    checks : tuple of str
-        Names of the checks of single frames. The first three are 1 where a frame passes BioEmu's filter, ConfDiff's,
-        and all of `structure`; the others are the rates of `structure`, whose limits are those of the reference's
-        first half (as of `halves`), so that its second half has not been seen.
-    pairs : ndarray of int, shape (P, 2)
-        Residues whose side chains may touch.
+    ``checks`` are the names of the checks of single frames. The first three are 1 where a frame passes BioEmu's filter,
+    ConfDiff's, and all of `structure`; the others are the rates of `structure`, whose limits are those of the
+    reference's first half (as of `halves`), so that its second half has not been seen. ``pairs`` (P, 2) are the
+    residues whose side chains may touch.
     """
 
     def __init__(self, reference: Side, lag_time: float):

@@ -35,40 +35,21 @@ N_RESAMPLES = 100
 
 @dataclass(frozen=True)
 class Score:
-    """One number about the generated trajectories and what it means.
-
-    Parameters
-    ----------
-    name : str
-    group : str
-        "distributions", "kinetics" or "validity".
-    value : float
-        Of the generated trajectories; nan where it cannot be told.
-    low, high : float
-        95 % bootstrap interval over pieces of the generated trajectories, centred on the value.
-    oracle : float
-        The same score of MD against itself: second half of the reference against the first, or half of the reference's
-        files against the others.
-    frozen, shuffled : float
-        The same score of a first frame that never moves, and of the reference's frames in random order.
-    unit : str
-    direction : str
-        "lower" (0 is best), "higher" (1 is best) or "one" (a ratio).
-    light : str
-        "green", "amber", "red", "unclear" or "none", see `MEANING`.
-    """
+    """One number about the generated trajectories and what it means."""
 
     name: str
-    group: str
-    value: float
-    low: float
+    group: str  # "distributions", "kinetics" or "validity"
+    value: float  # of the generated trajectories; nan where it cannot be told
+    low: float  # limits of the 95 % bootstrap interval over pieces of the generated trajectories, centred on the value
     high: float
+    # the same score of MD against itself: second half of the reference against the first, or half of the reference's
+    # files against the others
     oracle: float
-    frozen: float
-    shuffled: float
+    frozen: float  # the same score of a first frame that never moves
+    shuffled: float  # the same score of the reference's frames in random order
     unit: str
-    direction: str
-    light: str
+    direction: str  # "lower" (0 is best), "higher" (1 is best) or "one" (a ratio)
+    light: str  # "green", "amber", "red", "unclear" or "none", see `MEANING`
 
     @classmethod
     def noted(cls, name, group, value, unit, oracle=math.nan, *, frozen=math.nan, light=NONE) -> Score:

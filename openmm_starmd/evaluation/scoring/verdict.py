@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from openmm_starmd.errors import listed
 from openmm_starmd.evaluation.scoring.measures import DISTRIBUTIONS, KINETICS, LEAST_CONNECTED, VALIDITY
 from openmm_starmd.evaluation.scoring.scorer import CONNECTED
 from openmm_starmd.evaluation.scoring.scores import AMBER, GREEN, NONE, RED, UNCLEAR, Score, percent, written
@@ -29,8 +30,7 @@ def _named(scores: Sequence[Score], name: str) -> Score | None:
 
 
 def _with(scores: Sequence[Score], group: str, lamp: str) -> str:
-    names = [s.name.split(", ")[0] for s in scores if s.group == group and s.light == lamp]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return listed([s.name.split(", ")[0] for s in scores if s.group == group and s.light == lamp])
 
 
 def _distributions(scores: Sequence[Score]) -> str:
@@ -106,8 +106,7 @@ def _validity(scores: Sequence[Score]) -> str:
         if not s.name.startswith("drift")
     ]
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        found.append(f"Frames are not like MD's: {', '.join(others[:3])}{more}.")
+        found.append(f"Frames are not like MD's: {listed(others)}.")
     if not found:
         found.append("No frame is broken.")
     if drifting:

@@ -36,11 +36,11 @@ def stationary(matrix):
 
 
 def slowest(states, lag=1):
-    return np.nan_to_num(markov.timescales_of_counts(markov.transition_counts(states, lag)[0], lag, 1))[0]
+    return np.nan_to_num(markov.timescales(markov.fit_counts(markov.transition_counts(states, lag)[0], lag), 1))[0]
 
 
 def populations(states, lag, n_states):
-    return markov.populations_of_counts(markov.transition_counts(states, lag, n_states)[0])
+    return markov.populations(markov.fit_counts(markov.transition_counts(states, lag, n_states)[0]), n_states)
 
 
 def fit(states, lag=1):

@@ -86,12 +86,6 @@ def test_bars_of_each_torsion_stand_side_by_side(ax):
     assert ax.get_ylim()[1] > 0.4
 
 
-def test_everything_draws_into_the_current_axes_by_default():
-    figure, axes = plt.subplots()
-    assert plots.plot_rmsf({"MD": np.ones(3)}) is axes
-    plt.close(figure)
-
-
 def test_ramachandran_map_puts_phi_on_x(ax):
     plots.plot_ramachandran(np.radians([-60.0] * 9), np.radians([140.0] * 9), ax, title="beta")
     density = ax.collections[0].get_array().reshape(60, 60)

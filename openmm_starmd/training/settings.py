@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openmm_starmd.diffusion.loss import LossWeights
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, require
 from openmm_starmd.network import config as presets
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.training import toml
@@ -16,6 +16,7 @@ from openmm_starmd.trajectories.sources import Source, source_from_table
 
 STRIDE_RANGE = (10.0, 1000.0)
 PRECISIONS = "32-true", "bf16-mixed"
+STRATEGIES = "auto", "ddp"
 
 
 @dataclass(frozen=True)
@@ -137,36 +138,36 @@ class TrainingConfig:
         least |= {"validation_steps": 1, "validation_batches": 1, "checkpoint_seconds": 0, "rescan_steps": 0, "seed": 0}
         least |= {"patience": 0, "devices": 1, "num_nodes": 1, "hours": 0, "batch_residues": 0}
         for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
+            require(getattr(self, name) >= bound, f"{name} must be at least {bound}, not {getattr(self, name)}.")
         for name in ("learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
-        if not self.data:
-            raise ValueError("data must name at least one folder.")
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
+        require(bool(self.data), "data must name at least one folder.")
         for name in ("ema_decay", "hidden_types", "hidden_references"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
-        if not 0 < self.stride_range[0] <= self.stride_range[1]:
-            raise ValueError(f"stride_range must satisfy 0 < least <= greatest, not {self.stride_range}.")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}.")
-        if self.strategy not in ("auto", "ddp"):
-            raise ValueError(f'strategy must be "auto" or "ddp", not {self.strategy!r}.')
-        if self.patience and not (self.validation_sequences or self.validation_names or self.validation_data):
-            raise ValueError("patience needs validation_sequences, validation_names or validation_data.")
-        network = self.model.network
-        if self.batch_residues and (network.single_features or network.pair_features):
-            raise ValueError("batch_residues goes without precomputed features; leave one of the two out.")
-        if self.distilled_steps and (self.start_from is None or self.distilled_steps < 2):
-            raise ValueError(
+            require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
+        low, high = self.stride_range
+        require(0 < low <= high, f"stride_range must satisfy 0 < least <= greatest, not {self.stride_range}.")
+        for name, known in {"precision": PRECISIONS, "strategy": STRATEGIES}.items():
+            found = getattr(self, name)
+            require(found in known, f"{name} must be one of {', '.join(known)}, not {found!r}.")
+        validated = self.validation_sequences or self.validation_names or self.validation_data
+        require(
+            bool(validated or not self.patience),
+            "patience needs validation_sequences, validation_names or validation_data.",
+        )
+        precomputed = self.model.network.single_features or self.model.network.pair_features
+        require(
+            not (self.batch_residues and precomputed),
+            "batch_residues goes without precomputed features; leave one of the two out.",
+        )
+        if self.distilled_steps:
+            require(
+                self.start_from is not None and self.distilled_steps >= 2,
                 "distilled_steps needs start_from, the model to distil, and must be 0 or at least 2, not "
-                f"{self.distilled_steps}."
+                f"{self.distilled_steps}.",
             )
-        if self.distilled_steps and self.hidden_types:
-            raise ValueError("distilled_steps goes without hidden_types; leave one of the two out.")
-        if self.distilled_steps and self.model != ModelConfig():
-            raise ValueError("distilled_steps: start_from brings its own model; leave one of the two out.")
+            require(not self.hidden_types, "distilled_steps goes without hidden_types; leave one of the two out.")
+            own = self.model == ModelConfig()
+            require(own, "distilled_steps: start_from brings its own model; leave one of the two out.")
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike) -> TrainingConfig:

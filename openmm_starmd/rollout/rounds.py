@@ -12,7 +12,8 @@ import torch
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.repair import repair
 from openmm_starmd.interface import JumpPropagator
-from openmm_starmd.protein.conformation import Conformation, from_positions, to_positions
+from openmm_starmd.protein.clashes import resolve_clashes
+from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.history import History
 from openmm_starmd.relaxation import RelaxationPool
 from openmm_starmd.seeds import derived
@@ -94,8 +95,8 @@ class BatchSampler:
 
         Beside them the excess (P,) of their energies, and the checks that each of them fails.
         """
-        conformation, old, excess = conformation.to("cpu", torch.float64), before[places], excess[places]
-        sampled = to_positions(conformation, torch.from_numpy(old), self._tokens).numpy()
+        old, excess = before[places], excess[places]
+        sampled = resolve_clashes(conformation, torch.from_numpy(old), self._tokens)[1].numpy()
         failures = self._gate.sampled(sampled, old)
         if self._pool is None:
             return sampled, excess, failures
