@@ -322,7 +322,7 @@ def draw(molecules: dict[str, Molecule], races: dict[str, np.ndarray], rows: dic
         ax.axhline(floor, color="0.5", linestyle=":", linewidth=1, label="MD, half against half")
         ax.set(xscale="log", xlabel="CPU time (s)", ylabel="RMS error below 4 kT (kJ/mol)", ylim=(0, None))
         ax.set_title(f"{name}, phi and psi of {molecules[name].residue}", fontsize=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
