@@ -295,6 +295,7 @@ def test_a_terminated_rollout_loses_nothing(files, capsys, monkeypatch):
     assert (files / "run/replica0000.xtc").read_bytes() == (files / "whole/replica0000.xtc").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_rollout_by_the_workers_of_a_scheduler(files, capsys):
     distributed = pytest.importorskip("distributed")
     assert cli.main(f"{ROLLOUT} local --replicas 3".split()) == 0

@@ -58,9 +58,14 @@ def parts(page):
     return found
 
 
-def named(pages, slow=()):
+def makes_trajectories(page):
+    """True for the README, whose molecule is a protein, and for pages whose commands simulate."""
+    return page == PAGES[0] or any(re.match("starmd (rollout|simulate)", command) for command in commands(page))
+
+
+def named(pages, slow=lambda page: False):
     marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[page in slow]) for page in pages]
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[slow(page)]) for page in pages]
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", named((page for page in PAGES if parts(page)), slow=PAGES[:1]))  # a protein
+@pytest.mark.parametrize("page", named((page for page in PAGES if parts(page)), slow=makes_trajectories))
 def test_page_runs(page, folder, monkeypatch, capsys):
     if commands(page):
         for library in ("typer", "lightning_fabric", "deeptime"):

@@ -33,7 +33,6 @@ def loaded_after(code):
 def test_names_and_help_load_no_heavy_library(code):
     pytest.importorskip("typer")
     assert loaded_after(code) == set()
-    assert loaded_after("from openmm_starmd import Propagator") >= {"torch"}
 
 
 def test_every_public_name_is_there_and_known_to_type_checkers():
@@ -50,7 +49,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers():
 
 def test_rollout_is_the_function_whatever_was_imported_first():
     code = "import openmm_starmd.rollout.run; from openmm_starmd import rollout; assert callable(rollout)"
-    loaded_after(code)
+    assert loaded_after(code) >= {"torch"}
 
 
 def test_there_is_one_version_number(capsys):

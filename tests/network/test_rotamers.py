@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 
 from openmm_starmd.diffusion.loss import context_inputs, denoising_loss, rotamer_term
@@ -158,6 +159,7 @@ def test_the_loss_of_odds_is_least_where_they_are_those_of_the_data():
     assert loss(best) < min(loss(best + 0.5), loss(best - 0.5))
 
 
+@pytest.mark.slow
 def test_training_teaches_the_share_of_hops():
     generator = torch.Generator().manual_seed(0)
     denoiser = small_denoiser()

@@ -160,6 +160,7 @@ def test_references_are_what_benchmarks_read(tmp_path):
     assert steps.min() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_file_that_fails_leaves_the_others_of_proteins(tmp_path):
     """Two files are asked for: the one that is missing is named, the other simulated."""
     topology, positions = build_peptide("GAG", False, False, 1)

@@ -52,6 +52,7 @@ MATRIX, POPULATIONS = double_well()
 WRONG = np.tile(np.arange(15), 12)  # every bin as often: the proposal knows nothing of populations
 
 
+@pytest.mark.slow
 def test_truth_lies_within_the_intervals_as_often_as_they_say():
     """Intervals of 90 % of twenty swarms miss a quantity more than five times in one test of fifty."""
     timescale, left, _ = truth(MATRIX, POPULATIONS)

@@ -135,6 +135,7 @@ def test_what_does_not_fit_is_refused(topology, system, tmp_path):
         refine(proposal(topology), topology, nanoseconds=1, output=tmp_path, system=system)
 
 
+@pytest.mark.slow
 def test_the_command_refines_a_rollout(build_peptide, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     topology, positions = build_peptide("AA")

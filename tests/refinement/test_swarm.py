@@ -65,6 +65,7 @@ def test_a_stopped_swarm_goes_on_and_gives_the_same_files(swarm, tmp_path):
     assert files(stopped) == files(swarm) and len(files(swarm)) == 3
 
 
+@pytest.mark.slow
 def test_processes_and_dask_give_the_same_files(swarm, tmp_path):
     distributed = pytest.importorskip("distributed")
     swarm = replace(swarm, platform="CPU")  # contexts of the Reference platform share random numbers between threads
@@ -90,6 +91,7 @@ def test_more_frames_go_on(swarm):
     assert np.allclose(times, 0.5 * np.arange(1, 3 * BLOCK + 1))
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_that_of_the_force(swarm):
     """Equipartition: each coordinate has a mean square of kT / k; starts 0.3 nm out have forgotten them."""
     run_swarm(swarm, 2000)

@@ -130,6 +130,7 @@ def test_what_is_no_client_is_refused(run):
         run("a", 2, client="tcp://localhost:8786")
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_asks_for_certificates(run, tmp_path):
     """TLS as in `dask scheduler --tls-ca-file ...`: connected with the files, refused without them."""
     pytest.importorskip("cryptography")

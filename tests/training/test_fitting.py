@@ -131,6 +131,7 @@ def test_needed_settings_and_files_are_named(tmp_path):
         TrainingConfig.from_toml(tmp_path / "nowhere.toml")
 
 
+@pytest.mark.slow
 def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
     train(config_of(folder, tmp_path / "base"))
     base = load_model(tmp_path / "base" / "model.safetensors", "cpu")
@@ -153,6 +154,7 @@ def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(moved.parameters(), base.denoiser.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_distilled_model_samples_in_the_calls_it_was_made_for(folder, tmp_path):
     """It is a model like any other: it loads, knows its sampler, and can be distilled or fine-tuned on."""
     train(config_of(folder, tmp_path / "base"))

@@ -71,6 +71,7 @@ def assert_same_runs(first, second, run, other):
             assert torch.equal(value, b.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     whole = make_run(tmp_path / "whole")
     whole.finish()

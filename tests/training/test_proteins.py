@@ -209,6 +209,7 @@ def test_a_network_of_another_shape_starts_from_the_weights_that_fit(folder, tmp
     assert denoiser.step_scales[0, 0] < 0.03  # of these data, not of the model it starts from
 
 
+@pytest.mark.slow
 def test_training_is_annealed_when_its_time_is_up(folder, tmp_path, monkeypatch):
     """A clock of a second a look: the rate falls to nothing within the hours, which two sittings share."""
     clock = iter(range(10**9))

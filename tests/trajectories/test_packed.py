@@ -197,6 +197,7 @@ def draw_from_a_thousand(folder):
     return 1000 * zeros.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes, and memory told in kB")
 def test_a_thousand_trajectories_train_within_four_gib(tmp_path):
     script = """

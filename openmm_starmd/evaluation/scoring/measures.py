@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
@@ -37,11 +38,47 @@ def transition_counts(projection: Projection):
     return lambda frames: markov.pair_counts(*frames.pairs("states", frames.lag), n)[0]
 
 
-def _reach_each_other(*counts: np.ndarray) -> bool:
-    """True where in a matrix of counts (n, n) several states, with almost all of the transitions, are connected."""
-    return all(
-        markov.connected_share(c) >= LEAST_CONNECTED and np.count_nonzero(c.sum(0) + c.sum(1)) > 1 for c in counts
-    )
+class MarkovChain:
+    """Markov state model of counts (n, n) at one lag, and what scores ask of it, made when the first score asks."""
+
+    def __init__(self, counts: np.ndarray):
+        self.counts = counts
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> MarkovChain:
+        """The same one for the same counts: all scores see one reference, and resamples that are drawn alike."""
+        return _markov_chain(np.asarray(counts, dtype=np.float64).tobytes())
+
+    @cached_property
+    def share(self) -> float:
+        """Share of the transitions within the states that reach each other."""
+        return markov.connected_share(self.counts)
+
+    @cached_property
+    def moves(self) -> bool:
+        """True where several states, with almost all of the transitions, reach each other."""
+        return self.share >= LEAST_CONNECTED and np.count_nonzero(self.counts.sum(0) + self.counts.sum(1)) > 1
+
+    @cached_property
+    def model(self) -> markov.MarkovStateModel:
+        """On the states that reach each other."""
+        return markov.fit_counts(self.counts)
+
+    @cached_property
+    def two_sets(self) -> np.ndarray:
+        """Metastable set, 0 or 1, of each state (n,); -1 for none."""
+        return markov.metastable_sets(self.model, 2, len(self.counts))
+
+    @cached_property
+    def own_passages(self) -> np.ndarray:
+        """Mean first passage times (2, 2) between its own two sets."""
+        return markov.first_passage_times(self.model, self.two_sets)
+
+
+@lru_cache(maxsize=512)  # of 20 states: a few MB
+def _markov_chain(counts: bytes) -> MarkovChain:
+    square = np.frombuffer(counts)
+    return MarkovChain(square.reshape(math.isqrt(square.size), -1))
 
 
 def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
@@ -50,9 +87,10 @@ def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     0 where the generated side forgets its state within a lag; nan where the reference does, or where the states of one
     side do not reach each other.
     """
-    if not _reach_each_other(reference, generated):
+    chains = MarkovChain.of(reference), MarkovChain.of(generated)
+    if not all(chain.moves for chain in chains):
         return float("nan")
-    (known,), (found,) = (np.nan_to_num(markov.timescales(markov.fit_counts(c), 1)) for c in (reference, generated))
+    (known,), (found,) = (np.nan_to_num(markov.timescales(chain.model, 1)) for chain in chains)
     return float(found / known) if known else float("nan")
 
 
@@ -61,14 +99,10 @@ def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
 
     Of two matrices of counts at one lag, generated over reference; nan where one side does not go there and back.
     """
-    if not _reach_each_other(reference, generated):
+    known, found = MarkovChain.of(reference), MarkovChain.of(generated)
+    if not (known.moves and found.moves) or known.model.n_states < 2:
         return float("nan")
-    known = markov.fit_counts(reference)
-    if known.n_states < 2:
-        return float("nan")
-    sets = markov.metastable_sets(known, 2, len(reference))
-    found = markov.fit_counts(generated)
-    there_and_back = (markov.first_passage_times(msm, sets) for msm in (known, found))
+    there_and_back = known.own_passages, markov.first_passage_times(found.model, known.two_sets)
     one, two = (times[[0, 1], [1, 0]] for times in there_and_back)
     if not np.isfinite([one, two]).all():
         return float("nan")
@@ -77,10 +111,10 @@ def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
 
 def population_divergence(reference: np.ndarray, generated: np.ndarray) -> float:
     """Divergence, bits, of equilibrium populations by two matrices of counts; nan where states are not connected."""
-    if min(map(markov.connected_share, (reference, generated))) < LEAST_CONNECTED:
+    chains = MarkovChain.of(reference), MarkovChain.of(generated)
+    if min(chain.share for chain in chains) < LEAST_CONNECTED:
         return float("nan")
-    models = map(markov.fit_counts, (reference, generated))
-    return jensen_shannon(*(markov.populations(msm, len(reference)) for msm in models))
+    return jensen_shannon(*(markov.populations(chain.model, len(chain.counts)) for chain in chains))
 
 
 def _difference_of(metric):
