@@ -831,21 +831,3 @@ def test_hills_lie_where_the_run_has_been(script, peptides, monkeypatch):
     apart = np.abs([here - found, here - found[::-1]]) % enhanced.BINS
     right, exchanged = np.minimum(apart, enhanced.BINS - apart).max(1)
     assert right <= 1 < 3 < exchanged
-
-
-@pytest.mark.slow
-def test_methods_take_turns_until_their_time_is_spent(run, script, peptides, tmp_path, monkeypatch):
-    enhanced = script("enhanced")
-    for name, value in {"STARTS": 4, "REPLICAS": 4, "EQUILIBRATION": 0.2, "DOUBLINGS": 2}.items():
-        monkeypatch.setattr(enhanced, name, value)
-    words = [peptides / "SVA", "--folder", tmp_path, "--seconds", 1, "--repeats", 1, "--output", tmp_path / "out"]
-    run("enhanced", *words)
-    text, written = read(tmp_path / "out")
-    curves = written["results"]["curves"]["SVA"]
-    assert list(curves) == list(enhanced.METHODS) and "## SVA, phi and psi of VAL2" in text
-    seconds, errors, nanoseconds = np.moveaxis(np.array([runs[0] for runs in curves.values()], dtype=float), -1, 0)
-    assert (np.diff(seconds) > 0).all() and (seconds[:, -1] >= 1).all() and (nanoseconds[:, -1] > 0).all()
-    assert (errors[:4] > 0).all() and (tmp_path / "out.png").exists()
-    monkeypatch.setattr(enhanced, "race", None)
-    run("enhanced", *words)  # the repeat lies in the folder
-    assert read(tmp_path / "out")[1]["results"] == written["results"]
