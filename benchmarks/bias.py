@@ -16,9 +16,11 @@ Reversibility   One jump, without relaxation, from each of many frames of MD. C_
 Restraints      Mean and standard deviation of a biased variable by MD reweighted with exp(-U/kT), by unbiased learned
                 runs reweighted, and by biased learned runs. The last two differ by the acceptance alone, the first two
                 by the model. Intervals are of 95 %.
-Metadynamics    -kT ln p of phi of alanine dipeptide by OpenMM's Metadynamics around the learned integrator against that
-                of MD: root mean square difference over bins of MD below 4 kT, and the share of these bins in which the
-                profile lies inside MD's interval of 95 %.
+Metadynamics    -kT ln p of a torsion (phi of alanine dipeptide, phi of GLY3 of DWGR) by OpenMM's well-tempered
+                Metadynamics around the learned integrator against that of MD: root mean square difference over bins of
+                5 degrees where MD is below 4 kT, and the shares of these bins in which the profile lies within 1 kT of
+                MD's, and inside MD's interval of 95 %. "Unbiased" are learned runs without a bias, whose bins are
+                counted: their difference from MD is the model's own, beside which that of Metadynamics stands.
 """
 
 from __future__ import annotations
@@ -45,10 +47,13 @@ from openmm_starmd.systems import peptide_system
 
 TEMPERATURE, STRIDE, INTERVAL = 300.0, 100.0, 10.0  # K, ps, ps
 KT = (unit.MOLAR_GAS_CONSTANT_R * TEMPERATURE * unit.kelvin).value_in_unit(unit.kilojoules_per_mole)
+PARTS = ["reversibility", "metadynamics", "restraints", "metadynamics, tetrapeptide"]
 BINS, BATCH, LEAST, DISCARDED = 12, 250, 10, 20
 GROUP = 31
 VALIDATION = Path(__file__).with_name("validation") / "DWGR"
-WIDTH, GRID = 0.2, 73  # radian, of a hill; bins of 5 degrees, of which the last is the first
+WIDTH, HEIGHT, FACTOR = 0.2, 0.5, 4.0  # radian and kJ/mol of a hill, and the bias factor
+GRID = 73  # edges of bins of 5 degrees, of which the last is the first
+PHI = {1: ((0, "C"), (1, "N"), (1, "CA"), (1, "C")), 2: ((1, "C"), (2, "N"), (2, "CA"), (2, "C"))}  # of residues
 
 
 class Molecule:
@@ -160,7 +165,7 @@ def umbrellas(molecule: Molecule) -> dict[str, tuple]:
     ends = molecule.chosen((0, "CA"), (3, "CA"))
     distance = openmm.CustomBondForce("0.5*1000*(r-0.75)^2")
     distance.addBond(*ends)
-    quartet = molecule.chosen((1, "C"), (2, "N"), (2, "CA"), (2, "C"))
+    quartet = molecule.chosen(*PHI[2])
     torsion = openmm.CustomTorsionForce("20*(1-cos(theta-1.2))")
     torsion.addTorsion(*quartet)
 
@@ -181,15 +186,32 @@ def umbrellas(molecule: Molecule) -> dict[str, tuple]:
     }
 
 
-def series(molecule: Molecule, args, force, variable, candidates: int, seed: int) -> np.ndarray:
-    """Values of a variable after each jump of a run, and the share of jumps that the bias has accepted at the end."""
+def learned_run(molecule: Molecule, args, seed: int, force=None, candidates: int = 1):
+    """Positions (T, A, 3) after each jump of a run, and the share of jumps that a biasing force has accepted."""
     simulation, _ = molecule.simulation(seed, force, candidates=candidates)
     frames = []
     for _ in range(args.jumps):
         simulation.step(1)
         frames.append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
-    share = simulation.integrator.getStatistics()["bias"]["acceptance"]
-    return np.append(variable(np.array(frames)), share)
+    share = simulation.integrator.getStatistics()["bias"]["acceptance"] if force else math.nan
+    return np.array(frames, dtype=np.float32), share
+
+
+def unbiased(molecule: Molecule, args) -> list[np.ndarray]:
+    """Positions of learned runs without a bias, after their first frames."""
+    return [
+        kept(
+            args.folder / f"{molecule.name}-unbiased-{args.jumps}-{replica}.npy",
+            lambda r=replica: learned_run(molecule, args, args.seed + r)[0],
+        )[DISCARDED:]
+        for replica in range(args.replicas)
+    ]
+
+
+def biased(molecule: Molecule, args, force, variable, candidates: int, seed: int) -> np.ndarray:
+    """Values of a variable in a biased run, and the share of accepted jumps at the end."""
+    frames, share = learned_run(molecule, args, seed, force, candidates)
+    return np.append(variable(frames), share)
 
 
 def moments(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -221,33 +243,30 @@ def restraints(molecule: Molecule, args) -> dict[str, dict]:
         rows[f"{name}: MD, reweighted"] = told([values], energy) | {
             "effective frames": float(weights.sum() ** 2 / (weights**2).sum())
         }
-        for candidates in (0, *args.candidates):  # 0: without the force
+        rows[f"{name}: learned, reweighted"] = told([variable(frames) for frames in unbiased(molecule, args)], energy)
+        for candidates in args.candidates:
             pieces = [
                 kept(
                     args.folder / f"{molecule.name}-bias{number}-{candidates}-{args.jumps}-{replica}.npy",
-                    lambda c=candidates, r=replica, f=force, v=variable: series(
-                        molecule, args, openmm.XmlSerializer.clone(f) if c else None, v, max(1, c), args.seed + r
+                    lambda c=candidates, r=replica, f=force, v=variable: biased(
+                        molecule, args, openmm.XmlSerializer.clone(f), v, c, args.seed + r
                     ),
                 )
                 for replica in range(args.replicas)
             ]
-            runs = [piece[DISCARDED:-1] for piece in pieces]
-            if candidates:
-                row = told(runs) | {"accepted": float(np.mean([piece[-1] for piece in pieces]))}
-                rows[f"{name}: learned, biased, {candidates} a jump"] = row
-            else:
-                rows[f"{name}: learned, reweighted"] = told(runs, energy)
+            accepted = {"accepted": float(np.mean([piece[-1] for piece in pieces]))}
+            rows[f"{name}: learned, biased, {candidates} a jump"] = told([p[DISCARDED:-1] for p in pieces]) | accepted
     return rows
 
 
-def metadynamics_profile(molecule: Molecule, args, replica: int) -> np.ndarray:
+def metadynamics_profile(molecule: Molecule, args, residue: int, replica: int) -> np.ndarray:
     """-kT ln p of phi on the grid, kJ/mol, and the share of jumps that were accepted at the end."""
     torsion = openmm.CustomTorsionForce("theta")
-    torsion.addTorsion(*molecule.chosen((0, "C"), (1, "N"), (1, "CA"), (1, "C")))
+    torsion.addTorsion(*molecule.chosen(*PHI[residue]))
     variable = BiasVariable(torsion, -math.pi, math.pi, WIDTH, True, GRID)
 
     def drive(system):
-        return Metadynamics(system, [variable], TEMPERATURE, 8.0, 1.0, 1)
+        return Metadynamics(system, [variable], TEMPERATURE, FACTOR, HEIGHT, 1)
 
     candidates = args.candidates[0]
     simulation, driver = molecule.simulation(args.seed + replica, metadynamics=drive, candidates=candidates)
@@ -256,40 +275,52 @@ def metadynamics_profile(molecule: Molecule, args, replica: int) -> np.ndarray:
     return np.append(profile, simulation.integrator.getStatistics()["bias"]["acceptance"])
 
 
-def metadynamics(molecule: Molecule, args) -> dict[str, dict]:
-    """Rows of the table: phi of alanine dipeptide by Metadynamics of learned jumps, each replica and their mean."""
-    phi = mdtraj.compute_phi(molecule.md, periodic=False)[1][:, 0]
+def counts_of(parts: list[np.ndarray]) -> np.ndarray:
+    """Frames in each bin of a torsion (T,)."""
+    place = np.floor((np.concatenate(parts) / (2 * np.pi) + 0.5) % 1 * (GRID - 1)).astype(int)
+    return np.bincount(place, minlength=GRID - 1)
 
-    def counts_of(parts):
-        place = np.floor((np.concatenate(parts) / (2 * np.pi) + 0.5) % 1 * (GRID - 1)).astype(int)
-        return np.bincount(place, minlength=GRID - 1)
 
-    replicas = np.array_split(phi, args.md_replicas)
-    counts = counts_of(replicas)
-    low, high = block_bootstrap(lambda parts: -KT * np.log((counts_of(parts) + 0.5) / len(phi)), replicas)
+def metadynamics(molecule: Molecule, args, residue: int) -> dict[str, dict]:
+    """Rows of the table: phi of a residue by MD, by unbiased learned runs, by Metadynamics and by its runs' mean."""
+    quartet = molecule.chosen(*PHI[residue])
+
+    def phi(xyz):
+        return mdtraj.compute_dihedrals(mdtraj.Trajectory(xyz, molecule.md.topology), [quartet], periodic=False)[:, 0]
+
+    replicas = np.array_split(phi(molecule.md.xyz), args.md_replicas)
+    counts, total = counts_of(replicas), len(molecule.md)
+    low, high = block_bootstrap(lambda parts: -KT * np.log((counts_of(parts) + 0.5) / total), replicas)
     judged = free_energy(counts, TEMPERATURE) < 4 * KT
-    profiles = [
-        kept(
-            args.folder / f"{molecule.name}-metadynamics-{args.candidates[0]}-{args.hills}-{replica}.npy",
-            lambda r=replica: metadynamics_profile(molecule, args, r),
-        )
-        for replica in range(args.replicas)
-    ]
+
+    def row(share, frames):
+        profile, expected = (-KT * np.log(np.maximum(x, 0.5 / frames))[judged] for x in (share, counts / total))
+        return {
+            "RMS difference, kJ/mol": float(np.sqrt(((profile - expected) ** 2).mean())),
+            "bins within 1 kT": float((np.abs(profile - expected) < KT).mean()),
+            "bins inside MD's interval": float(((profile >= low[judged]) & (profile <= high[judged])).mean()),
+        }
+
+    name = f"{molecule.name} phi {residue + 1}"
     half = free_energy_difference(counts_of(replicas[::2]), counts_of(replicas[1::2]), TEMPERATURE)
-    rows, shares = {"MD, half against half": {"RMS difference, kJ/mol": half}}, []
-
-    def row(share):
-        inside = (-KT * np.log(share) >= low) & (-KT * np.log(share) <= high)
-        made = np.round(share * len(phi)).astype(int)
-        difference = free_energy_difference(counts, made, TEMPERATURE)
-        return {"RMS difference, kJ/mol": difference, "bins inside MD's interval": float(inside[judged].mean())}
-
-    for number, profile in enumerate(profiles):
+    rows, shares = {f"{name}: MD, half against half": {"RMS difference, kJ/mol": half}}, []
+    own = [phi(frames) for frames in unbiased(molecule, args)]
+    made = sum(map(len, own))
+    rows[f"{name}: learned, unbiased"] = {"jumps": made} | row(counts_of(own) / made, made)
+    for replica in range(args.replicas):
+        profile = kept(
+            args.folder / f"{molecule.name}-metadynamics-{residue}-{args.candidates[0]}-{args.hills}-{replica}.npy",
+            lambda r=replica: metadynamics_profile(molecule, args, residue, r),
+        )
         here = (profile[: GRID - 1] + profile[1:GRID]) / 2  # from the edges of bins to their centres
         weight = np.exp(-(here - here.min()) / KT)
         shares.append(weight / weight.sum())
-        rows[f"Metadynamics, run {number + 1}"] = row(shares[-1]) | {"accepted": float(profile[-1])}
-    rows["Metadynamics, mean of the runs"] = row(np.mean(shares, 0))
+        rows[f"{name}: Metadynamics, run {replica + 1}"] = {
+            "jumps": args.hills,
+            **row(shares[-1], total),
+            "accepted": float(profile[-1]),
+        }
+    rows[f"{name}: Metadynamics, mean of the runs"] = row(np.mean(shares, 0), total)
     return rows
 
 
@@ -304,7 +335,7 @@ def main():
     made.add_argument("--jumps", type=int, default=500, help="of each run under a restraint")
     made.add_argument("--hills", type=int, default=3000, help="jumps of each run of Metadynamics")
     made.add_argument("--candidates", type=int, nargs="+", default=[1, 4], help="the first one for Metadynamics")
-    made.add_argument("--parts", nargs="+", default=["reversibility", "metadynamics", "restraints"])
+    made.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     args = made.parse_args()
     torch.set_num_threads(args.threads)
     alanine, tetrapeptide = Molecule(args.alanine, "starmd-dipeptide"), Molecule(args.tetrapeptide, "starmd-peptide")
@@ -312,12 +343,13 @@ def main():
     args.folder = args.folder / f"{facts['weights'].replace(', ', '-')}-{args.seed}"
     studies = {
         "reversibility": lambda: reversibility(alanine, args) | reversibility(tetrapeptide, args),
-        "metadynamics": lambda: metadynamics(alanine, args),
+        "metadynamics": lambda: metadynamics(alanine, args, 1),
         "restraints": lambda: restraints(tetrapeptide, args),
+        "metadynamics, tetrapeptide": lambda: metadynamics(tetrapeptide, args, 2),
     }
     for part in args.parts:
         results[part] = studies[part]()
-        sections[part.capitalize()] = table(results[part])
+        sections[part[0].upper() + part[1:]] = table(results[part])
         print(f"\n## {part}\n\n{sections[part.capitalize()]}", flush=True)
         write(args.output, "Biases that act", facts, sections, results)
 

@@ -41,7 +41,7 @@ def script():
 
 
 EMBEDDED = {name: load_model(name, "cpu") for name in available_models()}
-UNWEIGHTED = {"ablations", "engines", "relaxation"}  # trains its own; MD; see the page
+UNWEIGHTED = {"ablations", "engines", "memory", "relaxation"}  # trains its own; MD; MD; see the page
 
 
 def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew(script, tmp_path, capsys):
@@ -760,3 +760,74 @@ def test_moments_under_a_bias_are_reweighted(script):
     bias = script("bias")
     values = np.random.default_rng(2).normal(size=40_000)
     assert bias.moments(values, np.exp(-0.5 * values)) == pytest.approx([-0.5, 1.0], abs=0.03)
+
+
+def autoregressive(*coefficients, replicas=8, length=1000, seed=1):
+    """Runs (T, F) of x(n+1) = sum over k of A_k x(n-k) + noise, of unit variance."""
+    rng, runs = np.random.default_rng(seed), []
+    for _ in range(replicas):
+        x = rng.normal(size=(length + 100, len(coefficients[0])))
+        for t in range(len(coefficients), len(x)):
+            x[t] += sum(np.array(a) @ x[t - 1 - k] for k, a in enumerate(coefficients))
+        runs.append(x[100:])
+    spread = np.concatenate(runs).std(0)
+    return [x / spread for x in runs]
+
+
+@pytest.mark.parametrize("second", [0.0, 0.3])
+def test_memory_is_the_partial_autocorrelation(script, second):
+    """Of x(n+1) = 0.5 x(n) + b x(n-1) + noise two frames explain b^2 of what one leaves, and more frames nothing."""
+    memory, runs = script("memory"), autoregressive([[0.5]], [[second]])
+    tasks = [memory.Task(np.array([0]), {"own": np.array([0])})]
+    first, *more = memory.gains(memory.prediction(runs, tasks, 1)["own"], np.arange(8))
+    rho = 0.5 / (1 - second)
+    assert first == pytest.approx(rho**2, abs=0.04)
+    assert more == pytest.approx(3 * [100 * second**2], abs=1.5)
+    terms = memory.kernel_shares(runs, tasks, 1)["own"][0]
+    rest = second * (1 - rho**2)
+    assert terms == pytest.approx([rho**2, rest**2, (rho * rest) ** 2 if second else 0, 0, 0, 0], abs=0.03)
+
+
+def test_what_is_left_out_becomes_memory(script):
+    """A Markov process of two variables has memory where one of them is not looked at, and none where both are."""
+    memory, runs = script("memory"), autoregressive([[0.0, 0.6], [0.0, 0.9]])
+    tasks = [memory.Task(np.array([0]), {"own": np.array([0]), "neighbours": np.array([0, 1])})]
+    gains = {k: memory.gains(v, np.arange(8)) for k, v in memory.prediction(runs, tasks, 1).items()}
+    terms = {k: v[0] for k, v in memory.kernel_shares(runs, tasks, 1).items()}
+    assert gains["own"][3] > 3 > 0.5 > abs(gains["neighbours"][1])
+    assert terms["own"][1] > 0.003 > 5 * abs(terms["neighbours"][1])
+    assert gains["neighbours"][0] > gains["own"][0]
+
+
+@pytest.mark.slow
+def test_memory_of_trajectories(run, peptides, tmp_path):
+    run("memory", peptides / "SVA", "--strides", 20, 100, "--output", tmp_path / "out")
+    text, written = read(tmp_path / "out")
+    names = [f"SVA, torsions, 20 ps: {known}" for known in ("own", "residue", "neighbours")]
+    assert list(written["results"]) == names and f"| {names[0]} |" in text  # 100 ps: runs are too short
+    value, low, high = np.array(written["results"][names[0]]["gain"])
+    assert low[0] <= value[0] <= high[0] and value[0] > 0.2  # residues forget within five frames
+    assert (tmp_path / "out.png").exists()
+
+
+def test_a_surface_is_judged_by_its_bins_of_phi_and_psi(script, peptides):
+    """The reference's own surface has no error, whatever its number of frames, and its mirror has one."""
+    molecule = script("enhanced").Molecule(peptides / "SVA")
+    assert molecule.residue == "VAL2" and molecule.error(molecule.reference / 7) == pytest.approx(0)
+    assert molecule.error(molecule.reference.T) > 5
+
+
+def test_hills_lie_where_the_run_has_been(script, peptides, monkeypatch):
+    """The surface of Metadynamics has the axes of the reference: it is deepest where phi and psi have been."""
+    enhanced = script("enhanced")
+    monkeypatch.setattr(enhanced, "PACE", enhanced.PICOSECOND)
+    molecule = enhanced.Molecule(peptides / "SVA")
+    carbon, phi = molecule.md.topology.select("resid 0 and name CA")[0], molecule.quartets[0]
+    molecule.quartets = [carbon, *phi[:3]], phi  # omega, which is flat, and phi, which is not
+    biased = enhanced.Biased(molecule, 1)
+    biased.advance()
+    here = np.argwhere(molecule.counts([enhanced.positions_of(biased.simulation)]))[0]
+    found = np.unravel_index(biased.density().argmax(), (enhanced.BINS, enhanced.BINS))
+    apart = np.abs([here - found, here - found[::-1]]) % enhanced.BINS
+    right, exchanged = np.minimum(apart, enhanced.BINS - apart).max(1)
+    assert right <= 1 < 3 < exchanged

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "openmm_starmd"
 FLOORS = [
     "errors files progress seeds units protein.residues",
     "geometry.constants geometry.rigid geometry.igso3 geometry.torsions",
-    "protein.bond_graph protein.tokens protein.conformation protein.displacement protein.validity protein.clashes "
-    "protein.history",
+    "protein.length_unit protein.bond_graph protein.tokens protein.conformation protein.displacement "
+    "protein.validity protein.clashes protein.history",
     "systems trajectories",
     "network.config network.invariants network.rotamers network.pulls network.embedding network.attention "
     "network.pair_embedding network.ipa network.masks network.block network.parameterization network.reversion "
@@ -27,7 +27,7 @@ FLOORS = [
 ]
 ROWS = [room for floor in FLOORS for room in floor.split()]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor.split()}
-SEES_OPENMM = {"units", "protein.bond_graph", "protein.tokens", "systems", "trajectories"}
+SEES_OPENMM = {"units", "protein.length_unit", "protein.bond_graph", "protein.tokens", "systems", "trajectories"}
 SEES_OPENMM |= {room for room, floor in FLOOR_OF.items() if floor >= 7}
 LONGEST, RUN = 350, 6  # lines
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -24,6 +24,7 @@ from openmm_starmd.protein.clashes import resolve_clashes
 from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.displacement import path_between
 from openmm_starmd.protein.history import History
+from openmm_starmd.protein.length_unit import refuse_wrong_unit
 
 NOT_FINITE = (OpenMMException, StarMDError)
 Random = Callable[[str, int], int]  # from a purpose and a number to a seed
@@ -136,6 +137,7 @@ class JumpKernel:
         positions, shifts = self.particles.wholeMolecules(context.getState(positions=True))
         base = self._energy(context.getState(energy=True, groups=self.groups))
         if self.tracker.known(self.propagator, positions - shifts) is None:
+            refuse_wrong_unit(positions, self.propagator.tokens.backbone)
             check(positions)
         else:
             base -= excess

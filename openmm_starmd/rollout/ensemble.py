@@ -24,6 +24,7 @@ from openmm_starmd.errors import StarMDError
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.history import History
+from openmm_starmd.protein.length_unit import refuse_wrong_unit
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation, RelaxationPool
 from openmm_starmd.rollout.replica import LOCKS, Replica
@@ -96,7 +97,10 @@ class Ensemble:
         """Raise ModelDomainError for protein, settings, starts and forces outside the domain, before anything slow."""
         new, settings = self.new_propagator, (self.tokens, self.stride, self.temperature)
         new.require(*settings)
-        found = [told for start in np.unique(self.starts, axis=0) for told in new.outside(*settings, start)]
+        starts = np.unique(self.starts, axis=0)
+        for start in starts:
+            refuse_wrong_unit(start, self.tokens.backbone)
+        found = [told for start in starts for told in new.outside(*settings, start)]
         of_starts = list(dict.fromkeys(told for told in found if told not in self.outside))
         new.refuse(of_starts[:1])
         if self._relaxes and (unknown := unknownForces(self.system, self.topology, self.tokens, new.force_field)):

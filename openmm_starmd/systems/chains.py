@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from openmm_starmd.errors import UnsupportedTopologyError, listed
 from openmm_starmd.protein.bond_graph import chain_label, label, symbol_of
+from openmm_starmd.protein.length_unit import backbone_of, fault_of_unit
 from openmm_starmd.protein.residues import C_CAPS, HEAVY_ATOMS, N_CAPS, RESIDUE_TYPES, canonical_name
 from openmm_starmd.systems.structure_file import Place
 
@@ -256,13 +257,14 @@ def refuse_stretched_bonds(fixer: PDBFixer) -> None:
             raise UnsupportedTopologyError(
                 f"{atom.name} of {label(atom.residue)} has no position. Remove it from the file: it is then built."
             )
+    if fault := fault_of_unit(x, backbone_of(fixer.topology)):
+        raise UnsupportedTopologyError(f"the positions {fault}.")
     for a, b in fixer.topology.bonds():
         length = float(np.linalg.norm(x[a.index] - x[b.index]))
         if a.residue is b.residue and not SHORT_BOND < length < LONG_BOND:
             raise UnsupportedTopologyError(
                 f"{a.name} and {b.name} of {label(a.residue)} are bonded, but stand {length:.3g} nm apart. Remove the "
-                "atoms that are in the wrong place from the file: they are then built. Positions are expected in "
-                "angstrom."
+                "atoms that are in the wrong place from the file: they are then built."
             )
 
 

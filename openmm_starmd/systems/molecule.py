@@ -7,6 +7,7 @@ from pathlib import Path
 from openmm.app import PDBFile, Topology
 
 from openmm_starmd.errors import StarMDError, first_line
+from openmm_starmd.protein.length_unit import backbone_of, refuse_wrong_unit
 from openmm_starmd.systems.build import THREE_LETTER
 from openmm_starmd.systems.peptide import minimized_peptide, split_caps
 
@@ -41,8 +42,11 @@ def read_pdb(path: Path) -> PDBFile:
     try:
         pdb = PDBFile(str(path))
         if pdb.topology.getNumAtoms():
+            refuse_wrong_unit(pdb.getPositions(asNumpy=True)._value, backbone_of(pdb.topology))
             return pdb
         reason = "it holds no atoms"
+    except StarMDError as error:
+        raise StarMDError(f"{path}: {error}") from None
     except Exception as error:  # OpenMM's parser raises what it happens to raise
         reason = first_line(error)
     raise StarMDError(f"{path} cannot be read as a PDB file ({reason}); `starmd prepare` reads PDB and mmCIF files")

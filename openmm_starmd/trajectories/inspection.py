@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from openmm_starmd.protein.length_unit import fault_of_unit
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import RELAXED, check_positions
 from openmm_starmd.trajectories.frames import sane
@@ -19,7 +20,7 @@ _GAP = "give residues on both sides of a gap in the chain different chain IDs, o
 class Inspection:
     """Looks at the frames of one trajectory, of the atoms of ``tokens``, in their order.
 
-    ``wrong_topology`` says why the frames cannot be of this topology; it is empty if they can.
+    ``wrong_topology`` says why the frames cannot be of this topology, in nm; it is empty if they can.
     """
 
     def __init__(self, tokens: ResidueTokens):
@@ -47,6 +48,9 @@ class Inspection:
         return np.linalg.norm(positions[..., first, :] - positions[..., second, :], axis=-1)
 
     def _look_at_start(self, frame: np.ndarray) -> None:
+        if fault := fault_of_unit(frame, self._tokens.backbone):
+            self.wrong_topology = f"the positions {fault}"
+            return
         lengths = self._lengths(frame)
         strange = (lengths < _SHORTEST_BOND) | (lengths > RELAXED.bond)
         if strange.mean() > _STRANGE:

@@ -36,6 +36,16 @@ def test_positions_not_finite(new_simulation, snapshot, poison):
     np.testing.assert_equal(snapshot(simulation), before)
 
 
+@pytest.mark.parametrize("factor, told", [(10, "ten times too large: Angstrom"), (0.1, "ten times too small")])
+def test_positions_in_the_wrong_unit(new_simulation, peptide, snapshot, factor, told):
+    simulation = new_simulation(strict=False)
+    simulation.context.setPositions(factor * peptide[1])
+    before = snapshot(simulation)
+    with pytest.raises(StarMDError, match=f"{told}.*Numbers without a unit are nm"):
+        simulation.step(1)
+    assert snapshot(simulation) == before
+
+
 def test_topology_and_system_of_different_size(peptide, new_integrator):
     topology, _, system = peptide
     longer = openmm.XmlSerializer.clone(system)

@@ -243,6 +243,13 @@ def test_bad_settings_leave_no_files(run, tmp_path, options, told):
     assert not list(tmp_path.glob("a/*.xtc"))
 
 
+@pytest.mark.parametrize("factor, told", [(10, "ten times too large: Angstrom"), (0.1, "ten times too small")])
+def test_starts_in_the_wrong_unit_leave_no_files(run, peptide, tmp_path, factor, told):
+    with pytest.raises(StarMDError, match=told):
+        run("a", 2, start=factor * np.array(peptide[1]), strict=False)
+    assert not list(tmp_path.glob("a/*.xtc"))
+
+
 @pytest.mark.parametrize("kept", [set(), {"N", "O"}], ids=["heavy atoms", "polar hydrogens"])
 def test_missing_hydrogens_are_refused_without_relaxation(peptide, tiny_model, tmp_path, kept):
     modeller = Modeller(*peptide[:2])

@@ -11,6 +11,7 @@ import textwrap
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import mdtraj
 import numpy as np
@@ -28,7 +29,7 @@ from openmm_starmd.propagator import Propagator  # noqa: E402
 from openmm_starmd.protein.conformation import from_positions  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 from openmm_starmd.systems import build_peptide  # noqa: E402
-from openmm_starmd.training import train  # noqa: E402
+from openmm_starmd.training import fitting, train  # noqa: E402
 from openmm_starmd.training.settings import TrainingConfig  # noqa: E402
 from openmm_starmd.trajectories import ATLAS, Files, Folder, MdCATH  # noqa: E402
 
@@ -249,6 +250,19 @@ def test_one_of_two_trajectories_of_a_molecule_is_held_out(folder, tmp_path):
     assert "| validated on | 1 sequences in 1 trajectories; other trajectories of 1 of them are trained on |" in card
     with pytest.raises(StarMDError, match="other than AKF beside those held out"):
         train(replace(config, output=tmp_path / "other", validation_sequences=("AKF",)))
+
+
+def test_the_longest_stride_is_what_the_windows_of_each_length_show():
+    """Not what the configuration asks for: 31 frames at 10 ps hold windows of 3 frames up to 150 ps apart."""
+
+    def trajectories(*n_frames):
+        return [SimpleNamespace(name="x", n_frames=n, interval=10.0) for n in n_frames]
+
+    config = SimpleNamespace(frames=3, stride_range=(10.0, 1000.0))
+    lengths = {4: trajectories(31), 6: trajectories(21, 101), 8: trajectories(9001), 9: trajectories(9001)}
+    longest = fitting._longest_strides(SimpleNamespace(lengths=lengths), config)
+    assert longest == {4: 150.0, 6: 500.0, 9: 1000.0}
+    assert fitting._longest_strides(SimpleNamespace(lengths={4: trajectories(31)}), config) == 150.0
 
 
 def test_the_card_tells_what_was_measured(folder, tmp_path):

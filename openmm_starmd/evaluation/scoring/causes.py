@@ -7,6 +7,7 @@ from scipy.spatial import cKDTree
 
 from openmm_starmd.errors import TrajectoryError
 from openmm_starmd.evaluation.metrics.structure import Terms
+from openmm_starmd.protein.length_unit import fault_of_scale
 from openmm_starmd.protein.validity import left_handed
 from openmm_starmd.trajectories.sides import Side
 
@@ -47,10 +48,8 @@ def _units_or_order(side: Side) -> str:
     positions, (pairs, longest) = _frames(side), _pairs(side)
     usual = NEIGHBOUR if longest == LONGEST_BOND else NEIGHBOUR_CA
     scale = _nearest(positions) / usual
-    if 5 < scale < 20:
-        return "are ten times too large: Angstrom where nm are meant; divide them by 10"
-    if 0.05 < scale < 0.2:
-        return "are ten times too small: nm where Angstrom are meant; multiply them by 10"
+    if fault := fault_of_scale(scale):
+        return fault
     lengths = np.linalg.norm(positions[:, pairs[:, 0]] - positions[:, pairs[:, 1]], axis=-1)
     strange = (lengths > longest).mean(1, dtype=float) if len(pairs) else np.zeros(1)
     if 0.7 < scale < 1.4 and np.median(strange) > STRANGE:
