@@ -35,6 +35,7 @@ import numpy as np
 import openmm
 import torch
 from common import circumstances, kept, openmm_seed, parser, table, write
+from matplotlib import ticker
 from openmm.app import BiasVariable, Metadynamics, PDBFile, Simulation
 from openmm.unit import kilojoules_per_mole
 
@@ -321,6 +322,11 @@ def draw(molecules: dict[str, Molecule], races: dict[str, np.ndarray], rows: dic
         floor = float(rows[name]["MD, half against half"]["error at the end"])
         ax.axhline(floor, color="0.5", linestyle=":", linewidth=1, label="MD, half against half")
         ax.set(xscale="log", xlabel="CPU time (s)", ylabel="RMS error below 4 kT (kJ/mol)", ylim=(0, None))
+        ax.xaxis.set(
+            major_locator=ticker.LogLocator(subs=(1, 2, 5)),
+            major_formatter="{x:g}",
+            minor_formatter=ticker.NullFormatter(),
+        )
         ax.set_title(f"{name}, phi and psi of {molecules[name].residue}", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
