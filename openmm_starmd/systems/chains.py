@@ -79,15 +79,25 @@ def find_replacements(fixer: PDBFixer) -> dict[Residue, str]:
     return {residue: name for residue, name in replacements.items() if _has_backbone(residue)}
 
 
-def rings_through_n(fixer: PDBFixer, residues) -> dict[Residue, str]:
-    """Name of the side-chain atom that N is bonded to, of the residues where there is one (CD of PCA)."""
+def bonded_to_n(fixer: PDBFixer, residues) -> dict[Residue, tuple[str, bool]]:
+    """Name of the atom beside CA that N is bonded to, of the residues where there is one, and whether it is in a ring.
+
+    CD of PCA is in a ring of N and CA; the methyl of SAR and the formyl of FME are not.
+    """
     x, found = coordinates(fixer), {}
     for residue in residues:
-        atoms = {atom.name: atom for atom in residue.atoms() if is_heavy(atom)}
-        n = x[atoms["N"].index]
-        near = {k: np.linalg.norm(x[a.index] - n) for k, a in atoms.items() if k not in ("N", "CA")}
-        if near and min(near.values()) < COVALENT:
-            found[residue] = min(near, key=near.get)
+        places = {atom.name: x[atom.index] for atom in residue.atoms() if is_heavy(atom)}
+
+        def near(name, places=places):
+            return {k for k, place in places.items() if 0 < np.linalg.norm(place - places[name]) < COVALENT}
+
+        for name in sorted(near("N") - {"CA"}):
+            reached, ends = {name}, [name]
+            while ends:
+                new = near(ends.pop()) - reached - {"N"}
+                reached |= new
+                ends += new
+            found[residue] = name, "CA" in reached
     return found
 
 

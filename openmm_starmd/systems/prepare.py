@@ -94,7 +94,8 @@ def _replace(fixer: PDBFixer, names: dict[chains.Place, str]) -> tuple[dict[chai
     """Turn modified residues into standard ones; tells what each place held, and what that changes."""
     residues = {chains.place_of(r): r for r in fixer.topology.residues() if chains.place_of(r) in names}
     originals = {place: chains.names_of([residue]) for place, residue in residues.items()}
-    opened = chains.rings_through_n(fixer, residues.values())
+    on_n = chains.bonded_to_n(fixer, residues.values())
+    first = {residue for residue in on_n if residue is next(residue.chain.residues())}
     for residue in residues.values():
         for atom in residue.atoms():
             if residue.name == "MSE" and atom.name == "SE":
@@ -103,8 +104,11 @@ def _replace(fixer: PDBFixer, names: dict[chains.Place, str]) -> tuple[dict[chai
     fixer.replaceNonstandardResidues()
     changes = []
     for place, text in originals.items():
-        ring = opened.get(residues[place]) if names[place] != "PRO" else None
-        change = f", which opens its ring of N and {ring} and leaves a free N end" if ring else ""
+        change = ""
+        if residues[place] in on_n and names[place] != "PRO":
+            atom, in_ring = on_n[residues[place]]
+            change = f", which opens its ring of N and {atom}" if in_ring else f", which takes {atom} from its N"
+            change += " and leaves a free N end" if residues[place] in first else ""
         changes.append(f"replaced {text} by {names[place]}{change}")
     return originals, changes
 

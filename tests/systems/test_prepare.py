@@ -1,5 +1,6 @@
 """From structure files to what a force field takes, or to one clear error."""
 
+import numpy as np
 import openmm
 import pytest
 from openmm import unit
@@ -99,6 +100,31 @@ def test_a_ring_that_a_replacement_opens_is_said(write, peptide):
     topology, _, changes = prepare(path)
     assert [residue.name for residue in topology.residues()] == ["GLU", "ALA", "GLY"]
     assert "replaced PCA 1 of chain A by GLU, which opens its ring of N and CD and leaves a free N end" in changes
+
+
+@pytest.mark.parametrize(
+    "number, hydrogen, told",
+    [(2, "H", "which takes CN from its N"), (1, "H2", "which takes CN from its N and leaves a free N end")],
+)
+def test_a_group_on_n_that_a_replacement_takes_is_no_ring(write, peptide, number, hydrogen, told):
+    """As the methyl of sarcosine; it stands where a hydrogen was, half as far again."""
+    lines, places = [], {}
+    for line in (
+        write(peptide("GGA", keep=lambda atom: is_heavy(atom) or atom.name == hydrogen)).read_text().split("\n")
+    ):
+        name, ours = line[12:16].strip(), line[17:20] == "GLY" and line[22:26] == f"{number:4d}"
+        if ours:
+            places[name] = np.array([float(line[i : i + 8]) for i in (30, 38, 46)])
+            line = f"{line[:17]}SAR{line[20:]}"
+        if ours and name == hydrogen:
+            far = places["N"] + 1.45 * (places[name] - places["N"])
+            line = f"{line[:12]} CN {line[16:30]}{''.join(f'{value:8.3f}' for value in far)}{line[54:76]} C"
+        if ours or name != hydrogen:
+            lines.append(line)
+    path = write(peptide("GGA"))
+    path.write_text("\n".join(lines))
+    *_, changes = prepare(path)
+    assert f"replaced SAR {number} of chain A by GLY, {told}" in changes
 
 
 def test_a_modified_residue_in_a_chain_that_nobody_knows_is_refused(write, peptide):
