@@ -40,9 +40,10 @@ def written(path, topology, positions):
 def assert_valid(row):
     assert row["outcome"] == "valid", row
     assert row["identity"] < 1e-9
-    assert 0.01 < row["moved"] < 1.0
+    assert 0.01 < row["moved"] < 2.0  # nm; ends of long side chains turn
     minimised, jump, relaxed = row["energies"]
-    assert minimised < relaxed < jump
+    assert minimised < min(jump, relaxed)
+    assert row["short"] or relaxed < jump  # a single small jump of a minimised protein is colder than 300 K
 
 
 @pytest.fixture
