@@ -40,13 +40,17 @@ def script():
         yield importlib.import_module
 
 
-EMBEDDED = {name: load_model(name, "cpu") for name in available_models()}
+@pytest.fixture(scope="module")
+def embedded():
+    return {name: load_model(name, "cpu") for name in available_models()}
+
+
 UNWEIGHTED = {"ablations", "engines", "memory", "relaxation"}  # trains its own; MD; MD; see the page
 
 
-def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew(script, tmp_path, capsys):
+def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew(script, embedded, tmp_path, capsys):
     common, stem = script("common"), tmp_path / "out"
-    model = EMBEDDED["starmd-peptide"]
+    model = embedded["starmd-peptide"]
     facts = common.circumstances(model)
     assert common.results_so_far(stem, facts) == {}
     common.write(stem, "A table", facts, {}, {"row": {"score": 1.0}})
@@ -58,13 +62,13 @@ def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew
         assert "out.json is of another run" in capsys.readouterr().err
 
 
-def test_tables_name_their_weights_and_which_are_not_embedded(script):
+def test_tables_name_their_weights_and_which_are_not_embedded(script, embedded):
     weights_of, old = script("common").weights_of, set()
     for path in sorted((FOLDER / "results").glob("*.json")):
         settings = json.loads(path.read_text())["settings"]
         if path.stem in UNWEIGHTED:
             continue
-        today = ", ".join(weights_of(EMBEDDED[name]) for name in settings["model"].split(", "))
+        today = ", ".join(weights_of(embedded[name]) for name in settings["model"].split(", "))
         assert f"- weights: {settings['weights']}" in path.with_suffix(".md").read_text(), path.name
         if settings["weights"] != today:
             assert "not embedded today" in settings["weights"], path.name
@@ -831,3 +835,61 @@ def test_hills_lie_where_the_run_has_been(script, peptides, monkeypatch):
     apart = np.abs([here - found, here - found[::-1]]) % enhanced.BINS
     right, exchanged = np.minimum(apart, enhanced.BINS - apart).max(1)
     assert right <= 1 < 3 < exchanged
+
+
+def hops(rate, n_states, starts, length, seed):
+    """States (len(starts), length) of a chain on a line that goes to each neighbour with a rate."""
+    steps = np.random.default_rng(seed).choice([-1, 0, 1], (len(starts), length), p=[rate, 1 - 2 * rate, rate])
+    states = [np.asarray(starts)]
+    for step in steps.T[1:]:
+        states.append((states[-1] + step).clip(0, n_states - 1))
+    return np.stack(states, 1)
+
+
+@pytest.mark.slow
+def test_short_md_is_worth_as_much_plain_md_as_it_has_nanoseconds(script, monkeypatch):
+    """Pieces of one chain as long together as its plain run save nothing; half of the width would take four times."""
+    refine = script("refine")
+    from openmm_starmd.refinement.estimation import estimate
+
+    monkeypatch.setattr(refine, "STARTS", 0)  # no time for equilibration
+    result = estimate(list(hops(0.3, 6, np.arange(6).repeat(50), 200, 1)), refine.INTERVAL, lag=2 * refine.INTERVAL)
+    assert result.judged
+    found = {}
+    for n in (300, 75):
+        rows = refine.compare(result, list(hops(0.3, 6, np.arange(6).repeat(n // 6 + 1)[:n], 200, 2)))
+        assert next(iter(rows)) == "slowest timescale ns"
+        assert all(row["intervals overlap"] == "yes" for row in rows.values())
+        found[n] = {quantity: row["saved"] for quantity, row in rows.items()}
+    assert all(0.4 < saved < 2.5 for by_row in found.values() for saved in by_row.values()), found
+    result = estimate(list(hops(0.3, 6, [0, 3], 20, 1)), refine.INTERVAL, lag=2 * refine.INTERVAL)
+    assert not result.judged
+    for row in refine.compare(result, list(hops(0.3, 6, np.arange(6).repeat(20), 200, 2))).values():
+        assert row["refined"] == refine.CANNOT and "saved" not in row
+
+
+@pytest.mark.slow
+def test_a_refined_run_stands_beside_plain_md_and_resumes(run, script, tmp_path, monkeypatch):
+    """Molecular dynamics is made up here: residues that move as an Ornstein-Uhlenbeck process."""
+    refine, made = script("refine"), []
+
+    def moves(system, positions, nanoseconds, equilibration, seed):
+        made.append(len(positions))
+        frames = round(1000 * nanoseconds / len(positions) / refine.INTERVAL)
+        topology, _ = refine.minimized_peptide("ace-A-nme", 1)
+        return np.stack([jitter(topology, x, frames, 10 * seed + k) for k, x in enumerate(np.asarray(positions))])
+
+    monkeypatch.setattr(refine, "plain_md", moves)
+    monkeypatch.setattr(refine, "STARTS", 8)
+    words = ["--folder", tmp_path / "data", "--molecules", "ace-A-nme", "--reference-ns", 6.4, "--swarm-ns", 3.2]
+    words += ["--jumps", 20, "--replicas", 2, "--output", tmp_path / "out"]
+    run("refine", *words)
+    text, written = read(tmp_path / "out")
+    found = written["results"]["ace-A-nme"]
+    assert made == [16, 8, 8]
+    assert (found["reference, ns"], found["swarm, ns"]) == (pytest.approx(6.4), pytest.approx(3.2))
+    assert "slowest timescale ns" in found["rows"] and "## ace-A-nme" in text
+    assert found["verdict"] in text and f"From one basin: {found['from one basin']}" in text
+    assert not any("saved" in row for row in found["its rows"].values())
+    run("refine", *words)
+    assert len(made) == 3 and read(tmp_path / "out")[1]["results"] == written["results"]

@@ -1,7 +1,7 @@
 """README and docs: pages run from top to bottom, links lead somewhere, no public name or command is missing.
 
 The Python blocks and `starmd` commands of a page run one after another, with less to do, in a folder that holds
-peptide.pdb, start.pdb, 1abc.pdb and config.toml.
+peptide.pdb, start.pdb, 1abc.pdb and config.toml, and MD of the peptide beside what another tool made of it.
 """
 
 import glob
@@ -12,11 +12,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import mdtraj
+import numpy as np
 import pytest
+import torch
 from mdtraj.formats import XTCTrajectoryFile
-from openmm.app import PDBFile
-
-from openmm_starmd.systems import build_peptide
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/*.md"))]
@@ -71,10 +71,16 @@ def named(pages, slow=lambda page: False):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with open("peptide.pdb", "w") as file:
-        PDBFile.writeFile(*build_peptide("DWGR", seed=1), file)
+    (peptide,) = blocks(ROOT / "docs" / "guide" / "index.md", "python")
+    exec(compile(peptide, "docs/guide/index.md", "exec"), {"__name__": "__main__"})  # peptide.pdb
     for name in ("start.pdb", "1abc.pdb"):
         shutil.copy("peptide.pdb", name)
+    shutil.copy("peptide.pdb", "md.pdb")
+    md = mdtraj.load("md.pdb")
+    noise = np.random.default_rng(1).normal(0, 0.01, (60, md.n_atoms, 3))
+    md = mdtraj.Trajectory(md.xyz + noise, md.topology, 10 * np.arange(1, 61))
+    md.save_xtc("md.xtc")
+    torch.save(torch.from_numpy(md.xyz[None, :, md.topology.select("name CA")]), "generated_coords.pt")
     (settings,) = blocks(ROOT / "docs" / "guide" / "training.md", "toml")
     Path("config.toml").write_text(settings)
     return tmp_path
@@ -105,6 +111,15 @@ def run_command(command, capsys):
         command = re.sub(long, short, command)
     words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]
     assert cli.main(words[1:]) == 0, (command, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_every_block_is_of_a_kind_that_is_run(page):
+    """Settings have a test of their own, directives are Sphinx's, and pip's commands are those of test_packaging."""
+    for language, code in re.findall(r"^```(\S*)\n(.*?)^```", page.read_text(encoding="utf-8"), FULL):
+        assert language in ("python", "bash", "toml", "text") or language.startswith("{"), language
+        if language == "bash":
+            assert all(line.startswith(("starmd ", "pip install ", "python examples/")) for line in code.splitlines())
 
 
 @pytest.mark.parametrize("page", named(page for page in PAGES if commands(page)))
