@@ -218,13 +218,21 @@ class JumpKernel:
         return (None, None, failures) if failures else self._relaxed(context, origin, path, random, attempt)
 
     def _toPositions(self, conformation: Conformation, positions: np.ndarray):
-        """The path of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end."""
-        tokens = self.propagator.tokens
-        old = from_positions(torch.from_numpy(positions), tokens)
-        new = resolve_clashes(conformation, torch.from_numpy(positions)[None], tokens)[0][0]
+        """The path of all atoms (A, 3) to a conformation (1, N), and the checks that fail at its end.
+
+        Where no relaxation steers, the path is its end.
+        """
+        tokens, before = self.propagator.tokens, torch.from_numpy(positions)
+        resolved, atoms = resolve_clashes(conformation, before[None], tokens)
         if self.relaxation.steers:
+            old, new = from_positions(before, tokens), resolved[0]
             new = new.moved(superpose(new.frames.translations, old.frames.translations))
-        path = path_between(old, new, torch.from_numpy(positions), tokens)
+            path = path_between(old, new, before, tokens)
+        else:
+
+            def path(fraction: float) -> torch.Tensor:
+                return atoms[0]
+
         (failures,) = self.gate.sampled(path(1.0)[None], positions[None])
         return path, failures
 
