@@ -183,7 +183,7 @@ def _strangers(first: np.ndarray, second: np.ndarray, tokens: ResidueTokens) -> 
 
 
 def close_contacts(heavy: np.ndarray, tokens: ResidueTokens, limit: float) -> tuple[np.ndarray, ...]:
-    """Those of the `close_pairs` of heavy atoms (F, M, 3) that are more than three bonds from each other."""
+    """The `close_pairs` of heavy atoms (F, M, 3) without those that are at most three bonds from each other."""
     pairs = close_pairs(heavy, limit)
     strangers = _strangers(*pairs[1:], tokens)
     return tuple(x[strangers] for x in pairs)

@@ -56,6 +56,12 @@ def test_a_replica_is_the_same_alone_and_in_company(run):
     assert np.abs(run("other", 8, seed=4)[0] - company[0]).max() > 2 * PRECISION
 
 
+def test_seed_0_is_a_seed_and_does_not_draw_another(run):
+    first, second = run("first", 3, seed=0), run("second", 3, seed=0)
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(run("other", 3, seed=1) - first).max() > 2 * PRECISION
+
+
 @pytest.mark.parametrize("steps", [3, 4, 5])
 def test_an_interrupted_run_continues_bit_for_bit(run, tmp_path, steps):
     whole = run("whole", 9, 2)

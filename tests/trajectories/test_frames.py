@@ -56,8 +56,9 @@ def test_the_whole_frames_of_a_torn_file_are_kept_as_the_message_says(md, tmp_pa
         assert file.read_as_traj(md.topology, n_frames=N_FRAMES - 1).n_frames == N_FRAMES - 1
 
 
-def test_nan_in_an_xtc_file_comes_back_finite_and_is_refused_by_frame(md, tmp_path):
-    md.xyz[13] = np.nan
+@pytest.mark.parametrize("atoms", [slice(None), 5], ids=["all", "one"])
+def test_nan_in_an_xtc_file_comes_back_finite_and_is_refused_by_frame(md, tmp_path, atoms):
+    md.xyz[13, atoms] = np.nan
     md.save(str(tmp_path / "md.xtc"))
     assert np.isfinite(mdtraj.load(str(tmp_path / "md.xtc"), top=md.topology).xyz).all()  # mdtraj says nothing
     with pytest.raises(TrajectoryError, match=r"md.xtc .*not sane in frame 13 .*keep the frames before frame 13"):

@@ -46,7 +46,7 @@ class MarkovChain:
 
     @classmethod
     def of(cls, counts: np.ndarray) -> MarkovChain:
-        """The same one for the same counts: all scores see one reference, and resamples that are drawn alike."""
+        """Chain of counts (n, n), one object for equal counts: all scores see one reference and the same resamples."""
         return _markov_chain(np.asarray(counts, dtype=np.float64).tobytes())
 
     @cached_property
