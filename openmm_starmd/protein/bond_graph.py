@@ -148,8 +148,8 @@ class ProteinBondGraph:
             names = ", ".join(self.atoms[a].name for a in lost if self.atoms[a].residue is residue)
             raise UnsupportedTopologyError(
                 f"In {label(residue)} no bonds lead from CA to {names}. What turns together is found through bonds: "
-                "call topology.createStandardBonds(), or add the bonds; where a file holds two residues in one place, "
-                "keep one of them."
+                "call topology.createStandardBonds(), or add the bonds; `starmd prepare FILE` mends names of other "
+                "programs and two residues in one place."
             )
 
     def _reachable(self, start: int, barred: int | None) -> set[int]:
