@@ -17,6 +17,10 @@ import numpy as np
 import pytest
 import torch
 from mdtraj.formats import XTCTrajectoryFile
+from openmm import LangevinMiddleIntegrator
+from openmm.app import PDBFile, Simulation
+
+from openmm_starmd.systems import peptide_system
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/*.md"))]
@@ -68,21 +72,36 @@ def named(pages, slow=lambda page: False):
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[slow(page)]) for page in pages]
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folder with the files that pages read, made once; the peptide is minimised, so that pages minimise in no time."""
+    folder = tmp_path_factory.mktemp("files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (peptide,) = blocks(ROOT / "docs" / "guide" / "index.md", "python")
+        exec(compile(peptide, "docs/guide/index.md", "exec"), {"__name__": "__main__"})  # peptide.pdb
+        pdb = PDBFile("peptide.pdb")
+        simulation = Simulation(pdb.topology, peptide_system(pdb.topology), LangevinMiddleIntegrator(300, 1, 0.004))
+        simulation.context.setPositions(pdb.positions)
+        simulation.minimizeEnergy()
+        with open("peptide.pdb", "w") as file:
+            PDBFile.writeFile(pdb.topology, simulation.context.getState(positions=True).getPositions(), file)
+        for name in ("start.pdb", "1abc.pdb", "md.pdb"):
+            shutil.copy("peptide.pdb", name)
+        md = mdtraj.load("md.pdb")
+        noise = np.random.default_rng(1).normal(0, 0.01, (60, md.n_atoms, 3))
+        md = mdtraj.Trajectory(md.xyz + noise, md.topology, 10 * np.arange(1, 61))
+        md.save_xtc("md.xtc")
+        torch.save(torch.from_numpy(md.xyz[None, :, md.topology.select("name CA")]), "generated_coords.pt")
+        (settings,) = blocks(ROOT / "docs" / "guide" / "training.md", "toml")
+        Path("config.toml").write_text(settings)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (peptide,) = blocks(ROOT / "docs" / "guide" / "index.md", "python")
-    exec(compile(peptide, "docs/guide/index.md", "exec"), {"__name__": "__main__"})  # peptide.pdb
-    for name in ("start.pdb", "1abc.pdb"):
-        shutil.copy("peptide.pdb", name)
-    shutil.copy("peptide.pdb", "md.pdb")
-    md = mdtraj.load("md.pdb")
-    noise = np.random.default_rng(1).normal(0, 0.01, (60, md.n_atoms, 3))
-    md = mdtraj.Trajectory(md.xyz + noise, md.topology, 10 * np.arange(1, 61))
-    md.save_xtc("md.xtc")
-    torch.save(torch.from_numpy(md.xyz[None, :, md.topology.select("name CA")]), "generated_coords.pt")
-    (settings,) = blocks(ROOT / "docs" / "guide" / "training.md", "toml")
-    Path("config.toml").write_text(settings)
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -135,11 +154,25 @@ def test_options_of_commands_exist(page, capsys):
             assert f" {option} " in known, f"{page.name}: {command}: {option}"
 
 
+def links(page):
+    """Paths that a page links to."""
+    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    found = [link.partition("#")[0] for link in found if "://" not in link]
+    return [page.parent / link for link in found if link]
+
+
+@pytest.mark.parametrize("first", ["README.md", "docs/index.md"])
+def test_every_page_is_two_clicks_away(first):
+    seen = reached = {ROOT / first}
+    for _ in range(2):
+        reached = {link.resolve() for page in reached if page.suffix == ".md" for link in links(page)}
+        seen |= reached
+    assert not set(PAGES[1:]) - seen - {ROOT / "docs" / "index.md"}
+
+
 @pytest.mark.parametrize("page", named(PAGES))
 def test_links_and_scripts_exist(page):
-    text = page.read_text(encoding="utf-8")
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    paths = [page.parent / link for link in links if link]
+    text, paths = page.read_text(encoding="utf-8"), links(page)
     paths += [ROOT / script for script in re.findall(r"(?:examples|benchmarks|recipes)/[\w/-]+\.(?:py|toml)", text)]
     assert not [str(path) for path in paths if not path.exists()]
 
