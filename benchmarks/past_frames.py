@@ -98,9 +98,9 @@ def by_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return values.mean(0), values.mean(0) - half, values.mean(0) + half
 
 
-def embedded(args) -> dict[str, dict]:
+def embedded(args, models) -> dict[str, dict]:
     """Rows of models of the package, by model, molecules and stride."""
-    rows, models = {}, {name: load_model(name, device="cpu") for name in ("starmd-peptide", "starmd-protein")}
+    rows = {}
     cases = [("starmd-peptide", "tetrapeptides", VALIDATION, ["*"])]
     cases += [("starmd-protein", name, VALIDATION / "proteins", [f"{name}_*"]) for name in args.domains]
     for name, molecules, folder, patterns in cases:
@@ -113,7 +113,7 @@ def embedded(args) -> dict[str, dict]:
     return rows
 
 
-def trained(args) -> dict[str, dict]:
+def trained(args, _) -> dict[str, dict]:
     """Rows of networks trained here, by attention and stride."""
     rows, cache = {}, args.folder / "encoded"
     dataset = TrajectoryDataset(args.train, exclude=["DWGR", "SPHV", "CNIR", "QFTK"], cache=cache)
@@ -168,11 +168,13 @@ def main() -> None:
     made.add_argument("--seeds", type=int, default=3)
     args = made.parse_args()
     torch.set_num_threads(args.threads)
-    facts = circumstances(load_model("starmd-peptide", "cpu"), load_model("starmd-protein", "cpu"))
+    used = ["starmd-peptide", "starmd-protein"] if args.domains else ["starmd-peptide"]
+    models = {name: load_model(name, device="cpu") for name in used}
+    facts = circumstances(*models.values())
     sections, results = {}, {}
     studies = {"Embedded models": embedded} | ({"Trained apart": trained} if args.train else {})
     for title, study in studies.items():
-        results[title] = study(args)
+        results[title] = study(args, models)
         sections[title] = table(results[title])
         print(f"\n## {title}\n\n{sections[title]}", flush=True)
         write(args.output, "Past frames", facts, sections, results)
