@@ -17,6 +17,10 @@ import numpy as np
 import pytest
 import torch
 from mdtraj.formats import XTCTrajectoryFile
+from openmm import LangevinMiddleIntegrator
+from openmm.app import PDBFile, Simulation
+
+from openmm_starmd.systems import peptide_system
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("docs/guide/*.md"))]
@@ -68,21 +72,36 @@ def named(pages, slow=lambda page: False):
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[slow(page)]) for page in pages]
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folder with the files that pages read, made once; the peptide is minimised, so that pages minimise in no time."""
+    folder = tmp_path_factory.mktemp("files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (peptide,) = blocks(ROOT / "docs" / "guide" / "index.md", "python")
+        exec(compile(peptide, "docs/guide/index.md", "exec"), {"__name__": "__main__"})  # peptide.pdb
+        pdb = PDBFile("peptide.pdb")
+        simulation = Simulation(pdb.topology, peptide_system(pdb.topology), LangevinMiddleIntegrator(300, 1, 0.004))
+        simulation.context.setPositions(pdb.positions)
+        simulation.minimizeEnergy()
+        with open("peptide.pdb", "w") as file:
+            PDBFile.writeFile(pdb.topology, simulation.context.getState(positions=True).getPositions(), file)
+        for name in ("start.pdb", "1abc.pdb", "md.pdb"):
+            shutil.copy("peptide.pdb", name)
+        md = mdtraj.load("md.pdb")
+        noise = np.random.default_rng(1).normal(0, 0.01, (60, md.n_atoms, 3))
+        md = mdtraj.Trajectory(md.xyz + noise, md.topology, 10 * np.arange(1, 61))
+        md.save_xtc("md.xtc")
+        torch.save(torch.from_numpy(md.xyz[None, :, md.topology.select("name CA")]), "generated_coords.pt")
+        (settings,) = blocks(ROOT / "docs" / "guide" / "training.md", "toml")
+        Path("config.toml").write_text(settings)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (peptide,) = blocks(ROOT / "docs" / "guide" / "index.md", "python")
-    exec(compile(peptide, "docs/guide/index.md", "exec"), {"__name__": "__main__"})  # peptide.pdb
-    for name in ("start.pdb", "1abc.pdb"):
-        shutil.copy("peptide.pdb", name)
-    shutil.copy("peptide.pdb", "md.pdb")
-    md = mdtraj.load("md.pdb")
-    noise = np.random.default_rng(1).normal(0, 0.01, (60, md.n_atoms, 3))
-    md = mdtraj.Trajectory(md.xyz + noise, md.topology, 10 * np.arange(1, 61))
-    md.save_xtc("md.xtc")
-    torch.save(torch.from_numpy(md.xyz[None, :, md.topology.select("name CA")]), "generated_coords.pt")
-    (settings,) = blocks(ROOT / "docs" / "guide" / "training.md", "toml")
-    Path("config.toml").write_text(settings)
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

@@ -33,6 +33,19 @@ def test_every_notebook_is_run():
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_stored_outputs_are_of_one_execution_and_name_no_folder(name):
+    """A code host shows them as they are."""
+    cells = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4).cells
+    cells = [cell for cell in cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    shown = [str(output.get("text", "")) + output.get("data", {}).get("text/plain", "") for output in outputs]
+    assert not re.search(r"(^|[\s'\"(])/\w+/\w+|site-packages|Traceback", "\n".join(shown))
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.slow
 def test_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # pictures of a notebook are its own

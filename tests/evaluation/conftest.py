@@ -4,7 +4,17 @@ import mdtraj
 import numpy as np
 import pytest
 
+from openmm_starmd.evaluation.scoring import scores
+
 N_FRAMES = 1500
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Intervals from a third of the draws, for tests that ask what a whole evaluation says, not how wide it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "N_RESAMPLES", 30)
+        yield
 
 
 @pytest.fixture(scope="session")

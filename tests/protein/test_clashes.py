@@ -36,6 +36,12 @@ def shaken(native):
     return conformation, positions.expand(24, -1, -1)
 
 
+@pytest.fixture(scope="module")
+def resolved(native, shaken):
+    """Conformations whose side chains were turned apart, and their atoms."""
+    return resolve_clashes(*shaken, native[0])
+
+
 def prolines(tokens):
     return torch.tensor([letter == "P" for letter in tokens.sequence])
 
@@ -44,11 +50,11 @@ def contacts(atoms, tokens):
     return check_positions(atoms, tokens).close_contacts
 
 
-def test_clashing_side_chains_are_turned_apart_and_nothing_else_moves(native, shaken):
+def test_clashing_side_chains_are_turned_apart_and_nothing_else_moves(native, shaken, resolved):
     tokens, _ = native
     conformation, old = shaken
     before = to_positions(conformation, old, tokens)
-    resolved, after = resolve_clashes(conformation, old, tokens)
+    resolved, after = resolved
     assert contacts(before, tokens).sum() >= 12 and not contacts(after, tokens).any()
     torch.testing.assert_close(after, to_positions(resolved, old, tokens), rtol=0, atol=0)
     turns = resolved.torsions - conformation.torsions
@@ -61,12 +67,12 @@ def test_clashing_side_chains_are_turned_apart_and_nothing_else_moves(native, sh
     torch.testing.assert_close(*lengths, rtol=0, atol=1e-9)
 
 
-def test_conformations_without_clashes_stay_as_they_are_to_the_last_bit(native, shaken):
+def test_conformations_without_clashes_stay_as_they_are_to_the_last_bit(native, shaken, resolved):
     tokens, positions = native
     conformation, old = shaken
     sound = ~contacts(to_positions(conformation, old, tokens), tokens)
     assert sound.any()
-    resolved, _ = resolve_clashes(conformation, old, tokens)
+    resolved, _ = resolved
     assert torch.equal(resolved.torsions[sound], conformation.torsions[sound])
     assert not torch.equal(resolved.torsions[~sound], conformation.torsions[~sound])
     start = from_positions(positions[None], tokens)
@@ -75,20 +81,20 @@ def test_conformations_without_clashes_stay_as_they_are_to_the_last_bit(native, 
     assert torch.equal(atoms, to_positions(start, positions[None], tokens))
 
 
-def test_company_does_not_change_what_becomes_of_a_conformation(native, shaken):
+def test_company_does_not_change_what_becomes_of_a_conformation(native, shaken, resolved):
     tokens, _ = native
     conformation, old = shaken
-    resolved, atoms = resolve_clashes(conformation, old, tokens)
+    resolved, atoms = resolved
     for k in (0, 5):
         alone, own = resolve_clashes(conformation[k : k + 1], old[k : k + 1], tokens)
         assert torch.equal(alone.torsions[0], resolved.torsions[k]) and torch.equal(own[0], atoms[k])
 
 
-def test_what_is_not_finite_is_left_to_the_checks(native, shaken):
+def test_what_is_not_finite_is_left_to_the_checks(native, shaken, resolved):
     tokens, _ = native
     conformation, old = shaken
-    broken = conformation.map(torch.clone)
+    broken = conformation.map(lambda x: x[:4].clone())
     broken.torsions[0, 3] = float("nan")
-    resolved, atoms = resolve_clashes(broken, old, tokens)
+    _, atoms = resolve_clashes(broken, old[:4], tokens)
     assert check_positions(atoms, tokens).not_finite[0]
-    assert torch.equal(atoms[1:], resolve_clashes(conformation, old, tokens)[1][1:])
+    assert torch.equal(atoms[1:], resolved[1][1:4])
