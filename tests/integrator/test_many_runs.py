@@ -143,8 +143,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("way", CONTINUE)
-@pytest.mark.parametrize("name, platform", [*((name, "CPU") for name in OTHERS), ("langevin", "Reference")])
+@pytest.mark.parametrize(
+    "name, platform, way",
+    [
+        *((name, "CPU", "checkpoint") for name in OTHERS),
+        ("compound", "CPU", "state"),
+        ("langevin", "Reference", "state"),
+    ],
+)
 def test_what_another_integrator_made_is_refused_whole(
     new_simulation, peptide, snapshot, tmp_path, name, way, platform
 ):

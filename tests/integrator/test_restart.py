@@ -19,8 +19,7 @@ CONTINUE = {
 }
 
 
-@pytest.mark.parametrize("platform", ["Reference", "CPU"])
-@pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("cut, platform", [(1, "CPU"), (4, "Reference")])
 @pytest.mark.parametrize("way", CONTINUE)
 def test_a_fresh_simulation_continues_bit_for_bit(new_simulation, snapshot, tmp_path, platform, cut, way):
     """Cut while the window of three frames grows, and after frames have left it; without a seed it is the State's."""
