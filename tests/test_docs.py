@@ -154,11 +154,25 @@ def test_options_of_commands_exist(page, capsys):
             assert f" {option} " in known, f"{page.name}: {command}: {option}"
 
 
+def links(page):
+    """Paths that a page links to."""
+    found = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    found = [link.partition("#")[0] for link in found if "://" not in link]
+    return [page.parent / link for link in found if link]
+
+
+@pytest.mark.parametrize("first", ["README.md", "docs/index.md"])
+def test_every_page_is_two_clicks_away(first):
+    seen = reached = {ROOT / first}
+    for _ in range(2):
+        reached = {link.resolve() for page in reached if page.suffix == ".md" for link in links(page)}
+        seen |= reached
+    assert not set(PAGES[1:]) - seen - {ROOT / "docs" / "index.md"}
+
+
 @pytest.mark.parametrize("page", named(PAGES))
 def test_links_and_scripts_exist(page):
-    text = page.read_text(encoding="utf-8")
-    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    paths = [page.parent / link for link in links if link]
+    text, paths = page.read_text(encoding="utf-8"), links(page)
     paths += [ROOT / script for script in re.findall(r"(?:examples|benchmarks|recipes)/[\w/-]+\.(?:py|toml)", text)]
     assert not [str(path) for path in paths if not path.exists()]
 
