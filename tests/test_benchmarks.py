@@ -48,6 +48,12 @@ def embedded():
 UNWEIGHTED = {"ablations", "engines", "memory", "relaxation"}  # trains its own; MD; MD; see the page
 
 
+def test_no_benchmark_hides_a_module_of_the_recipes():
+    """A script comes before the recipes on its own path, and both import modules by their bare names."""
+    recipes = {path.stem for path in (FOLDER.parent / "recipes").rglob("*.py")}
+    assert not recipes & {path.stem for path in FOLDER.glob("*.py")}
+
+
 def test_results_of_the_same_command_and_weights_go_on_and_all_others_start_anew(script, embedded, tmp_path, capsys):
     common, stem = script("common"), tmp_path / "out"
     model = embedded["starmd-peptide"]
@@ -835,6 +841,25 @@ def test_hills_lie_where_the_run_has_been(script, peptides, monkeypatch):
     apart = np.abs([here - found, here - found[::-1]]) % enhanced.BINS
     right, exchanged = np.minimum(apart, enhanced.BINS - apart).max(1)
     assert right <= 1 < 3 < exchanged
+
+
+@pytest.mark.slow
+def test_methods_take_turns_until_their_time_is_spent(run, script, peptides, tmp_path, monkeypatch):
+    enhanced = script("enhanced")
+    less = {"STARTS": 4, "REPLICAS": 4, "EQUILIBRATION": 0.2, "DOUBLINGS": 1, "EXPLORING": 0.0, "LEAST_JUMPS": 3}
+    for name, value in less.items():
+        monkeypatch.setattr(enhanced, name, value)
+    words = [peptides / "SVA", "--folder", tmp_path, "--seconds", 3, "--repeats", 1, "--output", tmp_path / "out"]
+    run("enhanced", *words)
+    text, written = read(tmp_path / "out")
+    curves = written["results"]["curves"]["SVA"]
+    assert list(curves) == list(enhanced.METHODS) and "## SVA, phi and psi of VAL2" in text
+    _, errors, nanoseconds = np.moveaxis(np.array([runs[0] for runs in curves.values()], dtype=float), -1, 0)
+    assert (np.diff(nanoseconds) >= 0).all() and (nanoseconds[:, -1] > 0).all()
+    assert (errors[:4] > 0).all() and (tmp_path / "out.png").exists()  # so short a swarm can fail
+    monkeypatch.setattr(enhanced, "race", None)
+    run("enhanced", *words)  # the repeat lies in the folder
+    assert read(tmp_path / "out")[1]["results"] == written["results"]
 
 
 def hops(rate, n_states, starts, length, seed):

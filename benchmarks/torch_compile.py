@@ -2,7 +2,7 @@
 
 CPU time a step of one replica, in turns in one process on one thread; compilation needs a C++ compiler and minutes:
 
-    python benchmarks/compiled.py 4 35
+    python benchmarks/torch_compile.py 4 35
 """
 
 import argparse
