@@ -15,7 +15,6 @@ from openmm_starmd.evaluation import evaluate
 from openmm_starmd.evaluation.report.viewer import STICKS_UP_TO, encode, viewer_data
 from openmm_starmd.trajectories.sides import read_sides
 
-pytestmark = pytest.mark.usefixtures("few_draws")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
