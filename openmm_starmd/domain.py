@@ -12,7 +12,7 @@ from openmm_starmd.errors import ModelDomainError, listed
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.protein.validity import check_positions, flat_centres
 
 REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality")
 """Names of the reasons for which a system can lie outside a domain."""
@@ -137,7 +137,8 @@ class Domain:
         strange = [i for i, k in enumerate(numbers) if k and VARIANTS[k] not in self.variants]
         if strange:
             named = [f"{variant_name(types[i], numbers[i])} at {labels[i]}" for i in strange]
-            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}")
+            bridged = " (CYX: cysteine of a disulfide)" if any(VARIANTS[numbers[i]] == "CYX" for i in strange) else ""
+            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}{bridged}")
         if not self.caps and any((end == CAPPED).any() for end in (features.n_end, features.c_end)):
             yield Violation("caps", "the model has not seen capped ends")
 
@@ -160,9 +161,13 @@ def _of_positions(tokens: ResidueTokens, positions: torch.Tensor):
     for bond in torch.nonzero(lengths > LONGEST_BOND)[:, 0].tolist():
         ends = [tokens.residue_labels[owner[atom]] for atom in tokens.peptide_bonds[bond].tolist()]
         yield Violation("gap", f"{ends[0]} and {ends[1]} are bonded over {lengths[bond]:.2f} nm")
-    for (atom,) in check_positions(positions, tokens).culprits(()).get("inversions", [])[:1]:
+    turned = [atom for (atom,) in check_positions(positions, tokens).culprits(()).get("inversions", [])]
+    centres = tokens.chiral_centres.numpy()
+    flat = centres[flat_centres(positions.numpy()[None], centres)[0], 0].tolist()
+    for atom in [*flat, *turned][:1]:
         centre = "CA" if atom in tokens.backbone[:, 1] else "CB"
-        yield Violation("chirality", f"{centre} of {tokens.residue_labels[owner[atom]]} has the D configuration")
+        has = "no configuration: its bonds lie in a plane" if atom in flat else "the D configuration"
+        yield Violation("chirality", f"{centre} of {tokens.residue_labels[owner[atom]]} has {has}")
 
 
 def warn_of_numbering(tokens: ResidueTokens) -> None:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.domain import Domain, enforced, how_to_allow, refuse
+from openmm_starmd.domain import REASONS, Domain, Violation, enforced, how_to_allow, refuse
 from openmm_starmd.errors import ModelDomainError, StarMDError, first_line
 from openmm_starmd.files import save_tensors
 from openmm_starmd.network.config import ModelConfig
@@ -158,17 +159,28 @@ def choose_model(
 
     def rank(name: str) -> tuple:
         steps, domain = ModelConfig.from_dict(json.loads(described[name]["config"])).denoising_steps, domains[name]
-        outside = len(enforced(lacks[name], strict)), len(lacks[name])
+        weightiest = min((REASONS.index(violation.reason) for violation in lacks[name]), default=len(REASONS))
+        outside = len(enforced(lacks[name], strict)), len(lacks[name]), -weightiest
         return *outside, -steps, domain.max_length - domain.min_length, name
 
     chosen = min(domains, key=rank)
     if enforced(lacks[chosen], strict):
         reasons = " ".join(f"{name}: {'; '.join(found)}." for name, found in sorted(lacks.items()))
         raise ModelDomainError(
-            f"No embedded model knows this system. {reasons} {how_to_allow(lacks[chosen], 'Name another model, or')}"
+            f"No embedded model knows this system. {reasons} {how_to_allow(lacks[chosen], _instead(lacks[chosen]))}"
         )
     logger.info("Model chosen for %d residues, %g ps, %g K: %s", tokens.n_residues, stride, temperature, chosen)
     return load_model(chosen, device)
+
+
+def _instead(found: Sequence[Violation]) -> str:
+    """What to do where no embedded model knows a system, in the words of `how_to_allow`."""
+    if {violation.reason for violation in found} <= {"temperature", "stride"}:
+        return "Take a temperature and a stride that a model knows, or"
+    return (
+        "Train a model on MD of this molecule (starmd train), take model='elastic' for motions about a folded "
+        "structure, or"
+    )
 
 
 def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:

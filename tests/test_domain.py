@@ -10,9 +10,10 @@ import pytest
 from openmm import unit
 from openmm.app import Element, Modeller, Topology
 
-from openmm_starmd import available_models, load_model
+from openmm_starmd import available_models, choose_model, load_model
 from openmm_starmd.domain import REASONS, Domain, allowing, refuse, warn_of_numbering
 from openmm_starmd.errors import ModelDomainError
+from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.tokens import ResidueTokens
 
 PLAIN = Domain(variants=())
@@ -93,6 +94,17 @@ def test_bonds_over_a_gap_and_d_residues_are_found_in_positions(build_peptide):
     assert reasons(PLAIN, topology, positions=torn) == ["gap"]
 
 
+def test_a_centre_without_a_hand_is_outside(build_peptide):
+    topology, positions = build_peptide("ALA")
+    atoms = {(a.residue.index, a.name): a.index for a in topology.atoms()}
+    n, ca, c, cb = (atoms[2, name] for name in ("N", "CA", "C", "CB"))
+    normal = np.cross(positions[n] - positions[ca], positions[c] - positions[ca])
+    normal /= np.linalg.norm(normal)
+    positions[cb] -= 0.9 * np.dot(positions[cb] - positions[ca], normal) * normal
+    (told,) = PLAIN.check(ResidueTokens.from_topology(topology), 100.0, 300.0, positions)
+    assert told.reason == "chirality" and told == "CA of A:ALA 3 has no configuration: its bonds lie in a plane"
+
+
 def test_the_commonest_temperature_is_inside_and_heating_is_not(build_peptide):
     topology, _ = build_peptide("ALA")
     for inside in (298.15, 297.0, 303.0):
@@ -142,6 +154,33 @@ def test_another_model_is_advised_only_where_there_is_one(build_peptide):
     with pytest.raises(ModelDomainError) as error:
         slow.check_domain(ResidueTokens.from_topology(build_peptide("GYDPETGT")[0]), 100.0, 300.0)
     assert "Use model" not in str(error.value)
+
+
+def test_a_disulfide_is_refused_by_name_and_the_advice_leads_on(build_peptide):
+    topology, positions = build_peptide("CAGDAVKAGC")
+    modeller = Modeller(topology, positions * unit.nanometer)
+    modeller.delete([atom for atom in topology.atoms() if (atom.residue.name, atom.name) == ("CYS", "HG")])
+    modeller.topology.addBond(*(atom for atom in modeller.topology.atoms() if atom.name == "SG"))
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(modeller.topology, 100.0, 300.0, device="cpu")
+    told = str(error.value)
+    assert "has not seen CYX at A:CYS 1, CYX at A:CYS 10 (CYX: cysteine of a disulfide)" in told
+    assert "starmd train" in told and "model='elastic'" in told and "--allow variants" in told
+    assert NewPropagator.of("elastic", ResidueTokens.from_topology(modeller.topology), 100.0, 300.0).name == "elastic"
+
+
+def test_where_only_the_settings_are_outside_they_are_what_to_change(build_peptide):
+    with pytest.raises(ModelDomainError, match="Take a temperature and a stride that a model knows, or try"):
+        choose_model(build_peptide("AGVD")[0], 100.0, 350.0, device="cpu")
+
+
+def test_the_nearest_model_is_one_of_the_right_length(build_peptide):
+    """Caps outside weigh less than a length outside: a model of tetrapeptides is not what to try a protein with."""
+    topology, _ = build_peptide("AGHDGASTVA", True, True)
+    with pytest.raises(ModelDomainError, match="--allow caps"):
+        choose_model(topology, 100.0, 300.0, device="cpu")
+    for strict in ({"caps": False}, False):
+        assert choose_model(topology, 100.0, 300.0, device="cpu", strict=strict).name == "starmd-protein"
 
 
 @pytest.mark.parametrize("name", available_models())

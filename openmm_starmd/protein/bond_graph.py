@@ -9,6 +9,7 @@ variant of a token to the rings, walks over the same private bonds.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from openmm_starmd.errors import UnsupportedTopologyError
@@ -39,9 +40,22 @@ def label(residue: Residue) -> str:
     return f"residue {residue.name} {number} of chain {chain_label(residue.chain.id)}"
 
 
+def short_label(residue: Residue) -> str:
+    """Name of a residue in lists: ``"A:GLY 12"``, or ``"GLY 12"`` where its chain has no name."""
+    chain = residue.chain.id.strip()
+    return f"{chain}:{residue.name} {residue.id}{residue.insertionCode.strip()}".removeprefix(":")
+
+
 def chain_label(name: str) -> str:
     """Name of a chain in messages; it may have none of its own."""
     return name.strip() or "' '"
+
+
+def how_to_build(missing: Collection[str]) -> str:
+    """What to do about atoms that a residue lacks: no library builds a backbone without CA, or without both N and C."""
+    if "CA" in missing or {"N", "C"} <= {*missing}:
+        return "build the backbone with another program, or remove the residue"
+    return "`starmd prepare FILE` builds them"
 
 
 def symbol_of(atom: Atom) -> str:
@@ -134,8 +148,8 @@ class ProteinBondGraph:
             names = ", ".join(self.atoms[a].name for a in lost if self.atoms[a].residue is residue)
             raise UnsupportedTopologyError(
                 f"In {label(residue)} no bonds lead from CA to {names}. What turns together is found through bonds: "
-                "call topology.createStandardBonds(), or add the bonds; where a file holds two residues in one place, "
-                "keep one of them."
+                "call topology.createStandardBonds(), or add the bonds; `starmd prepare FILE` mends names of other "
+                "programs and two residues in one place."
             )
 
     def _reachable(self, start: int, barred: int | None) -> set[int]:
@@ -356,7 +370,7 @@ def _name_atoms(residue: Residue, residue_type: str) -> dict[str, int]:
     missing = [name for name, index in found.items() if index < 0]
     if missing:
         raise UnsupportedTopologyError(
-            f"In {label(residue)} the atoms {', '.join(missing)} are missing; `starmd prepare FILE` builds them."
+            f"In {label(residue)} the atoms {', '.join(missing)} are missing; {how_to_build(missing)}."
         )
     return found
 

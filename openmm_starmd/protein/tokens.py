@@ -14,7 +14,15 @@ from scipy.sparse import coo_matrix, identity, triu
 from torch import Tensor
 
 from openmm_starmd.errors import UnsupportedTopologyError
-from openmm_starmd.protein.bond_graph import BONDED, CAPPED, ProteinBondGraph, label, symbol_of
+from openmm_starmd.protein.bond_graph import (
+    BONDED,
+    CAPPED,
+    ProteinBondGraph,
+    how_to_build,
+    label,
+    short_label,
+    symbol_of,
+)
 from openmm_starmd.protein.residues import (
     CARBON_HYDROGENS,
     HEAVY_ATOMS,
@@ -176,7 +184,7 @@ class ResidueTokens:
         n = len(graph.residues)
         self.n_residues, self.n_atoms = n, len(graph.atoms)
         self.sequence = "".join(ONE_LETTER[name] for name in graph.types)
-        self.residue_labels = [f"{r.chain.id}:{r.name} {r.id}{r.insertionCode.strip()}" for r in graph.residues]
+        self.residue_labels = [short_label(residue) for residue in graph.residues]
         self.backbone = torch.tensor([[atoms[name] for name in ("N", "CA", "C")] for atoms in graph.named])
         self.oxygen = torch.tensor([atoms["O"] for atoms in graph.named])
         self.torsion_atoms = torch.tensor([graph.torsion_atoms(i) for i in range(n)])
@@ -220,7 +228,7 @@ def refuse_missing_atoms(topology: Topology) -> None:
         known = sorted(HEAVY_ATOMS[residue_type])
         if missing := [name for name in known if present.isdisjoint(atom_names(residue_type, name))]:
             raise UnsupportedTopologyError(
-                f"the atoms {', '.join(missing)} of {label(residue)} are missing; `starmd prepare FILE` builds them."
+                f"the atoms {', '.join(missing)} of {label(residue)} are missing; {how_to_build(missing)}."
             )
     bonds, hydrogens = Counter(), Counter()
     for a, b in topology.bonds():

@@ -23,6 +23,7 @@ MAX_ADJACENT_CA = 0.45  # nm
 MIN_CA = 0.30
 MAX_PEPTIDE_BOND = 0.20
 MIN_HEAVY = 0.10
+MIN_HAND = 0.0012  # nm^3; 46,000 residues of structure files have 0.00145 and more, 19,000 of MD at 300 K 0.0016
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,19 @@ def longer_pairs(atoms: np.ndarray, pairs: np.ndarray, limit: float) -> Offender
 
 def left_handed(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """True where one of the chiral centres (K, 4) of atoms (F, A, 3) is the mirror image of the natural one, (F, K)."""
+    return _hand(atoms, centres) < 0
+
+
+def _hand(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Triple product of the three bonds of each centre, nm^3; 0.0025 at a natural one."""
     centre, *others = np.moveaxis(atoms[:, centres], 2, 0)
     a, b, c = (other - centre for other in others)
-    return _dot(np.cross(a, b), c) < 0
+    return _dot(np.cross(a, b), c)
+
+
+def flat_centres(atoms: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """True where one of the chiral centres (K, 4) of atoms (F, A, 3) has neither hand, shape (F, K): a broken model."""
+    return np.abs(_hand(atoms, centres)) < MIN_HAND
 
 
 def cis_planes(atoms: np.ndarray, planes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 from openmm import unit
-from openmm.app import Modeller, Residue, Topology
+from openmm.app import Element, Modeller, Residue, Topology
 from pdbfixer import PDBFixer
 from scipy.spatial import cKDTree
 
@@ -171,6 +171,21 @@ def refuse_traces(fixer: PDBFixer) -> None:
             f"{listed(list(map(label, traces)))}. Build the backbone with another program, or remove the "
             "residues."
         )
+
+
+def mend_elements(fixer: PDBFixer) -> list[str]:
+    """Give heavy atoms of amino acids the element of their name; tells where a file has another (calcium for CA)."""
+    wrong = defaultdict(list)
+    for residue in fixer.topology.residues():
+        for atom in residue.atoms():
+            if atom.name in HEAVY_ATOMS.get(residue.name, ()) and symbol_of(atom) != atom.name[0]:
+                wrong[f"{symbol_of(atom) or 'no element'} for {atom.name[0]}"].append(atom)
+                atom.element = Element.getBySymbol(atom.name[0])
+    return [
+        f"mended the element, {text}, of {listed(sorted({a.name for a in atoms}))} in "
+        f"{names_of(dict.fromkeys(a.residue for a in atoms))}"
+        for text, atoms in wrong.items()
+    ]
 
 
 def refuse_foreign_atoms(fixer: PDBFixer) -> None:

@@ -25,7 +25,7 @@ from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import ProteinBondGraph, label
 from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
-from openmm_starmd.protein.validity import MAX_PEPTIDE_BOND, check_positions, cis_planes, left_handed
+from openmm_starmd.protein.validity import MAX_PEPTIDE_BOND, check_positions, cis_planes, flat_centres, left_handed
 from openmm_starmd.systems.chains import Place, coordinates, is_heavy, names_of, place_of
 
 HAND = 0.0026  # nm^3; scalar product of the three bonds of a natural centre, in the order of `chiral_centres`
@@ -33,6 +33,7 @@ STIFFNESS = 7e7  # kJ/mol/nm^6
 STIFF_ANGLES = 40  # times PDBFixer's, in which three atoms can come to stand in a line
 TRANS = 100.0  # kJ/mol
 ROUNDS = 3
+_ON_N = {"H", "H1", "H2", "H3"}
 STEPS = 1000
 
 Built = set[tuple[Place, str]]
@@ -46,7 +47,7 @@ def build_missing_atoms(fixer: PDBFixer, originals: dict[Place, str]) -> tuple[B
     makes a residue D.
     """
     known = {tuple(x) for x in coordinates(fixer)}
-    fixer.findMissingAtoms()
+    _find_missing_atoms(fixer)
     fixer.platform = Platform.getPlatform("Reference")
     missing = [*fixer.missingAtoms, *fixer.missingTerminals]
     try:
@@ -60,6 +61,17 @@ def build_missing_atoms(fixer: PDBFixer, originals: dict[Place, str]) -> tuple[B
     _mend(fixer, new, originals)
     built = {(place_of(atom.residue), atom.name) for atom in fixer.topology.atoms() if new[atom.index]}
     return built, changes + _cis_bonds(fixer)
+
+
+def _find_missing_atoms(fixer: PDBFixer) -> None:
+    """Find missing atoms; hydrogens of a side chain that is to be built go, as they stand where its atoms will."""
+    fixer.findMissingAtoms()
+    in_the_way = [a for r in fixer.missingAtoms for a in r.atoms() if not is_heavy(a) and a.name not in _ON_N]
+    if in_the_way:
+        modeller = Modeller(fixer.topology, fixer.positions)
+        modeller.delete(in_the_way)
+        fixer.topology, fixer.positions = modeller.topology, modeller.positions
+        fixer.findMissingAtoms()
 
 
 def _tell(topology: Topology, new: np.ndarray) -> list[str]:
@@ -125,7 +137,13 @@ def _mend(fixer: PDBFixer, new: np.ndarray, originals: dict[Place, str]) -> None
 
 
 def _refuse_foreign_hands(skeleton: _Skeleton, x: np.ndarray, originals: dict[Place, str]) -> None:
-    wrong = skeleton.inverted(x) & ~skeleton.new[skeleton.centres].any(-1)
+    given = ~skeleton.new[skeleton.centres].any(-1)
+    for atom in (skeleton.atoms[i] for i in skeleton.centres[flat_centres(x[None], skeleton.centres)[0] & given, 0]):
+        raise UnsupportedTopologyError(
+            f"the bonds of {atom.name} of {label(atom.residue)} lie in a plane, so that it has neither the L nor the D "
+            "configuration. Relax the model in the program that made it, or remove the side chain: it is then built."
+        )
+    wrong = skeleton.inverted(x) & given
     for atom in (skeleton.atoms[i] for i in skeleton.centres[wrong, 0]):
         was = originals.get(place_of(atom.residue))
         raise UnsupportedTopologyError(

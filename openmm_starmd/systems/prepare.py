@@ -76,6 +76,7 @@ def _prepare(structure: StructureFile, ph: float, disulfides: bool):
     fixer.findMissingResidues()  # by the names that the file's sequence has
     originals, more = _replace(fixer, names)
     changes += more
+    changes += chains.mend_elements(fixer)
     chains.refuse_foreign_atoms(fixer)
     changes += chains.split_at_gaps(fixer)
     chains.refuse_stretched_bonds(fixer)
@@ -124,6 +125,18 @@ def _refuse_unmatched(topology: Topology) -> None:
     unmatched = force_field().getUnmatchedResidues(topology)
     if unmatched:
         raise UnsupportedTopologyError(
-            f"the atoms and bonds of {listed(list(map(label, unmatched)))} match no template of ff14SB; look "
-            "there for unknown residues and for missing, doubled or wrongly named atoms."
+            f"the atoms and bonds of {listed(list(map(label, unmatched)))} match no template of ff14SB. "
+            f"{_why_unmatched(topology)}Look there for unknown residues and for missing, doubled or wrongly named "
+            "atoms."
         )
+
+
+def _why_unmatched(topology: Topology) -> str:
+    """What OpenMM says of the first residue without a template, such as that it has a hydrogen atom too many."""
+    try:
+        force_field().createSystem(topology)
+    except ValueError as error:
+        text = str(error).split("For more information")[0]
+        _, _, reason = " ".join(text.split()).partition("). ")
+        return f"{reason} " if reason else ""
+    return ""

@@ -155,7 +155,10 @@ def test_company_is_passed_over(build_system):
 
 
 def test_labels_name_chain_residue_and_number(build_peptide):
-    assert ResidueTokens.from_topology(build_peptide("GA")[0]).residue_labels == ["A:GLY 1", "A:ALA 2"]
+    topology = deepcopy(build_peptide("GA")[0])
+    assert ResidueTokens.from_topology(topology).residue_labels == ["A:GLY 1", "A:ALA 2"]
+    next(topology.chains()).id = " "  # Amber's files and many others name no chain
+    assert ResidueTokens.from_topology(topology).residue_labels == ["GLY 1", "ALA 2"]
 
 
 def test_features_broadcast_against_frames(build_peptide):

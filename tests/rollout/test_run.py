@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import mdtraj
 import numpy as np
@@ -313,6 +314,17 @@ def test_foreign_and_damaged_states_are_refused(run, tmp_path):
     (tmp_path / "a" / "replica0000.xtc").write_bytes(b"")
     with pytest.raises(HistoryError, match="lacks frames"):
         run("a", 4)
+
+
+def test_files_of_a_run_are_readable_by_whom_the_umask_lets_read(run, tmp_path):
+    before = os.umask(0o022)
+    try:
+        run("shared", 2)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "shared").iterdir() if path.is_file()]
+    assert {".state", ".xtc", ".pdb", ".json"} <= {path.suffix for path in files}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {path.name: "0o644" for path in files}
 
 
 def test_a_full_disk_is_told_and_no_frame_is_lost(run):

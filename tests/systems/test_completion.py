@@ -13,7 +13,7 @@ from openmm.app import Modeller
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.systems import prepare
+from openmm_starmd.systems import build_peptide, prepare
 
 FAULTS = (
     Path(os.environ.get("STARMD_SHARED", Path(__file__).resolve().parents[2] / "../shared")) / "data/structures/faults"
@@ -37,6 +37,43 @@ def test_side_chains_are_built_with_natural_centres(write, peptide, names):
     topology, positions, changes = prepare(path)
     assert natural(topology, positions)
     assert any(change.startswith("built") and "THR 2" in change for change in changes)
+
+
+@pytest.mark.parametrize(
+    "lost, renamed, told", [("OG", "HG ", "built OG of SER 2"), ("CB OG", "HG ", "built CB, OG of")]
+)
+def test_hydrogens_make_way_for_the_atoms_that_are_built(write, peptide, lost, renamed, told):
+    """Programs that cut a side chain off put hydrogens in the place of its atoms."""
+    path = write(peptide("ASA", keep=lambda atom: atom.residue.name != "SER" or atom.name not in lost.split()))
+    path.write_text(path.read_text().replace(f" {renamed} SER", " HB1 SER"))
+    topology, positions, changes = prepare(path)
+    assert topology.getNumAtoms() == built_whole("ASA") and natural(topology, positions)
+    assert any(change.startswith(told) for change in changes)
+
+
+def built_whole(sequence):
+    return build_peptide(sequence, seed=1)[0].getNumAtoms()
+
+
+def test_a_centre_without_a_hand_is_refused(write, peptide):
+    """Minimisation would make it L or D, and nobody would know which."""
+    modeller = peptide("AKA", keep=is_heavy)
+    x = np.array(modeller.positions._value)
+    n, ca, c, cb = (
+        next(a.index for a in modeller.topology.atoms() if (a.residue.index, a.name) == (2, name))
+        for name in ("N", "CA", "C", "CB")
+    )
+    normal = np.cross(x[n] - x[ca], x[c] - x[ca])
+    normal /= np.linalg.norm(normal)
+    for share, known in ((0.5, True), (0.9, False)):
+        y = x.copy()
+        y[cb] -= share * np.dot(x[cb] - x[ca], normal) * normal
+        modeller.positions = y * unit.nanometer
+        if known:
+            prepare(write(modeller))
+        else:
+            with pytest.raises(UnsupportedTopologyError, match="CA of residue ALA 3 of chain A lie in a plane"):
+                prepare(write(modeller))
 
 
 def test_what_is_built_is_the_same_every_time(write, peptide):

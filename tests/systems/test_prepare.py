@@ -292,6 +292,26 @@ def test_a_residue_that_no_template_matches_is_named(write, peptide):
         prepare(path)
 
 
+def test_why_no_template_matches_is_said(write, peptide):
+    path = write(peptide("AGA"))
+    lines = path.read_text().splitlines()
+    one = next(line for line in lines if " HA2 GLY" in line)
+    lines.insert(lines.index(one), one.replace("HA2", "HA9").replace(one[30:38], f"{float(one[30:38]) + 0.7:8.3f}"))
+    path.write_text("\n".join(lines))
+    with pytest.raises(UnsupportedTopologyError, match="GLY 2 of chain A match no template of ff14SB. The .* 1 H"):
+        prepare(path)
+
+
+def test_an_element_that_is_not_that_of_the_name_is_mended_and_said(write, peptide):
+    """Some programs write CA into the columns of the element, which is calcium."""
+    path = write(peptide("AGA", keep=is_heavy))
+    lines = [line[:76] + "CA" + line[78:] if line[12:16] == " CA " else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))
+    topology, _, changes = prepare(path)
+    assert "mended the element, Ca for C, of CA in ALA 1, GLY 2, ALA 3 of chain A" in changes
+    assert {atom.element.symbol for atom in topology.atoms()} == set("CHNO")
+
+
 @pytest.mark.parametrize("option", ["--relax", "--no-relax"])
 def test_a_rollout_of_heavy_atoms_is_refused_and_leads_to_prepare(write, peptide, tmp_path, capsys, option):
     path = write(peptide("AKA", keep=is_heavy))
