@@ -337,21 +337,24 @@ def main() -> None:
     made = parser(__doc__, "enhanced")
     made.add_argument("references", type=Path, nargs="+", help="stems of NAME.pdb and NAME.xtc")
     made.add_argument("--folder", type=Path, required=True, help="for finished repeats")
-    made.add_argument("--seconds", type=float, default=60.0, help="CPU time of each method")
-    made.add_argument("--repeats", type=int, default=2)
+    made.add_argument(
+        "--seconds", type=float, nargs="+", default=[60.0], help="CPU time of a method, of all molecules or of each"
+    )
+    made.add_argument("--repeats", type=int, nargs="+", default=[2], help="of all molecules, or of each")
     args = made.parse_args()
+    given = [x * len(args.references) if len(x) == 1 else x for x in (args.seconds, args.repeats)]
     torch.set_num_threads(args.threads)
     molecules = {stem.name: Molecule(stem) for stem in args.references}
     facts = circumstances(*(molecule.model for molecule in molecules.values()))
     rows, races = {}, {}
-    for name, molecule in molecules.items():
+    for (name, molecule), seconds, number in zip(molecules.items(), *given, strict=True):
         races[name] = np.stack(
             [
                 kept(
-                    args.folder / f"{name}-{args.seconds:g}-{args.seed + k}.npy",
-                    lambda m=molecule, k=k: race(m, args.seconds, args.seed + k),
+                    args.folder / f"{name}-{seconds:g}-{args.seed + k}.npy",
+                    lambda m=molecule, s=seconds, k=k: race(m, s, args.seed + k),
                 )
-                for k in range(args.repeats)
+                for k in range(number)
             ]
         )
         rows[name] = summary(molecule, races[name])

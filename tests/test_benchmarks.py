@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import importlib
 import json
 import shutil
@@ -859,6 +860,54 @@ def test_methods_take_turns_until_their_time_is_spent(run, script, peptides, tmp
     assert (errors[:4] > 0).all() and (tmp_path / "out.png").exists()  # so short a swarm can fail
     monkeypatch.setattr(enhanced, "race", None)
     run("enhanced", *words)  # the repeat lies in the folder
+    assert read(tmp_path / "out")[1]["results"] == written["results"]
+
+
+class Shortsighted(torch.nn.Module):
+    """A denoiser that is told the last frame alone, whatever the number of past frames."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser, self.config, self.static_inputs = denoiser, denoiser.config, denoiser.static_inputs
+
+    def forward(self, static, context, noisy):
+        last = context.frame(len(context.index) - 1)
+        return self.denoiser(static, dataclasses.replace(last, previous=last.conformation), noisy)
+
+
+@pytest.mark.slow
+def test_what_past_frames_bring_is_told_apart_from_noise(script, window, peptides, tmp_path):
+    """Whoever sees one frame only gains nothing from others, to the last bit; who sees them all has another loss."""
+    past, (ablations, _, denoiser) = script("past_frames"), window
+    dataset = past.TrajectoryDataset(peptides, cache=tmp_path)
+    made, config = denoiser(ablations.Denoiser), load_model("starmd-peptide", "cpu").config
+    config = dataclasses.replace(config, network=made.config)
+    found = past.losses(Shortsighted(made), config, dataset, 40.0, 3, 2)
+    np.testing.assert_allclose(found, np.repeat(found[:, :1], 4, 1), rtol=1e-5)
+    np.testing.assert_allclose(past.gains(found)[1:], 0, atol=1e-3)
+    whole = past.losses(made, config, dataset, 40.0, 3, 2)
+    assert np.ptp(whole, axis=1).min() > 1e-4
+    np.testing.assert_allclose(past.gains(np.array([[2.0, 1.0, 3.0, 2.0]])), [2, 50, -50, 0])
+    mean, low, high = past.by_seeds(np.array([1.0, 2.0, 3.0]))
+    assert (mean, high - mean, mean - low) == pytest.approx((2, 2.484, 2.484), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_past_frames_of_embedded_and_trained_networks(run, script, peptides, tmp_path, monkeypatch):
+    past = script("past_frames")
+    monkeypatch.setattr(past, "VALIDATION", peptides)
+    monkeypatch.setattr(past, "STRIDES", dict.fromkeys(past.STRIDES, (40.0, 80.0)))
+    words = ["--folder", tmp_path / "pieces", "--batches", 2, "--size", 2, "--domains", "--train", peptides]
+    words += ["--steps", 2, "--seeds", 2, "--output", tmp_path / "out"]
+    run("past_frames", *words)
+    text, written = read(tmp_path / "out")
+    shown = {title: [row for row in rows if "40 ps" in row] for title, rows in written["results"].items()}
+    assert shown["Embedded models"] == ["starmd-peptide, tetrapeptides, 40 ps"] and "## Trained apart" in text
+    names = ["joint, 40 ps", "separable, 40 ps", "joint minus separable, 40 ps, % of the loss"]
+    assert shown["Trained apart"] == names
+    monkeypatch.setattr(past, "losses", None)
+    monkeypatch.setattr(past, "train", None)
+    run("past_frames", *words)
     assert read(tmp_path / "out")[1]["results"] == written["results"]
 
 

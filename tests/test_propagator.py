@@ -110,17 +110,17 @@ def test_rotations_stay_rotations_and_the_centroid_stays(setting):
     torch.testing.assert_close(centroid, start.frames.translations.mean(-2).expand_as(centroid), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 6])
+@pytest.mark.parametrize("cut", [1, 4])
 def test_resumed_equals_uninterrupted_bit_for_bit(setting, cut):
     """Cut while the window grows and after frames have left it; the new propagator knows the packed history only."""
     model, tokens, start = setting
     p = propagator_of(model, tokens)
-    whole, _ = run(p, p.start(batch_of(start, 1)), 8)
+    whole, _ = run(p, p.start(batch_of(start, 1)), 6)
     q = propagator_of(model, tokens)
     _, history = run(q, q.start(batch_of(start, 1)), cut)
     mask = tokens.features.torsion_mask
     restored = History.unpack(history.pack(mask), mask, history.times, history.dropped)
-    rest, _ = run(propagator_of(model, tokens), restored, 8 - cut, first=cut)
+    rest, _ = run(propagator_of(model, tokens), restored, 6 - cut, first=cut)
     assert equal(whole[cut:], rest)
 
 
@@ -360,9 +360,12 @@ FURTHER = {
 }
 
 
-@pytest.fixture(params=CONFIGS | FURTHER)
+RECORDED = {name: config for name, config in (CONFIGS | FURTHER).items() if name != "half precision"}
+
+
+@pytest.fixture(params=RECORDED)
 def config(request):
-    return (CONFIGS | FURTHER)[request.param]
+    return RECORDED[request.param]
 
 
 def recording(model, tokens, **settings):
@@ -481,12 +484,12 @@ def test_large_frames_are_not_recorded(peptide, monkeypatch):
         assert bool(p._window.execution._recordings) == recorded
 
 
-@pytest.mark.parametrize("room", [1, 4, 64])
-def test_recorded_jumps_are_the_eager_ones(config, peptide, device, room, monkeypatch):
+@pytest.mark.parametrize("name, room", [*((name, 4) for name in RECORDED), ("peptide", 1), ("paper", 64)])
+def test_recorded_jumps_are_the_eager_ones(name, peptide, device, room, monkeypatch):
     """Behind growing windows, masked up to their room, and behind full and sliding ones; noise is the same."""
     monkeypatch.setattr("openmm_starmd.diffusion.execution.LEAST_ROOM", room)
     tokens, start = peptide
-    model = model_of(config)
+    model = model_of(RECORDED[name])
     eager, recorded = (
         make(m, tokens, context_frames=6) for make, m in ((unrecorded, model), (recording, model.on(device)))
     )

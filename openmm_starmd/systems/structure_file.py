@@ -63,7 +63,8 @@ def read_structure(path: str | os.PathLike) -> StructureFile:
         raise UnsupportedTopologyError(f"{path}: {error}") from None
     except Exception as error:  # whatever the readers stumble over
         raise UnsupportedTopologyError(
-            f"{path} cannot be read as a PDB or mmCIF file with atoms in it ({type(error).__name__}: {error})."
+            f"{path} cannot be read as a PDB or mmCIF file with atoms in it ({type(error).__name__}: {error}). "
+            "Unpack a packed file; OpenMM's PDBFile.writeFile writes what other formats (prmtop, gro, psf) hold."
         ) from error
 
 

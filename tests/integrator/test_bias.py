@@ -93,7 +93,7 @@ def within_error(samples, exact):
     return abs(blocks.mean() - exact) < 4 * blocks.std(ddof=1) / math.sqrt(10)
 
 
-@pytest.mark.parametrize("candidates, jumps", [(1, 300), pytest.param(3, 120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("candidates, jumps", [(1, 200), pytest.param(3, 120, marks=pytest.mark.slow)])
 def test_the_biased_ensemble_of_a_reversible_propagator_is_exact(new_run, phi_of, candidates, jumps):
     """A normal ensemble under a harmonic bias is normal again: the precisions add."""
     simulation, values = new_run(biasCandidates=candidates), []

@@ -85,14 +85,14 @@ def test_velocities_have_the_temperature(new_simulation, peptide):
     simulation = new_simulation(relaxation=None)
     _, positions, system = peptide
     energies = []
-    for _ in range(40):
+    for _ in range(20):
         simulation.context.setPositions(positions)
         simulation.step(1)
         energies.append(simulation.context.getState(energy=True).getKineticEnergy()._value)
     freedoms = 3 * system.getNumParticles() - system.getNumConstraints()
     kT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin) * 300
     expected, spread = freedoms * kT / 2, kT * math.sqrt(freedoms / 2)
-    assert abs(np.mean(energies) - expected) < 4 * spread / math.sqrt(40)
+    assert abs(np.mean(energies) - expected) < 4 * spread / math.sqrt(20)
     assert np.std(energies) == pytest.approx(spread, rel=0.5)
 
 

@@ -61,6 +61,11 @@ def test_what_cannot_be_read_is_one_clear_error(tmp_path):
         ("empty.pdb", "", "is empty"),
         ("words.pdb", "no structure", "cannot be read as a PDB"),
         ("model.pdb", "MODEL       x\nENDMDL\n", "cannot be read as a PDB"),
+        (
+            "x.gro",
+            "water\n 1\n    1SOL     OW    1   0.1   0.1   0.1\n",
+            "cannot be .* PDBFile.writeFile writes what other",
+        ),
         ("words.cif", "data_x\n_cell.length_a 1\n", "cannot be read as a PDB"),
     ):
         if text is not None:
