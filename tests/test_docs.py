@@ -67,6 +67,11 @@ def makes_trajectories(page):
     return page == PAGES[0] or any(re.match("starmd (rollout|simulate)", command) for command in commands(page))
 
 
+def takes_long(page):
+    """True for pages that simulate, and for the guide but its first page; the tests of each subject hold their laws."""
+    return makes_trajectories(page) or (page.parent.name == "guide" and page.stem != "integrator")
+
+
 def named(pages, slow=lambda page: False):
     marks = {True: [pytest.mark.slow], False: []}
     return [pytest.param(page, id=page.relative_to(ROOT).as_posix(), marks=marks[slow(page)]) for page in pages]
@@ -105,7 +110,7 @@ def folder(files, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", named((page for page in PAGES if parts(page)), slow=makes_trajectories))
+@pytest.mark.parametrize("page", named((page for page in PAGES if parts(page)), slow=takes_long))
 def test_page_runs(page, folder, monkeypatch, capsys):
     if commands(page):
         for library in ("typer", "lightning_fabric", "deeptime"):

@@ -47,6 +47,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers():
         _ = openmm_starmd.no_such_name
 
 
+@pytest.mark.slow
 def test_what_the_example_needs_comes_with_a_bare_installation():
     """Libraries of extras are imported where they are needed only, and `rollout` is the function, not the package."""
     extras = "deeptime jinja2 sklearn typer rich lightning_fabric h5py tables tensorboard distributed".split()

@@ -20,18 +20,18 @@ from openmm_starmd.protein.tokens import ResidueTokens
 
 SMALL = dict(blocks=2, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
 CONFIGS = {
-    "peptide": ModelConfig(NetworkConfig(**SMALL, pulls=True), denoising_steps=4),
+    "peptide": ModelConfig(NetworkConfig(**SMALL, pulls=True), denoising_steps=3),
     "paper": ModelConfig(
         NetworkConfig(**SMALL, parameterization="plain", reference_structure=True),
         ProcessConfig(schedule="paper"),
         context_frames=3,
-        denoising_steps=6,
+        denoising_steps=4,
         sampler="euler-maruyama",
     ),
     "reversion": ModelConfig(
-        NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, neighbours=3), denoising_steps=4
+        NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, neighbours=3), denoising_steps=3
     ),
-    "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=4),
+    "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=3),
 }
 
 
@@ -350,7 +350,7 @@ def test_a_packed_history_is_small_and_loses_nothing(setting):
 
 
 FURTHER = {
-    "separable": ModelConfig(NetworkConfig(**SMALL, joint_attention=False), denoising_steps=4),
+    "separable": ModelConfig(NetworkConfig(**SMALL, joint_attention=False), denoising_steps=3),
     "ancestral": ModelConfig(NetworkConfig(**SMALL), denoising_steps=2, sampler="ancestral"),
     "regression": ModelConfig(
         NetworkConfig(**SMALL, parameterization="plain", torsions="regression"),

@@ -55,6 +55,7 @@ def villin():
     return modeller.topology, modeller.positions
 
 
+@pytest.mark.slow
 def test_a_protein_of_openmm_runs(structures, villin):
     row = {}
     structures.run(*villin, row)

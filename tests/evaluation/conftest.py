@@ -4,6 +4,7 @@ import mdtraj
 import numpy as np
 import pytest
 
+from openmm_starmd.evaluation.report import page
 from openmm_starmd.evaluation.scoring import scores
 
 N_FRAMES = 1500
@@ -15,6 +16,12 @@ def few_draws():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "N_RESAMPLES", 30)
         yield
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Pages without their pictures, which take most of their time."""
+    monkeypatch.setattr(page, "_picture", lambda *_: "")
 
 
 @pytest.fixture(scope="session")

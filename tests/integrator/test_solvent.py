@@ -100,6 +100,7 @@ def test_virtual_sites_of_the_water_follow(new_box):
     assert recomputed == pytest.approx(energy, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_barostat_works_during_and_right_after_jumps(new_box):
     simulation = new_box(barostat=2, schedule=HybridSchedule(1, 20))
     volumes = []

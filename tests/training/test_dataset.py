@@ -181,6 +181,7 @@ def test_strides_are_log_uniform_within_what_there_is(dataset):
     assert logs.std() == pytest.approx((high - low) / math.sqrt(12), rel=0.06)
 
 
+@pytest.mark.slow
 def test_trajectories_come_in_proportion_to_the_root_of_their_frames(peptides, tmp_path):
     frames = {"AKF": N_FRAMES, "CAP": N_FRAMES // 4, "GPSD": N_FRAMES // 4}
     for name, n in frames.items():

@@ -113,6 +113,7 @@ def test_batches_hold_similar_lengths_and_a_number_of_residues(dataset):
     assert frozenset({12, 15}) in together and frozenset({3, 12}) not in together
 
 
+@pytest.mark.slow
 def test_molecules_come_as_often_as_without_padding(dataset):
     """A third of the windows is of each molecule, however many windows a batch of its length has."""
     count = {n: 0 for n in LENGTHS.values()}

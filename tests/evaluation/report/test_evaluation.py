@@ -133,7 +133,7 @@ def test_scores_of_atoms_that_are_not_there_are_absent(md, hopping, names):
     assert {"shape (PC1-PC2)", "slowest timescale, ratio to MD", "sound frames (BioEmu's filter)"} <= found
 
 
-def test_results_are_written(same, tmp_path):
+def test_results_are_written(same, tmp_path, without_pictures):
     page = same.write(tmp_path / "new" / "folder")
     assert page.name == "report.html" and page.stat().st_size < 5e6
     content = json.loads((page.parent / "metrics.json").read_text())

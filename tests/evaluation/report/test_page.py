@@ -60,7 +60,7 @@ def test_page_holds_verdict_scores_and_figures(page, evaluation):
     assert "Not drawn" not in text
 
 
-def test_names_of_files_cannot_break_the_page(hopping, tmp_path):
+def test_names_of_files_cannot_break_the_page(hopping, tmp_path, without_pictures):
     trajectory = hopping(0.1, 2, 60)
     name = "</script><b>&x.xtc"
     trajectory.save(str(tmp_path / "a.xtc"))
