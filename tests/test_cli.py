@@ -87,6 +87,7 @@ def test_the_examples_lead_from_a_structure_file_to_a_report(tmp_path, monkeypat
     assert Path("report/report.html").is_file() and Path("trained/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_report_from_several_values_after_one_option(files, capsys):
     arguments = ["--reference", "md.xtc", "more.xtc", "--generated", "more.xtc", "md.xtc", "--topology", "top.pdb"]
     assert cli.main(["evaluate", *arguments, "-o", "out"]) == 0
@@ -243,6 +244,7 @@ def test_simulate_makes_a_trajectory(tmp_path, capsys):
     assert mdtraj.load(str(tmp_path / "AGA.xtc"), top=str(tmp_path / "AGA.pdb")).n_frames == 2
 
 
+@pytest.mark.slow
 def test_from_a_structure_to_trajectories(files, capsys):
     assert cli.main("prepare top.pdb -o start.pdb".split()) == 0
     assert "start.pdb: 3 residues" in capsys.readouterr().out

@@ -55,6 +55,7 @@ def test_a_minimised_start_gets_its_thermal_energy_and_no_more(run, freedoms):
     assert run(freedoms).accepted([thermal + 20 * spread]) == []
 
 
+@pytest.mark.slow
 def test_md_itself_takes_the_thermal_energy_that_a_minimised_start_gets(build_peptide):
     """The allowance of a first jump is the energy that equipartition gives to MD: less would refuse MD's own frames."""
     topology, positions = build_peptide("ACDEFGHIKL")

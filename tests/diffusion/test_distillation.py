@@ -266,6 +266,7 @@ def test_student_and_follower_learn_from_their_own_terms_and_the_teacher_from_no
     assert gradients(both.student) and not gradients(teacher)
 
 
+@pytest.mark.slow
 def test_where_teacher_and_follower_agree_nothing_pulls_but_the_last_call_which_teaches_the_follower_nothing():
     denoiser = denoiser_of(1)
     both, sampler = Distillation(denoiser), Ancestral(Process(ProcessConfig()), 2)

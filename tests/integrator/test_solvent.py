@@ -72,7 +72,7 @@ def protein_of(simulation):
     return np.array([a.index for a in simulation.topology.atoms() if a.residue.name in ("ACE", "ALA", "SER", "NME")])
 
 
-@pytest.mark.parametrize("water", FORCE_FIELDS)
+@pytest.mark.parametrize("water", ["tip3p", pytest.param("tip4pew", marks=pytest.mark.slow)])
 def test_the_protein_jumps_and_the_solvent_makes_way(new_box, water):
     """Energies stay those of liquid water, every molecule keeps its shape, nothing leaps but by diffusion."""
     simulation = new_box(water)

@@ -53,6 +53,7 @@ def test_a_stage_that_failed_without_files_is_done_again(tmp_path):
     assert content(output, "first") == {"first/file": b"x"}
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_its_share_and_what_it_had_is_kept(tmp_path, monkeypatch):
     output, work = tmp_path / "output", tmp_path / "work"
     monkeypatch.setattr(gpu_session, "GRACE", 1.0)

@@ -215,6 +215,7 @@ def test_validation_data_are_not_trained_on(folder, tmp_path):
     assert [row["step"] for row in read_log(tmp_path / "run" / "validation.csv")] == ["1", "3"]
 
 
+@pytest.mark.slow
 def test_types_are_hidden_in_training_and_never_in_validation(folder, tmp_path):
     logs = []
     for share in (0.0, 0.9):

@@ -41,6 +41,7 @@ def browse(page, *options, size="1200,900"):
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
+@pytest.mark.slow
 def test_page_loads_nothing_from_elsewhere(page):
     text = page.read_text()
     assert page.stat().st_size < 5e6
