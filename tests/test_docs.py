@@ -68,8 +68,8 @@ def makes_trajectories(page):
 
 
 def takes_long(page):
-    """True for pages that simulate, and for the guide but its first page; the tests of each subject hold their laws."""
-    return makes_trajectories(page) or (page.parent.name == "guide" and page.stem != "integrator")
+    """True for pages that simulate, and for the guide; the tests of each subject hold their laws."""
+    return makes_trajectories(page) or page.parent.name == "guide"
 
 
 def named(pages, slow=lambda page: False):

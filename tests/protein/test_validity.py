@@ -386,6 +386,7 @@ def test_motion_as_a_whole_changes_nothing_and_a_mirror_only_hands(sample):
     assert all(torch.equal(getattr(mirrored, name), getattr(at_home, name)) for name in same)
 
 
+@pytest.mark.slow
 def test_dynamics_passes(sample):
     s = sample("PIFKTWHC", True, True)
     integrator = LangevinMiddleIntegrator(300.0, 1.0, 0.004)

@@ -234,6 +234,7 @@ def test_failures_are_named_and_the_others_are_made(tmp_path, short):
     assert (tmp_path / "GA.done").exists()
 
 
+@pytest.mark.slow
 def test_a_residue_that_minimisation_turns_into_its_mirror_image_is_built_anew(tmp_path, monkeypatch):
     """SEWMNFICFNRN with this seed: the first structure ends up with D-ASN."""
     monkeypatch.setattr(module, "EQUILIBRATION_STEPS", 10)
