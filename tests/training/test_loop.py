@@ -404,7 +404,7 @@ def test_a_real_denoiser_trains_and_resumes_exactly(folder, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), untrained.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["trained", "distilled"])
+@pytest.mark.parametrize("kind", ["trained", pytest.param("distilled", marks=pytest.mark.slow)])
 def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_waiting, kind):
     """Nor would a recorded one, which may not; the first makes tables."""
     update, calls = loop.Run._update, []
