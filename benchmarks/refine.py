@@ -118,7 +118,7 @@ def study(args, name, model):
     system, short = peptide_system(topology), mdtraj.Topology.from_openmm(topology)
     place = args.folder / file_name(name)
     reference = kept(
-        place / "reference.npy",
+        place / f"reference-{args.reference_ns:g}.npy",
         lambda: features_of(
             short, plain_md(system, np.tile(positions, (16, 1, 1)), args.reference_ns, 100.0, args.seed)
         ),
@@ -131,7 +131,7 @@ def study(args, name, model):
         starts = np.stack([relax_strain(system, topology, learned[k].xyz[frame]) for k, frame in chosen])
         return features_of(short, plain_md(system, starts, args.swarm_ns, EQUILIBRATION, args.seed + 1))
 
-    swarm = kept(place / "swarm.npy", lambda: swarm_of(choose_starts(points, STARTS)))
+    swarm = kept(place / f"swarm-{args.swarm_ns:g}.npy", lambda: swarm_of(choose_starts(points, STARTS)))
     slow = slow_coordinates(list(swarm), swarm.shape[1] // 10)
     states = cut_into_states([slow.transform(f) for f in swarm], None, args.seed)
 
@@ -144,7 +144,9 @@ def study(args, name, model):
     rows = compare(result, assigned(reference))
     basin = [np.flatnonzero(result.sets[s] == 0) for s in own]
     inside = choose_starts([p[b] for p, b in zip(points, basin, strict=True)], STARTS)
-    adverse = kept(place / "adverse.npy", lambda: swarm_of([(k, int(basin[k][frame])) for k, frame in inside]))
+    adverse = kept(
+        place / f"adverse-{args.swarm_ns:g}.npy", lambda: swarm_of([(k, int(basin[k][frame])) for k, frame in inside])
+    )
     try:
         missed = estimate(assigned(adverse), INTERVAL, **settings)
         told, against = missed.verdict, compare(missed, assigned(reference))

@@ -967,3 +967,5 @@ def test_a_refined_run_stands_beside_plain_md_and_resumes(run, script, tmp_path,
     assert not any("saved" in row for row in found["its rows"].values())
     run("refine", *words)
     assert len(made) == 3 and read(tmp_path / "out")[1]["results"] == written["results"]
+    run("refine", *words, "--swarm-ns", 6.4)  # MD of another length is made; the reference is that of before
+    assert made[3:] == [8, 8] and read(tmp_path / "out")[1]["results"]["ace-A-nme"]["swarm, ns"] == pytest.approx(6.4)
