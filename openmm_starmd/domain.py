@@ -15,7 +15,7 @@ from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions, flat_centres
 
 REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality")
-"""Names of the reasons for which a system can lie outside a domain."""
+"""Names of the reasons for which a system can lie outside a domain, the weightiest first."""
 
 LONGEST_BOND = 0.25  # nm; a peptide bond beyond it bridges a gap
 SHOWN = 5  # residues that a message names

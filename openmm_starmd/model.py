@@ -174,7 +174,7 @@ def choose_model(
 
 
 def _instead(found: Sequence[Violation]) -> str:
-    """What to do where no embedded model knows a system, in the words of `how_to_allow`."""
+    """Advice where no embedded model knows a system: the beginning of the sentence that `how_to_allow` ends."""
     if {violation.reason for violation in found} <= {"temperature", "stride"}:
         return "Take a temperature and a stride that a model knows, or"
     return (

@@ -52,7 +52,7 @@ def chain_label(name: str) -> str:
 
 
 def how_to_build(missing: Collection[str]) -> str:
-    """What to do about atoms that a residue lacks: no library builds a backbone without CA, or without both N and C."""
+    """Advice for a residue that lacks atoms: no library builds a backbone without CA, or without both N and C."""
     if "CA" in missing or {"N", "C"} <= {*missing}:
         return "build the backbone with another program, or remove the residue"
     return "`starmd prepare FILE` builds them"

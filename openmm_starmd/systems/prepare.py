@@ -132,7 +132,7 @@ def _refuse_unmatched(topology: Topology) -> None:
 
 
 def _why_unmatched(topology: Topology) -> str:
-    """What OpenMM says of the first residue without a template, such as that it has a hydrogen atom too many."""
+    """Reason that OpenMM gives for the first residue without a template, such as a hydrogen atom too many."""
     try:
         force_field().createSystem(topology)
     except ValueError as error:

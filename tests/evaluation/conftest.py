@@ -4,9 +4,6 @@ import mdtraj
 import numpy as np
 import pytest
 
-from openmm_starmd.evaluation.report import page
-from openmm_starmd.evaluation.scoring import scores
-
 N_FRAMES = 1500
 
 
@@ -14,14 +11,14 @@ N_FRAMES = 1500
 def few_draws():
     """Intervals from a third of the draws, for tests that ask what a whole evaluation says, not how wide it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "N_RESAMPLES", 30)
+        patch.setattr("openmm_starmd.evaluation.scoring.scores.N_RESAMPLES", 30)
         yield
 
 
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Pages without their pictures, which take most of their time."""
-    monkeypatch.setattr(page, "_picture", lambda *_: "")
+    monkeypatch.setattr("openmm_starmd.evaluation.report.page._picture", lambda *_: "")
 
 
 @pytest.fixture(scope="session")
