@@ -1,6 +1,6 @@
 """Held-out denoising loss against the number of past frames that a network is told.
 
-    python benchmarks/past_frames.py --folder past_data [--train recipes/starmd-peptide/peptides]
+    python benchmarks/past_frames.py --folder past_data [--train peptides domains]
 
 Windows of nine frames come from MD that no model was trained on (benchmarks/validation). The last frame of each is
 noised and denoised from its last 1, 2, 4 or 8 frames, all clean. Noise and noise level are the same for the four, so
@@ -11,17 +11,18 @@ Embedded models  starmd-peptide, trained behind up to two frames, on four tetrap
                  one, on domains of benchmarks/validation/proteins, which are of families that it never saw. What a
                  model was not trained for can only do harm. Intervals by bootstrap over batches of windows.
 Trained apart    With --train, small networks (2 blocks of 48 channels) with joint and with separable attention are
-                 trained on windows of nine frames of the peptides of a folder, every frame behind all before it, so
-                 that each network knows all numbers of past frames. Steps, batches and seeds are the same for both.
-                 Intervals by Student's t over the seeds. "joint" minus "separable" is the difference of the losses (%
-                 of the separable one's).
+                 trained on windows of nine frames of the MD of a recipe, every frame behind all before it, so that each
+                 network knows all numbers of past frames: peptides of starmd-peptide, without those of
+                 benchmarks/validation, or domains of starmd-protein, without the families that it holds out. Steps,
+                 batches and seeds are the same for both. Intervals by Student's t over the seeds. "joint" minus
+                 "separable" is the difference of the losses (% of the separable one's).
 
 Every finished piece lies in the folder: a stopped run goes on.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,46 @@ from openmm_starmd import load_model
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.evaluation.metrics.samples import percentile_interval
+from openmm_starmd.training import toml
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.settings import TrainingConfig
+from openmm_starmd.trajectories.sources import Folder, Packed
 
 PAST = (1, 2, 4, 8)
+COLUMNS = ("1 frame", *(f"{past} frames, %" for past in PAST[1:]))
 VALIDATION = Path(__file__).with_name("validation")
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SMALL = {"blocks": 2, "width": 48, "pair_width": 16, "heads": 4}
 ATTENTION = {"joint": True, "separable": False}
-STRIDES = {"starmd-peptide": (10.0, 100.0), "starmd-protein": (10.0, 40.0), "trained": (20.0, 60.0)}  # ps
+STRIDES = {"starmd-peptide": (10.0, 100.0), "starmd-protein": (10.0, 40.0)}  # ps
 RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Material:
+    """MD to train small networks on, and MD that is held out of it."""
+
+    source: Folder | Packed
+    validation: Path
+    strides: tuple[float, ...]  # ps
+    windows: int  # of a batch
+    steps: int  # of each training
+    sequences: tuple[str, ...] = ()
+    """Held out."""
+    names: tuple[str, ...] = ()
+    """Patterns of names that are held out."""
+
+
+def materials() -> dict[str, Material]:
+    """What can be trained on, by its name."""
+    families = tuple(toml.read(RECIPES / "starmd-protein" / "families.toml")["validation"])
+    peptides = Folder(RECIPES / "starmd-peptide" / "peptides")
+    proteins = Packed(RECIPES / "starmd-protein" / "proteins")
+    tetrapeptides = "DWGR", "SPHV", "CNIR", "QFTK"
+    return {
+        "peptides": Material(peptides, VALIDATION, (20.0, 60.0), 16, 1000, sequences=tetrapeptides),
+        "domains": Material(proteins, VALIDATION / "proteins", (10.0,), 2, 400, names=families),
+    }
 
 
 class CleanContexts(Process):
@@ -78,10 +110,10 @@ def gains(found: np.ndarray) -> np.ndarray:
 
 
 def row(value, low, high) -> dict[str, str]:
-    names = ["1 frame", *(f"{past} frames, %" for past in PAST[1:])]
     digits = [3, 1, 1, 1]
     return {
-        n: f"{v:.{d}f} ({a:.{d}f} to {b:.{d}f})" for n, v, a, b, d in zip(names, value, low, high, digits, strict=True)
+        n: f"{v:.{d}f} ({a:.{d}f} to {b:.{d}f})"
+        for n, v, a, b, d in zip(COLUMNS, value, low, high, digits, strict=True)
     }
 
 
@@ -114,46 +146,52 @@ def embedded(args, models) -> dict[str, dict]:
 
 
 def trained(args, _) -> dict[str, dict]:
-    """Rows of networks trained here, by attention and stride."""
-    rows, cache = {}, args.folder / "encoded"
-    dataset = TrajectoryDataset(args.train, exclude=["DWGR", "SPHV", "CNIR", "QFTK"], cache=cache)
-    held_out = TrajectoryDataset(VALIDATION, cache=cache)
+    """Rows of networks trained here, by data, stride and attention."""
+    rows = {}
+    for name in args.train:
+        rows |= trained_on(args, name, materials()[name])
+    return rows
+
+
+def trained_on(args, kind: str, material: Material) -> dict[str, dict]:
+    """Rows of networks trained on one kind of molecule, by stride and attention."""
+    rows, cache, chosen = {}, args.folder / "encoded", material.names or ("*",)
+    dataset = TrajectoryDataset(material.source, exclude=material.sequences, exclude_names=material.names, cache=cache)
+    held_out = TrajectoryDataset(material.validation, only_names=chosen, cache=cache)
     found = {}
     for seed in range(args.seed, args.seed + args.seeds):
-        for name, joint in ATTENTION.items():
+        for attention, joint in ATTENTION.items():
             variant = Variant(network=SMALL | {"joint_attention": joint})
+            place = args.folder / f"{kind}-{attention}-{material.steps}-{seed}"
 
-            def measure(variant=variant, name=name, seed=seed):
+            def measure(variant=variant, place=place, seed=seed):
                 config = TrainingConfig(
-                    data=args.train,
-                    output=args.folder / f"{name}-{args.steps}-{seed}",
+                    data=material.source,
+                    output=place,
                     model=variant.config,
-                    batch_size=args.size,
+                    batch_size=material.windows,
                     frames=max(PAST) + 1,
-                    stride_range=STRIDES["trained"],
-                    total_steps=args.steps,
-                    warmup_steps=args.steps // 10,
+                    stride_range=(min(material.strides), max(material.strides)),
+                    total_steps=material.steps,
+                    warmup_steps=material.steps // 10,
                     learning_rate=2e-3,
                     seed=seed,
                     accelerator="cpu",
                 )
                 denoiser, _ = train(variant, config, dataset)
                 given = replace(config.model, network=denoiser.config), held_out
-                return np.stack([losses(denoiser, *given, s, args.batches, args.size) for s in STRIDES["trained"]])
+                measured = [losses(denoiser, *given, s, args.batches, material.windows) for s in material.strides]
+                return np.stack(measured)
 
-            found[name, seed] = kept(args.folder / f"{name}-{args.steps}-{seed}.npy", measure)
-    for place, stride in enumerate(STRIDES["trained"]):
-        of = {n: np.array([f[place] for (kind, _), f in found.items() if kind == n]) for n in ATTENTION}
-        for name, values in of.items():
-            rows[f"{name}, {stride:g} ps"] = row(*by_seeds(np.array([gains(v) for v in values])))
-        mean = {name: values.mean(1) for name, values in of.items()}  # (seeds, past)
-        apart = by_seeds(100 * (mean["joint"] / mean["separable"] - 1))
-        told = zip(PAST, *apart, strict=True)
-        cells = {
-            n: f"{v:.1f} ({a:.1f} to {b:.1f})"
-            for n, (_, v, a, b) in zip(rows[f"joint, {stride:g} ps"], told, strict=True)
-        }
-        rows[f"joint minus separable, {stride:g} ps, % of the loss"] = cells
+            found[attention, seed] = kept(place.with_suffix(".npy"), measure)
+    for number, stride in enumerate(material.strides):
+        of = {n: np.array([f[number] for (kind, _), f in found.items() if kind == n]) for n in ATTENTION}
+        for attention, values in of.items():
+            rows[f"{kind}, {attention}, {stride:g} ps"] = row(*by_seeds(np.array([gains(v) for v in values])))
+        mean = {attention: values.mean(1) for attention, values in of.items()}  # (seeds, past)
+        difference = by_seeds(100 * (mean["joint"] / mean["separable"] - 1))
+        cells = [f"{v:.1f} ({low:.1f} to {high:.1f})" for v, low, high in zip(*difference, strict=True)]
+        rows[f"{kind}, joint minus separable, {stride:g} ps, % of the loss"] = dict(zip(COLUMNS, cells, strict=True))
     return rows
 
 
@@ -162,9 +200,8 @@ def main() -> None:
     made.add_argument("--folder", type=Path, required=True, help="for finished pieces; a stopped run goes on with them")
     made.add_argument("--domains", nargs="*", default=["2JOF", "1FME", "villin", "EHEE_rd3_0053"])
     made.add_argument("--batches", type=int, default=40)
-    made.add_argument("--size", type=int, default=16, help="windows of a batch")
-    made.add_argument("--train", type=Path, help="folder with MD of peptides")
-    made.add_argument("--steps", type=int, default=1000, help="of each training")
+    made.add_argument("--size", type=int, default=16, help="windows of a batch, embedded models")
+    made.add_argument("--train", nargs="+", choices=materials(), default=[], help="what small networks are trained on")
     made.add_argument("--seeds", type=int, default=3)
     args = made.parse_args()
     torch.set_num_threads(args.threads)

@@ -2,7 +2,7 @@
 
     python benchmarks/refine.py --folder refine_data [--molecules ace-A-nme DWGR] [--reference-ns 200] [--swarm-ns 12]
 
-For each molecule a learned run proposes conformations, `starts` 64 of them lead to short MD, and a Markov state model
+For each molecule a learned run proposes conformations, --starts of them lead to short MD, and a Markov state model
 of that gives populations and timescales (`openmm_starmd.refinement`). The same states serve for long plain MD, the
 reference. All MD is made by recipes/engines/lanes.py, in ff14SB and OBC2 at 300 K. Rows: the slowest timescale and the
 population of each metastable set, by the learned run, by the swarm and by plain MD, with intervals of 95 %. "saved" is
@@ -37,7 +37,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes" / "engines")
 
 INTERVAL, EQUILIBRATION, TEMPERATURE = 2.0, 5.0, 300.0  # ps, ps, K
 TIME_STEP = 0.004  # ps
-STARTS, STRIDE = 64, 100.0  # ps
+STRIDE = 100.0  # ps
 
 
 def plain_md(system, positions, nanoseconds, equilibration, seed):
@@ -78,10 +78,10 @@ def learned_run(args, model, topology, positions, folder):
     return [mdtraj.load(str(file), top=mdtraj.Topology.from_openmm(topology)) for file in files]
 
 
-def compare(result, reference_states):
+def compare(result, reference_states, starts):
     """Rows of a table: each quantity by the three, and how much MD was saved."""
     lag, n_states = round(result.lag / INTERVAL), len(result.sets)
-    nanoseconds = result.nanoseconds + STARTS * EQUILIBRATION / 1000
+    nanoseconds = result.nanoseconds + starts * EQUILIBRATION / 1000
     long = sample_posterior(reference_states, lag, n_states)
     reference_ns = sum(map(len, reference_states)) * INTERVAL / 1000
     unit = INTERVAL / 1000
@@ -127,11 +127,13 @@ def study(args, name, model):
     described = [protein_features(t) for t in learned]
     points = [slow_coordinates(described, 1).transform(f) for f in described]
 
+    label = f"{args.starts}-{args.swarm_ns:g}"
+
     def swarm_of(chosen):
         starts = np.stack([relax_strain(system, topology, learned[k].xyz[frame]) for k, frame in chosen])
         return features_of(short, plain_md(system, starts, args.swarm_ns, EQUILIBRATION, args.seed + 1))
 
-    swarm = kept(place / f"swarm-{args.swarm_ns:g}.npy", lambda: swarm_of(choose_starts(points, STARTS)))
+    swarm = kept(place / f"swarm-{label}.npy", lambda: swarm_of(choose_starts(points, args.starts)))
     slow = slow_coordinates(list(swarm), swarm.shape[1] // 10)
     states = cut_into_states([slow.transform(f) for f in swarm], None, args.seed)
 
@@ -141,15 +143,13 @@ def study(args, name, model):
     own = assigned(described)
     settings = {"learned": own, "learned_interval": STRIDE, "temperature": TEMPERATURE, "seed": args.seed}
     result = estimate(assigned(swarm), INTERVAL, **settings)
-    rows = compare(result, assigned(reference))
+    rows = compare(result, assigned(reference), args.starts)
     basin = [np.flatnonzero(result.sets[s] == 0) for s in own]
-    inside = choose_starts([p[b] for p, b in zip(points, basin, strict=True)], STARTS)
-    adverse = kept(
-        place / f"adverse-{args.swarm_ns:g}.npy", lambda: swarm_of([(k, int(basin[k][frame])) for k, frame in inside])
-    )
+    inside = choose_starts([p[b] for p, b in zip(points, basin, strict=True)], args.starts)
+    adverse = kept(place / f"adverse-{label}.npy", lambda: swarm_of([(k, int(basin[k][frame])) for k, frame in inside]))
     try:
         missed = estimate(assigned(adverse), INTERVAL, **settings)
-        told, against = missed.verdict, compare(missed, assigned(reference))
+        told, against = missed.verdict, compare(missed, assigned(reference), args.starts)
     except StarMDError as error:
         told, against = str(error), {}
     text = f"{table(rows, 'quantity')}\n\n{result.verdict} The lag is {result.lag:g} ps.\n\nFrom one basin: {told}"
@@ -168,7 +168,8 @@ def main():
     made.add_argument("--molecules", nargs="+", default=["ace-A-nme", "DWGR"])
     made.add_argument("--model", default="starmd-peptide")
     made.add_argument("--reference-ns", type=float, default=200.0, help="of 16 replicas together")
-    made.add_argument("--swarm-ns", type=float, default=12.8, help="of 64 starts together")
+    made.add_argument("--swarm-ns", type=float, default=12.8, help="of all starts together")
+    made.add_argument("--starts", type=int, default=64, help="of the swarm")
     made.add_argument("--jumps", type=int, default=200, help="of 100 ps, of each replica of the learned run")
     made.add_argument("--replicas", type=int, default=16)
     args = made.parse_args()
