@@ -14,6 +14,11 @@ sequential       a pass for each noisy frame with the context copies before it
 14 frames a window through the network, the sequential passes 35: where arithmetic takes the time, the ratio is 35/14 =
 2.5; where starting the operations does (small proteins, few windows), it goes towards the number of passes, 7.
 
+Noisy copies
+------------
+Windows of two frames, as starmd-protein is trained: 1, 2, 4 or 8 noisy copies of the second frame behind one pass of
+its context (`noise_draws`). "ms a denoised frame" is the time of a step over all copies.
+
 Memory
 ------
 Growth of resident memory during a step, at its peak; each number is of a process of its own (Linux).
@@ -46,6 +51,7 @@ from openmm_starmd.protein.tokens import ResidueFeatures
 FRAMES = 8  # L of the comparison of the ways
 SHAPES = ((4, 1), (4, 16), (35, 1), (35, 4), (96, 1))  # residues, windows
 GRID = tuple((residues, frames) for residues in (32, 64, 96) for frames in (4, 8))
+DRAWS = (1, 2, 4, 8)  # noisy copies of a frame
 STRIDE = 100.0  # ps
 
 
@@ -100,10 +106,10 @@ def untrained(config: ModelConfig, checkpointing: bool = False) -> Denoiser:
     return denoiser
 
 
-def step(denoiser, config: ModelConfig, windows) -> torch.Tensor:
+def step(denoiser, config: ModelConfig, windows, draws: int = 1) -> torch.Tensor:
     """Forward and backward pass; the loss."""
     generators = [torch.Generator().manual_seed(k) for k in range(len(windows[2]))]
-    loss, _ = denoising_loss(denoiser, Process(config.process), *windows, generators)
+    loss, _ = denoising_loss(denoiser, Process(config.process), *windows, generators, noise_draws=draws)
     loss.backward()
     return loss.detach()
 
@@ -129,6 +135,15 @@ def ways(config: ModelConfig, residues: int, batch: int, repeats: int, frames: i
     found = {name: 1000 * s / (batch * (frames - 1)) for name, s in medians(works, repeats).items()}
     row = {f"{name} (ms a frame)": value for name, value in found.items()}
     return row | {"ratio": found["sequential"] / found["block-causal"]}
+
+
+def copies(config: ModelConfig, residues: int, batch: int, repeats: int) -> dict[str, float]:
+    """Milliseconds a denoised frame by number of noisy copies, and the last one's share of the first one's."""
+    windows, denoiser = random_windows(batch, 2, residues), untrained(config)
+    works = {draws: (lambda draws=draws: step(denoiser, config, windows, draws)) for draws in DRAWS}
+    found = {draws: 1000 * s / (batch * draws) for draws, s in medians(works, repeats).items()}
+    row = {f"{draws} (ms a denoised frame)": value for draws, value in found.items()}
+    return row | {"ratio": found[DRAWS[-1]] / found[DRAWS[0]]}
 
 
 def resident(kind: str) -> float:
@@ -170,25 +185,32 @@ def main() -> None:
     made.add_argument("--model", default="starmd-peptide", help="embedded name or path of a model of the same size")
     made.add_argument("--repeats", type=int, default=5)
     made.add_argument("--shapes", nargs="*", default=SHAPES, type=numbers, help="RESIDUES,WINDOWS of the first table")
+    made.add_argument("--copies", nargs="*", default=((35, 4),), type=numbers, help="RESIDUES,WINDOWS of noisy copies")
     made.add_argument("--grid", nargs="*", default=GRID, type=numbers, help="RESIDUES,FRAMES of the second table")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     model = load_model(options.model, "cpu")
     config, facts = model.config, circumstances(model, repeats=options.repeats)
-    passes, checkpoints = {}, {}
+    passes, drawn, checkpoints = {}, {}, {}
     for residues, batch in options.shapes:
         name = f"{residues} residues, {batch} window{'s' if batch > 1 else ''}"
         passes[name] = ways(config, residues, batch, options.repeats)
         print(name, passes[name], flush=True)
+    for residues, batch in options.copies:
+        name = f"{residues} residues, {batch} windows"
+        drawn[name] = copies(config, residues, batch, options.repeats)
+        print(name, drawn[name], flush=True)
     for residues, frames in options.grid:
         name = f"{residues} residues, {frames} frames"
         checkpoints[name] = memory(config, residues, frames, options.repeats)
         print(name, checkpoints[name], flush=True)
     sections = {
         f"Teacher forcing, L = {FRAMES}": table(passes),
+        "Noisy copies behind one context, L = 2": table(drawn),
         "Gradient checkpointing, one window": table(checkpoints),
     }
-    write(options.output, "Cost of a training step", facts, sections, {"ways": passes, "memory": checkpoints})
+    results = {"ways": passes, "noisy copies": drawn, "memory": checkpoints}
+    write(options.output, "Cost of a training step", facts, sections, results)
 
 
 def numbers(word: str) -> tuple[int, int]:

@@ -86,6 +86,7 @@ def denoising_loss(
     hidden_types: float = 0.0,
     reference: Conformation | None = None,
     hidden_references: float = 0.0,
+    noise_draws: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of frames ``first`` .. L - 1 of a window, each given the context copies before it.
 
@@ -108,6 +109,8 @@ def denoising_loss(
         Reference structure, superposed on each frame; the first frame of the window by default.
     hidden_references : float
         Share of windows whose reference structure the denoiser does not get to know.
+    noise_draws : int
+        Noisy copies of each of those frames, each at a noise level of its own, behind the same context.
 
     Returns
     -------
@@ -117,14 +120,15 @@ def denoising_loss(
         Each term, unweighted and detached.
     """
     copies = process.context_copy(window[:, :-1], features, generator)  # nothing comes after the last
-    clean = window[:, first:]
+    clean, previous = (Conformation.cat(noise_draws * [x], 1) for x in (window[:, first:], copies[:, first - 1 :]))
+    gaps = strides[:, first:].repeat(1, noise_draws)
     span = 1 - process.min_time
-    time = process.min_time + span * per_replica(uniform, strides[:, first:], generator)
+    time = process.min_time + span * per_replica(uniform, gaps, generator)
     alpha, sigma = process.alpha(time), process.sigma(time)
     noisy = process.perturb(clean, alpha, sigma, features, generator)
-    index = torch.arange(first, window.shape[1], device=strides.device)
-    behind = None if reference is None else reference[:, first - 1 : -1]
-    inputs = FrameInputs(noisy, copies[:, first - 1 :], time, alpha, sigma, strides[:, first:], index, behind)
+    index = torch.arange(first, window.shape[1], device=strides.device).repeat(noise_draws)
+    behind = None if reference is None else Conformation.cat(noise_draws * [reference[:, first - 1 : -1]], 1)
+    inputs = FrameInputs(noisy, previous, time, alpha, sigma, gaps, index, behind)
     hidden = known = None
     if hidden_types:
         hidden = per_replica(uniform, window.angles[:, 0], generator) < hidden_types

@@ -76,7 +76,7 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
         window = batch.features, batch.conformations, batch.strides
         options = batch.precomputed | {"reference": batch.reference}
         if module.training:
-            options |= {"hidden_types": config.hidden_types, "hidden_references": config.hidden_references}
+            options |= {name: getattr(config, name) for name in ("hidden_types", "hidden_references", "noise_draws")}
         return denoising_loss(module, process, *window, generator, config.loss_weights, **options)
 
     def loss_beside_teacher(module: Distillation, batch: Batch, generator: Generator | Share):

@@ -86,6 +86,8 @@ class TrainingConfig:
         against learning few molecules by heart. 0.15 helped with a hundred peptides.
     hidden_references : float
         Share of windows whose reference structure the network does not get to know, for those that are told.
+    noise_draws : int
+        Noisy copies of each frame, each at a noise level of its own, behind one pass of its context.
     gradient_checkpointing : bool
         Compute the blocks of the network twice instead of keeping what is between them: less memory, more time.
     """
@@ -124,6 +126,7 @@ class TrainingConfig:
     strategy: str = "auto"
     hidden_types: float = 0.0
     hidden_references: float = 0.0
+    noise_draws: int = 1
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
@@ -136,7 +139,7 @@ class TrainingConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         least = {"batch_size": 1, "frames": 2, "total_steps": 1, "warmup_steps": 0, "weight_decay": 0}
         least |= {"validation_steps": 1, "validation_batches": 1, "checkpoint_seconds": 0, "rescan_steps": 0, "seed": 0}
-        least |= {"patience": 0, "devices": 1, "num_nodes": 1, "hours": 0, "batch_residues": 0}
+        least |= {"patience": 0, "devices": 1, "num_nodes": 1, "hours": 0, "batch_residues": 0, "noise_draws": 1}
         for name, bound in least.items():
             require(getattr(self, name) >= bound, f"{name} must be at least {bound}, not {getattr(self, name)}.")
         for name in ("learning_rate", "gradient_clip"):
@@ -166,6 +169,7 @@ class TrainingConfig:
                 f"{self.distilled_steps}.",
             )
             require(not self.hidden_types, "distilled_steps goes without hidden_types; leave one of the two out.")
+            require(self.noise_draws == 1, "distilled_steps goes without noise_draws; leave one of the two out.")
             own = self.model == ModelConfig()
             require(own, "distilled_steps: start_from brings its own model; leave one of the two out.")
 

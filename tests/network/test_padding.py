@@ -111,6 +111,33 @@ def test_padding_changes_nothing(name):
             torch.testing.assert_close(p.grad, gradients[key], rtol=1e-7, atol=1e-9)
 
 
+class Listening:
+    """A denoiser that remembers what it was given and what it answered."""
+
+    def __init__(self, denoiser):
+        self.denoiser, self.config, self.static_inputs = denoiser, denoiser.config, denoiser.static_inputs
+
+    def __call__(self, static, context, noisy):
+        self.given, self.answer = (static, context, noisy), self.denoiser(static, context, noisy)
+        return self.answer
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_noisy_copies_behind_one_context_do_not_see_each_other(name):
+    """Each of several copies of a frame is denoised as if it were alone, and has a noise level of its own."""
+    heard = Listening(denoiser_of(CONFIGS[name]))
+    features, frames = window(6)
+    strides = torch.full((1, 3), 80.0, dtype=torch.float64)
+    told = {"reference": frames if heard.config.reversion else None, "noise_draws": 3}
+    _, terms = denoising_loss(heard, PROCESS, features, frames, strides, generator(), first=2, **told)
+    static, context, noisy = heard.given
+    assert len(set(noisy.time[0].tolist())) == 3 and torch.isfinite(torch.stack([*terms.values()])).all()
+    for k in range(3):
+        alone, _, _ = heard.denoiser(static, context, noisy.frame(k))
+        for part, value in vars(alone).items():
+            torch.testing.assert_close(getattr(heard.answer[0], part)[:, k : k + 1], value, rtol=1e-9, atol=1e-11)
+
+
 def test_noise_of_a_padded_batch_is_centred_on_what_is_there():
     features, frames = window(6)
     clean = padded_frames(frames, 9)
