@@ -73,7 +73,7 @@ def materials() -> dict[str, Material]:
     tetrapeptides = "DWGR", "SPHV", "CNIR", "QFTK"
     return {
         "peptides": Material(peptides, VALIDATION, (20.0, 60.0), 16, 1000, sequences=tetrapeptides),
-        "domains": Material(proteins, VALIDATION / "proteins", (10.0,), 2, 400, names=families),
+        "domains": Material(proteins, VALIDATION / "proteins", (10.0,), 2, 200, names=families),
     }
 
 

@@ -8,8 +8,9 @@ reference. All MD is made by recipes/engines/lanes.py, in ff14SB and OBC2 at 300
 population of each metastable set, by the learned run, by the swarm and by plain MD, with intervals of 95 %. "saved" is
 how many times more plain MD an interval as narrow (in the logarithm of the timescale or of the odds) would take, by
 the square-root law from the width of the reference's own interval; the nanoseconds of the swarm count with those of
-its equilibration. A swarm that cannot be judged saves nothing. "From one basin" is an adversarial start: the swarm
-starts from set 0 alone. A stopped run goes on with the trajectories that its folder holds.
+its equilibration. Where intervals are too wide to be judged, they are shown none the less. "From one basin" is an
+adversarial start: the swarm starts from set 0 alone. A stopped run goes on with the trajectories that its folder
+holds.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def compare(result, reference_states, starts):
             "refined": CANNOT,
             "plain MD": f"{value:.3g} ({low:.3g} to {high:.3g})",
         }
-        if result.judged:
-            row["refined"] = f"{quantity.value:.3g} ({quantity.low:.3g} to {quantity.high:.3g})"
+        if all(" is between " in shortage.reason for shortage in result.shortages):  # too wide at most
+            told = f"{quantity.value:.3g} ({quantity.low:.3g} to {quantity.high:.3g})"
+            row["refined"] = told if result.judged else f"{CANNOT}: {told}"
             row["intervals overlap"] = "yes" if quantity.low <= high and low <= quantity.high else "no"
             row["plain MD for this width, ns"] = reference_ns * (width[1] / width[0]) ** 2
             row["saved"] = row["plain MD for this width, ns"] / nanoseconds
