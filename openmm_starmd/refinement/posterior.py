@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from deeptime.markov import TransitionCountModel
 from deeptime.markov.msm import MarkovStateModel
-from deeptime.markov.tools.estimation.dense.tmat_sampling.tmatrix_sampler import TransitionMatrixSampler
 
 from openmm_starmd.evaluation.metrics import markov
 from openmm_starmd.evaluation.metrics.samples import percentile_interval
+from openmm_starmd.refinement.reversible import sample_reversible
 from openmm_starmd.seeds import derived
 
-N_DRAWS, SWEEPS = 200, 20
+N_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,8 @@ def sample_posterior(
     if best.n_states == 1:
         return Posterior(best, [best])
     counts = best.count_model.count_matrix / lag
-    sampler = TransitionMatrixSampler(
-        counts,
-        reversible=True,
-        P0=best.transition_matrix,
-        n_steps=SWEEPS,
-        seed=derived("posterior", seed) % (2**31 - 1) + 1,
-    )
-    matrices, stationary = sampler.sample(n_draws, return_statdist=True)
+    generator = np.random.default_rng(derived("posterior", seed))
+    matrices, stationary = sample_reversible(counts, best.stationary_distribution, n_draws, generator)
     symbols = best.count_model.state_symbols
     model = TransitionCountModel(counts, "effective", lag, state_symbols=symbols)
     draws = [

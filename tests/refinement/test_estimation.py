@@ -9,6 +9,7 @@ from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.evaluation.metrics import markov  # noqa: E402
 from openmm_starmd.refinement import estimate  # noqa: E402
 from openmm_starmd.refinement.posterior import sample_posterior, set_populations  # noqa: E402
+from openmm_starmd.refinement.reversible import sample_reversible  # noqa: E402
 
 INTERVAL = 2.0  # ps
 
@@ -65,6 +66,48 @@ def test_truth_lies_within_the_intervals_as_often_as_they_say():
             assert low < value < high
             missed[k] += not low <= expected <= high
     assert (missed <= 5).all() and missed.sum() > 0
+
+
+@pytest.mark.slow
+def test_intervals_of_much_md_with_few_crossings_hold_the_truth():
+    """A chain of 60 fine states: thousands of steps within each basin, tens between them."""
+    matrix, populations = double_well(barrier=6.0, rate=0.45, n=60)
+    basin, missed = np.where(np.arange(60) < 30, 0, 1), 0
+    for seed in range(20):
+        posterior = sample_posterior(run(matrix, np.tile(np.arange(60), 3), 1500, seed), 1, 60, n_draws=100, seed=seed)
+        _, low, high = posterior.interval(lambda model: set_populations(model, basin)[0], 0.9)
+        missed += not low <= populations[:30].sum() <= high
+    assert 0 < missed <= 5
+
+
+def test_draws_of_two_states_have_the_exact_posterior():
+    """Moments of the logarithms of populations and rates are those by integration over all reversible models."""
+    counts = np.array([[40.0, 3.0], [5.0, 12.0]])
+    stay, hop = np.meshgrid(*2 * [(np.arange(2000) + 0.5) / 2000], indexing="ij")
+    hop = 0.5 * (1 - stay) * hop  # x(0, 0), x(0, 1) = x(1, 0) and x(1, 1), whose sum is 1
+    other = 1 - stay - 2 * hop
+    density = (40 - 1) * np.log(stay) + (8 - 1) * np.log(hop) + (12 - 1) * np.log(other)
+    density -= 43 * np.log(stay + hop) + 17 * np.log(hop + other)
+    weight = np.exp(density - density.max()) * (1 - stay)
+    exact = np.array([np.log((stay + hop) / (hop + other)), np.log(hop / (stay + hop))])
+    mean = (exact * weight).sum((1, 2)) / weight.sum()
+    spread = np.sqrt(((exact - mean[:, None, None]) ** 2 * weight).sum((1, 2)) / weight.sum())
+    best = np.array([5 / 17, 3 / 43])  # the stationary distribution of the rows' frequencies
+    matrices, stationary = sample_reversible(counts, best / best.sum(), 4000, np.random.default_rng(0))
+    drawn = np.log([stationary[:, 0] / stationary[:, 1], matrices[:, 0, 1]])
+    np.testing.assert_allclose(drawn.mean(1), mean, atol=0.04)
+    np.testing.assert_allclose(drawn.std(1), spread, rtol=0.05)
+
+
+def test_draws_are_reversible_and_do_not_depend_on_each_other():
+    counts = 2e4 * POPULATIONS[:, None] * MATRIX
+    matrices, stationary = sample_reversible(counts, POPULATIONS, 400, np.random.default_rng(1))
+    flux = stationary[:, :, None] * matrices
+    np.testing.assert_allclose(flux, flux.swapaxes(1, 2), atol=1e-12)
+    np.testing.assert_allclose(matrices.sum(2), 1)
+    left = np.log(stationary[:, :7].sum(1))
+    left = left - left.mean()
+    assert abs((left[1:] * left[:-1]).mean() / left.var()) < 0.2
 
 
 def slowest(model):
