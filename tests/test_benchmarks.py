@@ -897,13 +897,17 @@ def test_past_frames_of_embedded_and_trained_networks(run, script, peptides, tmp
     past = script("past_frames")
     monkeypatch.setattr(past, "VALIDATION", peptides)
     monkeypatch.setattr(past, "STRIDES", dict.fromkeys(past.STRIDES, (40.0, 80.0)))
-    words = ["--folder", tmp_path / "pieces", "--batches", 2, "--size", 2, "--domains", "--train", peptides]
-    words += ["--steps", 2, "--seeds", 2, "--output", tmp_path / "out"]
+    material = past.Material(past.Folder(peptides), peptides, (40.0, 80.0), windows=2, steps=2)
+    monkeypatch.setattr(past, "materials", lambda: {"peptides": material})
+    words = ["--folder", tmp_path / "pieces", "--batches", 2, "--size", 2, "--domains", "--train", "peptides"]
+    words += ["--seeds", 2, "--output", tmp_path / "out"]
     run("past_frames", *words)
     text, written = read(tmp_path / "out")
     shown = {title: [row for row in rows if "40 ps" in row] for title, rows in written["results"].items()}
     assert shown["Embedded models"] == ["starmd-peptide, tetrapeptides, 40 ps"] and "## Trained apart" in text
-    names = ["joint, 40 ps", "separable, 40 ps", "joint minus separable, 40 ps, % of the loss"]
+    names = [
+        f"peptides, {of}" for of in ("joint, 40 ps", "separable, 40 ps", "joint minus separable, 40 ps, % of the loss")
+    ]
     assert shown["Trained apart"] == names
     monkeypatch.setattr(past, "losses", None)
     monkeypatch.setattr(past, "train", None)
@@ -921,25 +925,30 @@ def hops(rate, n_states, starts, length, seed):
 
 
 @pytest.mark.slow
-def test_short_md_is_worth_as_much_plain_md_as_it_has_nanoseconds(script, monkeypatch):
+def test_short_md_is_worth_as_much_plain_md_as_it_has_nanoseconds(script):
     """Pieces of one chain as long together as its plain run save nothing; half of the width would take four times."""
     refine = script("refine")
     from openmm_starmd.refinement.estimation import estimate
 
-    monkeypatch.setattr(refine, "STARTS", 0)  # no time for equilibration
     result = estimate(list(hops(0.3, 6, np.arange(6).repeat(50), 200, 1)), refine.INTERVAL, lag=2 * refine.INTERVAL)
     assert result.judged
     found = {}
     for n in (300, 75):
-        rows = refine.compare(result, list(hops(0.3, 6, np.arange(6).repeat(n // 6 + 1)[:n], 200, 2)))
+        rows = refine.compare(result, list(hops(0.3, 6, np.arange(6).repeat(n // 6 + 1)[:n], 200, 2)), starts=0)
         assert next(iter(rows)) == "slowest timescale ns"
         assert all(row["intervals overlap"] == "yes" for row in rows.values())
         found[n] = {quantity: row["saved"] for quantity, row in rows.items()}
     assert all(0.4 < saved < 2.5 for by_row in found.values() for saved in by_row.values()), found
+    plain = list(hops(0.3, 6, np.arange(6).repeat(20), 200, 2))
     result = estimate(list(hops(0.3, 6, [0, 3], 20, 1)), refine.INTERVAL, lag=2 * refine.INTERVAL)
     assert not result.judged
-    for row in refine.compare(result, list(hops(0.3, 6, np.arange(6).repeat(20), 200, 2))).values():
+    for row in refine.compare(result, plain, starts=0).values():
         assert row["refined"] == refine.CANNOT and "saved" not in row
+    result = estimate(
+        list(hops(0.3, 6, np.arange(6), 200, 1)), refine.INTERVAL, lag=2 * refine.INTERVAL, precision=1.01
+    )
+    for row in refine.compare(result, plain, starts=0).values():
+        assert row["refined"].startswith(f"{refine.CANNOT}: ") and row["saved"] > 0
 
 
 @pytest.mark.slow
@@ -954,8 +963,8 @@ def test_a_refined_run_stands_beside_plain_md_and_resumes(run, script, tmp_path,
         return np.stack([jitter(topology, x, frames, 10 * seed + k) for k, x in enumerate(np.asarray(positions))])
 
     monkeypatch.setattr(refine, "plain_md", moves)
-    monkeypatch.setattr(refine, "STARTS", 8)
     words = ["--folder", tmp_path / "data", "--molecules", "ace-A-nme", "--reference-ns", 6.4, "--swarm-ns", 3.2]
+    words += ["--starts", 8]
     words += ["--jumps", 20, "--replicas", 2, "--output", tmp_path / "out"]
     run("refine", *words)
     text, written = read(tmp_path / "out")
