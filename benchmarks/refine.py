@@ -1,6 +1,6 @@
 """Physics-corrected results: how right they are, and how much MD they save.
 
-    python benchmarks/refine.py --folder refine_data [--molecules ace-A-nme DWGR] [--reference-ns 200] [--swarm-ns 12]
+    python benchmarks/refine.py --folder refine_data [--molecules ace-A-nme DWGR] [--swarm-ns 12] [--starts 64]
 
 For each molecule a learned run proposes conformations, --starts of them lead to short MD, and a Markov state model
 of that gives populations and timescales (`openmm_starmd.refinement`). The same states serve for long plain MD, the
@@ -104,7 +104,7 @@ def compare(result, reference_states, starts):
             "refined": CANNOT,
             "plain MD": f"{value:.3g} ({low:.3g} to {high:.3g})",
         }
-        if all(" is between " in shortage.reason for shortage in result.shortages):  # too wide at most
+        if all(shortage.wide for shortage in result.shortages):
             told = f"{quantity.value:.3g} ({quantity.low:.3g} to {quantity.high:.3g})"
             row["refined"] = told if result.judged else f"{CANNOT}: {told}"
             row["intervals overlap"] = "yes" if quantity.low <= high and low <= quantity.high else "no"

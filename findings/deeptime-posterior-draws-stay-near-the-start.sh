@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
 # deeptime 0.5.0: BayesianMSM gives error bars of populations that are several times too narrow where MD is long.
 #
-# What happens: a chain of 60 states in a double well; 270,000 steps, most of them within a well, tens between the wells.
+# What happens: a chain of 60 states in a double well; 270,000 steps, nearly all of them within a well.
 # The logarithm of the ratio of the wells' populations differs between independent data sets by far more than the draws
 # of BayesianMSM of one data set say, and intervals of 90 % seldom hold the truth. Nothing warns.
 # Why: the sampler of reversible matrices changes one element after the other. With many counts an element moves little
 # in a sweep, and moving a whole well's population takes all of them: sqrt(n states) sweeps between draws, the default,
 # are too few by orders of magnitude, and draws stay near the matrix of maximum likelihood, from which they start.
-# Cure: independent draws, as openmm_starmd.refinement.reversible makes them.
 #
-# Seen with deeptime 0.5.0 (Python 3.11, Linux):
+# Seen with deeptime 0.5.0 (Python 3.11, Linux), whose draws take no seed here and differ a little from run to run:
 #   standard deviation over data sets 0.55, of the draws 0.09; intervals of 90 % that hold the truth: 1 of 10
 # The script exits with an error if this changes.
 set -euo pipefail

@@ -244,7 +244,7 @@ def _imprecise(quantities: Sequence[Quantity], precision: float, nanoseconds: fl
         if not width <= allowed:
             more = nanoseconds * ((width / allowed) ** 2 - 1) if np.isfinite(width) else nanoseconds
             reason = f"the {q.name} is between {q.low:.3g} and {q.high:.3g} {q.unit}".rstrip()
-            shortages.append(Shortage(reason, float(more)))
+            shortages.append(Shortage(reason, float(more), wide=True))
     return shortages
 
 

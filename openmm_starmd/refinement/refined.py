@@ -37,6 +37,7 @@ class Shortage:
 
     reason: str
     more_nanoseconds: float
+    wide: bool = False  # an interval is too wide, and nothing else is wrong with it
 
 
 @dataclass(frozen=True, eq=False)

@@ -70,7 +70,7 @@ def test_truth_lies_within_the_intervals_as_often_as_they_say():
 
 @pytest.mark.slow
 def test_intervals_of_much_md_with_few_crossings_hold_the_truth():
-    """A chain of 60 fine states: thousands of steps within each basin, tens between them."""
+    """A chain of 60 fine states: nearly all steps are within a basin, few between them."""
     matrix, populations = double_well(barrier=6.0, rate=0.45, n=60)
     basin, missed = np.where(np.arange(60) < 30, 0, 1), 0
     for seed in range(20):
