@@ -204,11 +204,12 @@ def main() -> None:
         name = f"{residues} residues, {frames} frames"
         checkpoints[name] = memory(config, residues, frames, options.repeats)
         print(name, checkpoints[name], flush=True)
-    sections = {
-        f"Teacher forcing, L = {FRAMES}": table(passes),
-        "Noisy copies behind one context, L = 2": table(drawn),
-        "Gradient checkpointing, one window": table(checkpoints),
+    tables = {
+        f"Teacher forcing, L = {FRAMES}": passes,
+        "Noisy copies behind one context, L = 2": drawn,
+        "Gradient checkpointing, one window": checkpoints,
     }
+    sections = {title: table(rows) for title, rows in tables.items() if rows}
     results = {"ways": passes, "noisy copies": drawn, "memory": checkpoints}
     write(options.output, "Cost of a training step", facts, sections, results)
 

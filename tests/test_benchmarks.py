@@ -747,12 +747,14 @@ def test_the_ways_of_teacher_forcing_have_one_loss_and_gradient(script):
 @pytest.mark.slow
 def test_the_cost_of_training_is_measured(run, tmp_path):
     stem = tmp_path / "out"
-    run("training", "--shapes", "3,2", "--grid", "32,4", "--repeats", 1, "--output", stem)
+    run("training", "--shapes", "3,2", "--copies", "3,2", "--grid", "32,4", "--repeats", 1, "--output", stem)
     text, written = read(stem)
     (passes,), (memory,) = (written["results"][key].values() for key in ("ways", "memory"))
     times = [passes[f"{name} (ms a frame)"] for name in ("sequential", "block-causal")]
     assert passes["ratio"] == pytest.approx(times[0] / times[1])
     assert 0.9 * memory["kept (MB)"] > memory["checkpointed (MB)"] > 1
+    (copies,) = written["results"]["noisy copies"].values()
+    assert copies["ratio"] == pytest.approx(copies["8 (ms a denoised frame)"] / copies["1 (ms a denoised frame)"])
     assert "| 3 residues, 2 windows |" in text and "| 32 residues, 4 frames |" in text
 
 

@@ -178,7 +178,9 @@ def test_a_distilled_model_samples_in_the_calls_it_was_made_for(folder, tmp_path
     )
 
 
-@pytest.mark.parametrize("settings", [{"distilled_steps": 1}, {"distilled_steps": 4}, {"hidden_types": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"distilled_steps": 1}, {"distilled_steps": 4}, {"hidden_types": 0.1}, {"noise_draws": 2}]
+)
 def test_what_distillation_needs_is_named(tmp_path, settings):
     defaults = {"start_from": "starmd-peptide", "distilled_steps": 4}
     TrainingConfig("md", tmp_path, **defaults)
@@ -216,18 +218,18 @@ def test_validation_data_are_not_trained_on(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_types_are_hidden_in_training_and_never_in_validation(folder, tmp_path):
+@pytest.mark.parametrize("change", [{"hidden_types": 0.9}, {"noise_draws": 3}])
+def test_types_are_hidden_and_frames_noised_again_in_training_and_never_in_validation(folder, tmp_path, change):
     logs = []
-    for share in (0.0, 0.9):
-        output = tmp_path / str(share)
+    for given in ({}, change):
+        output = tmp_path / str(len(given))
         settings = {
             "model": ModelConfig(),
             "start_from": "starmd-peptide",
             "learning_rate": 1e-12,
             "weight_decay": 0.0,
             "validation_steps": 1,
-            "hidden_types": share,
-        }
+        } | given
         train(config_of(folder, output, validation_sequences=("SVE",), **settings))
         logs.append([[row["loss"] for row in read_log(output / name)] for name in ("train.csv", "validation.csv")])
     (known, checked), (hidden, checked_too) = logs

@@ -348,6 +348,7 @@ def test_seeds_differ_in_every_part():
         {"ema_decay": 1.0},
         {"hidden_types": 1.0},
         {"hidden_types": -0.1},
+        {"noise_draws": 0},
         {"stride_range": (100.0, 10.0)},
         {"precision": "16-mixed"},
         {"data": ()},
