@@ -19,6 +19,14 @@ STRAIGHT = np.cos(np.radians(50))  # cosine between N-H and H-O
 HISTIDINE_PKA = 6.5  # below it Modeller protonates both nitrogens
 # atoms whose hydrogens tell the protonation state, and the state at pH 7
 _TITRATING = {"ASP": ("OD1", "OD2"), "CYS": ("SG",), "GLU": ("OE1", "OE2"), "HIS": ("ND1", "NE2"), "LYS": ("NZ",)}
+# states that Amber has inside a chain only: their names, the titrating hydrogens that tell them, and the range of pH in
+# which Modeller does not choose them
+_INSIDE = {
+    "ASP": ("ASH", 1, 4.4, np.inf),
+    "CYS": ("CYM", None, 0, np.inf),
+    "GLU": ("GLH", 1, 4.4, np.inf),
+    "LYS": ("LYN", 2, 0, 10),
+}
 
 
 def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted: bool) -> list[str]:
@@ -58,7 +66,8 @@ def add_hydrogens(
     variants = [choices.variant(residue) for residue in modeller.topology.residues()]
     with _repeatable() as platform:  # PDBFixer's own method asks the network about unknown names
         modeller.addHydrogens(pH=ph, variants=variants, platform=platform)
-    return modeller.topology, modeller.positions, _tell(modeller.topology, had, choices.reasons, ph)
+    changes = _tell(modeller.topology, had, choices.reasons, ph)
+    return modeller.topology, modeller.positions, [*changes, *choices.refused()]
 
 
 class _Choices:
@@ -73,6 +82,7 @@ class _Choices:
         self.oxygens = [atom for atom in topology.atoms() if symbol_of(atom) == "O"]
         self.tree = cKDTree(x[[atom.index for atom in self.oxygens]]) if self.oxygens else None
         self.reasons: dict[int, str] = {}
+        self.ends: dict[str, list[Residue]] = {}  # state -> residues at chain ends that cannot take it
 
     def variant(self, residue: Residue) -> str | None:
         """Modeller's name of the state of a residue; None where Modeller finds it by the hydrogens, or by the pH."""
@@ -83,6 +93,11 @@ class _Choices:
         name = self.protonation.get(place_of(residue))
         if residue.name == "CYS" and any(b.residue is not residue for a in titrating for b in self.bonded[a.index]):
             return "CYX"
+        if residue.name in _INSIDE and self._ends_chain(residue):
+            state, bears, least, greatest = _INSIDE[residue.name]
+            if name == state or protons == bears or not (protons or least <= self.ph <= greatest):
+                self.ends.setdefault(state, []).append(residue)
+            return residue.name
         if residue.name == "LYS" and protons == 2:
             self.reasons[residue.index] = "NZ bears two hydrogens in the file"
             return "LYN"
@@ -95,6 +110,14 @@ class _Choices:
             variant, self.reasons[residue.index] = self._by_hydrogen_bond(titrating)
             return variant
         return None
+
+    def refused(self) -> list[str]:
+        """Sentences about the residues at chain ends that were to take a state which Amber has inside a chain only."""
+        return [f"left {names_of(r)} as at pH 7: ff14SB has no {state} at chain ends" for state, r in self.ends.items()]
+
+    def _ends_chain(self, residue: Residue) -> bool:
+        ends = [atom for atom in residue.atoms() if atom.name in ("N", "C")]
+        return any(all(b.residue is residue for b in self.bonded[atom.index]) for atom in ends)
 
     def _by_hydrogen_bond(self, nitrogens: list) -> tuple[str, str]:
         """HID or HIE, whichever hydrogen would point to an oxygen atom; HIE where neither or both would."""

@@ -39,6 +39,33 @@ def test_a_name_of_a_protonation_state_is_honoured(write, peptide, sequence, nam
     assert re.fullmatch(rf"\w+ 2 of chain A became {state}: named {state} in the file", change)
 
 
+@pytest.mark.parametrize(
+    "ph, sequence, left, inner",
+    [
+        (3.0, "DADAE", {"ASH": "ASP 1", "GLH": "GLU 5"}, "ASH"),
+        (11.5, "KAKAK", {"LYN": "LYS 1, LYS 5"}, "LYN"),
+    ],
+)
+def test_residues_at_chain_ends_take_only_states_that_the_force_field_has_there(
+    write, peptide, ph, sequence, left, inner
+):
+    topology, _, changes = prepare(write(peptide(sequence, keep=is_heavy)), ph=ph)
+    ff14sb = openmm.app.ForceField("amber14/protein.ff14SB.xml")
+    assert ff14sb.createSystem(topology).getNumParticles() == topology.getNumAtoms()
+    for state, residues in left.items():
+        assert f"left {residues} of chain A as at pH 7: ff14SB has no {state} at chain ends" in changes
+    (became,) = (change for change in changes if "became" in change)
+    assert re.fullmatch(rf"\w+ 3 of chain A became {inner}: pH {ph:g}", became)
+
+
+@pytest.mark.parametrize("sequence, name", [("EAA", "GLH"), ("AAD", "ASH"), ("KAA", "LYN"), ("AAC", "CYM")])
+def test_a_name_of_a_state_that_the_force_field_lacks_at_chain_ends_is_told(write, peptide, sequence, name):
+    path = write(peptide(sequence, keep=is_heavy))
+    path.write_text(re.sub(r"(?:ASP|GLU|LYS|CYS) A", f"{name:<4}A", path.read_text()))
+    *_, changes = prepare(path)
+    assert any(change.endswith(f"ff14SB has no {name} at chain ends") for change in changes)
+
+
 def test_a_name_is_honoured_beyond_residue_9999(write, peptide):
     path = write(peptide("AHA", keep=is_heavy))
     lines = [line for line in path.read_text().splitlines() if line[17:20] in ("ALA", "HIS")]
