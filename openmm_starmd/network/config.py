@@ -33,6 +33,9 @@ class NetworkConfig:
     reversion : bool
         Whether residues are told how far the previous frame is from the starting conformation, and may be drawn back
         there (`network.reversion`): with ``reference_structure``, around the previous frame, with diffused torsions.
+    fluctuations : bool
+        Whether residues and pairs are told how an elastic network of the starting conformation fluctuates
+        (`network.fluctuations`): with ``reference_structure``.
     burial : bool
         Whether the size of a step depends on how many residues are near in the previous frame, beside the stride:
         around the previous frame.
@@ -64,6 +67,7 @@ class NetworkConfig:
     parameterization: str = "previous"
     pulls: bool = False
     reversion: bool = False
+    fluctuations: bool = False
     burial: bool = False
     neighbours: int = 0
 
@@ -85,6 +89,7 @@ class NetworkConfig:
             not self.reversion or (around_previous and self.reference_structure),
             "reversion needs reference_structure, the parameterization around the previous frame, diffused torsions.",
         )
+        require(self.reference_structure or not self.fluctuations, "fluctuations need reference_structure.")
         require(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}.")
         require(
             not (self.neighbours or self.burial) or self.parameterization == "previous",

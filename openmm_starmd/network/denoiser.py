@@ -28,6 +28,7 @@ from openmm_starmd.network.embedding import (
     StaticInputs,
     TimeConditioning,
 )
+from openmm_starmd.network.fluctuations import fluctuations
 from openmm_starmd.network.invariants import BURIAL, burial, contact_mask, distances
 from openmm_starmd.network.masks import masks_behind, token_masks
 from openmm_starmd.network.pair_embedding import PairEmbedding
@@ -109,6 +110,13 @@ class Denoiser(nn.Module):
         if has_reference is not None:
             has_reference = has_reference.to(dtype)[:, None, None, None]
         pairs = self.pairs.static(features, reference, pair, has_reference)
+        present = features.present_in(residues[:, None, :, 0])
+        if self.config.fluctuations and reference is not None:
+            own, mutual = fluctuations(reference.frames, None if present is None else present[:, 0])
+            told = self.residues.fluctuations(own), self.pairs.fluctuations(mutual)
+            if has_reference is not None:
+                told = told[0] * has_reference[:, :, 0], told[1] * has_reference
+            residues, pairs = residues + told[0], pairs + told[1]
         return StaticInputs(
             features,
             residues,
@@ -117,7 +125,7 @@ class Denoiser(nn.Module):
             features.torsion_period[:, None].to(dtype),
             contact_mask(features)[:, None],
             self.pulls and self.pulls.static(features, residues, pairs),
-            features.present_in(residues[:, None, :, 0]),
+            present,
             has_reference,
         )
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from openmm_starmd.network import rotamers
 from openmm_starmd.network.config import NetworkConfig
+from openmm_starmd.network.fluctuations import OWN_WIDTH
 from openmm_starmd.network.invariants import harmonics
 from openmm_starmd.network.pulls import PullInputs
 from openmm_starmd.protein.conformation import Conformation
@@ -178,6 +179,8 @@ class ResidueEmbedding(nn.Module):
             self.single = nn.Sequential(nn.LayerNorm(config.single_features), nn.Linear(config.single_features, width))
         if config.reversion:
             self.way_back = nn.Linear(3 + 3 + 6 + 1, width)
+        if config.fluctuations:
+            self.fluctuations = nn.Linear(OWN_WIDTH, width)
 
     def static(self, features: ResidueFeatures, single: Tensor | None, hidden: Tensor | None = None) -> Tensor:
         """The part that no conformation has to do with, (B, N, C); computed once a rollout.

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.embedding import StaticInputs
+from openmm_starmd.network.fluctuations import PAIR_WIDTH
 from openmm_starmd.network.invariants import (
     BIN_EDGES,
     CONTACT_POINTS,
@@ -42,6 +43,8 @@ class PairEmbedding(nn.Module):
         self.mix = nn.Sequential(nn.GELU(), nn.Linear(config.pair_width, config.pair_width))
         if config.reference_structure:
             self.reference = nn.Linear(LOCAL_PAIR_WIDTH + BIN_EDGES[2], config.pair_width)
+        if config.fluctuations:
+            self.fluctuations = nn.Linear(PAIR_WIDTH, config.pair_width)
         if config.pair_features:
             self.pair = nn.Sequential(
                 nn.LayerNorm(config.pair_features), nn.Linear(config.pair_features, config.pair_width)

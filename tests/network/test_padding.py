@@ -19,7 +19,7 @@ SMALL = dict(blocks=2, width=32, pair_width=12, heads=2, query_points=2, value_p
 CONFIGS = {
     "all": NetworkConfig(**SMALL, pulls=True),
     "neighbours": NetworkConfig(
-        **SMALL, pulls=True, neighbours=4, reference_structure=True, reversion=True, burial=True
+        **SMALL, pulls=True, neighbours=4, reference_structure=True, reversion=True, fluctuations=True, burial=True
     ),
     "separable": NetworkConfig(**SMALL, joint_attention=False, attention_layers=2),
     "plain": NetworkConfig(**SMALL, parameterization="plain", reference_structure=True),
