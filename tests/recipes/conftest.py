@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-sys.path[:0] = [str(RECIPES / "engines"), str(RECIPES / "starmd-peptide")]
+sys.path[:0] = [str(RECIPES / name) for name in ("engines", "starmd-peptide", "starmd-protein")]
