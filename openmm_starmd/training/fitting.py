@@ -159,6 +159,11 @@ def trained_model(
 
     What data do not tell, temperature (often) and force field, is as in the model it started from, else 300 K and none.
     """
+    denoiser = deepcopy(denoiser)
+    if denoiser.reversion:
+        with torch.no_grad():
+            for weights in denoiser.reversion.parameters():
+                weights.mul_(config.reversion_gain)
     default = base.domain if base else Domain()
     features = [t.features for t in dataset.trajectories]
     known = {t.temperature for t in dataset.trajectories} - {None}
@@ -177,7 +182,7 @@ def trained_model(
         variants=tuple(VARIANTS[k] for k in torch.cat([f.variant for f in features]).unique().tolist() if k),
         temperature_tolerance=default.temperature_tolerance,
     )
-    return StarMDModel(deepcopy(denoiser), model, domain, "", Path(config.output).name)
+    return StarMDModel(denoiser, model, domain, "", Path(config.output).name)
 
 
 def _longest_strides(dataset: TrajectoryDataset, config: TrainingConfig) -> float | dict[int, float]:

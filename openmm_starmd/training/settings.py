@@ -86,6 +86,9 @@ class TrainingConfig:
         against learning few molecules by heart. 0.15 helped with a hundred peptides.
     hidden_references : float
         Share of windows whose reference structure the network does not get to know, for those that are told.
+    reversion_gain : float
+        The model that is written is drawn back to its reference structure so many times as strongly as was learned; for
+        networks with ``reversion``. What is learned is too little for molecules that were not trained on.
     noise_draws : int
         Noisy copies of each frame, each at a noise level of its own, behind one pass of its context.
     gradient_checkpointing : bool
@@ -126,6 +129,7 @@ class TrainingConfig:
     strategy: str = "auto"
     hidden_types: float = 0.0
     hidden_references: float = 0.0
+    reversion_gain: float = 1.0
     noise_draws: int = 1
     gradient_checkpointing: bool = False
 
@@ -142,7 +146,7 @@ class TrainingConfig:
         least |= {"patience": 0, "devices": 1, "num_nodes": 1, "hours": 0, "batch_residues": 0, "noise_draws": 1}
         for name, bound in least.items():
             require(getattr(self, name) >= bound, f"{name} must be at least {bound}, not {getattr(self, name)}.")
-        for name in ("learning_rate", "gradient_clip"):
+        for name in ("learning_rate", "gradient_clip", "reversion_gain"):
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}.")
         require(bool(self.data), "data must name at least one folder.")
         for name in ("ema_decay", "hidden_types", "hidden_references"):
@@ -161,6 +165,10 @@ class TrainingConfig:
         require(
             not (self.batch_residues and precomputed),
             "batch_residues goes without precomputed features; leave one of the two out.",
+        )
+        require(
+            self.reversion_gain == 1 or self.model.network.reversion,
+            "reversion_gain needs a network with reversion; leave it out, or set model.network.reversion.",
         )
         if self.distilled_steps:
             require(

@@ -155,6 +155,17 @@ def test_a_model_is_fine_tuned_from_its_own_weights(folder, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(moved.parameters(), base.denoiser.parameters(), strict=True))
 
 
+def test_the_pull_to_the_reference_structure_is_written_stronger_than_learned(folder, tmp_path):
+    network = replace(NETWORK, reference_structure=True, reversion=True)
+    settings = {"model": ModelConfig(network), "total_steps": 2}
+    learned = train(config_of(folder, tmp_path / "run", reversion_gain=2.0, **settings))
+    written = load_model(tmp_path / "run" / "model.safetensors", "cpu").denoiser.state_dict()
+    for name, value in learned.state_dict().items():
+        torch.testing.assert_close(written[name], value * (2 if name.startswith("reversion.") else 1), atol=0, rtol=0)
+    with pytest.raises(ValueError, match="reversion_gain needs a network with reversion"):
+        config_of(folder, tmp_path / "other", reversion_gain=2.0)
+
+
 @pytest.mark.slow
 def test_a_distilled_model_samples_in_the_calls_it_was_made_for(folder, tmp_path):
     """It is a model like any other: it loads, knows its sampler, and can be distilled or fine-tuned on."""
