@@ -95,6 +95,7 @@ class NoWaiting(TorchDispatchMode):
         "is_nonzero",
         "lift_fresh",
         "unique",
+        "_linalg_check_errors",
     )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

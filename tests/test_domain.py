@@ -4,11 +4,12 @@ import json
 import pickle
 import warnings
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
 from openmm import unit
-from openmm.app import Element, Modeller, Topology
+from openmm.app import Element, Modeller, PDBFile, Topology
 
 from openmm_starmd import available_models, choose_model, load_model
 from openmm_starmd.domain import REASONS, Domain, allowing, refuse, warn_of_numbering
@@ -17,6 +18,7 @@ from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.tokens import ResidueTokens
 
 PLAIN = Domain(variants=())
+PROTEINS = Path(__file__).resolve().parents[1] / "benchmarks" / "validation" / "proteins"
 
 
 def reasons(domain, topology, stride=100.0, temperature=300.0, positions=None):
@@ -157,14 +159,14 @@ def test_another_model_is_advised_only_where_there_is_one(build_peptide):
 
 
 def test_a_disulfide_is_refused_by_name_and_the_advice_leads_on(build_peptide):
-    topology, positions = build_peptide("CAGDAVKAGC")
+    topology, positions = build_peptide("CAGDC")
     modeller = Modeller(topology, positions * unit.nanometer)
     modeller.delete([atom for atom in topology.atoms() if (atom.residue.name, atom.name) == ("CYS", "HG")])
     modeller.topology.addBond(*(atom for atom in modeller.topology.atoms() if atom.name == "SG"))
     with pytest.raises(ModelDomainError) as error:
         choose_model(modeller.topology, 100.0, 300.0, device="cpu")
     told = str(error.value)
-    assert "has not seen CYX at A:CYS 1, CYX at A:CYS 10 (CYX: cysteine of a disulfide)" in told
+    assert "has not seen CYX at A:CYS 1, CYX at A:CYS 5 (CYX: cysteine of a disulfide)" in told
     assert "starmd train" in told and "model='elastic'" in told and "--allow variants" in told
     assert NewPropagator.of("elastic", ResidueTokens.from_topology(modeller.topology), 100.0, 300.0).name == "elastic"
 
@@ -175,12 +177,19 @@ def test_where_only_the_settings_are_outside_they_are_what_to_change(build_pepti
 
 
 def test_the_nearest_model_is_one_of_the_right_length(build_peptide):
-    """Caps outside weigh less than a length outside: a model of tetrapeptides is not what to try a protein with."""
-    topology, _ = build_peptide("AGHDGASTVA", True, True)
-    with pytest.raises(ModelDomainError, match="--allow caps"):
+    """A variant outside weighs less than a length: a model of tetrapeptides is not what to try a protein with."""
+    topology, _ = build_peptide("AGHDGACTVA", variants={6: "CYX"})  # CYM, as nothing is bonded to it
+    with pytest.raises(ModelDomainError, match="has not seen CYM at A:CYS 7.*--allow variants"):
         choose_model(topology, 100.0, 300.0, device="cpu")
-    for strict in ({"caps": False}, False):
+    for strict in ({"variants": False}, False):
         assert choose_model(topology, 100.0, 300.0, device="cpu", strict=strict).name == "starmd-protein"
+
+
+@pytest.mark.parametrize("name", sorted({path.name.rsplit("_", 1)[0] for path in PROTEINS.glob("*.pdb")}))
+def test_the_protein_model_takes_what_it_is_judged_on(name):
+    """Disulfides, caps, protonated acids and ubiquitin among them."""
+    topology = PDBFile(str(next(PROTEINS.glob(f"{name}_*.pdb")))).topology
+    assert choose_model(topology, 100.0, 300.0, device="cpu").name == "starmd-protein"
 
 
 @pytest.mark.parametrize("name", available_models())

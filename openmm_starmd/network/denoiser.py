@@ -84,6 +84,7 @@ class Denoiser(nn.Module):
         zero += [self.wells] if self.wells else []
         zero += [self.pulls.out] if self.pulls else []
         zero += [self.reversion, self.residues.way_back, self.pairs.reference] if self.reversion else []
+        zero += [self.residues.fluctuations, self.pairs.fluctuations] if self.config.fluctuations else []
         for layer in zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

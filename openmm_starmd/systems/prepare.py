@@ -26,7 +26,7 @@ def prepare(
     Of several models the first is used, of several conformations of a residue the one of the highest occupancy. Known
     modified residues are replaced (SEP by SER, ...), all but proteins and their caps is removed, missing atoms and
     residues missing inside a chain are built, and chains are ended at the other gaps. Names of protonation states (HIP,
-    ASH, ...) are honoured, with and without hydrogens.
+    ASH, ...) are honoured, with and without hydrogens; ASP, GLU, LYS and CYS at chain ends stay as at pH 7.
 
     Parameters
     ----------

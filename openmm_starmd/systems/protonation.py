@@ -19,13 +19,13 @@ STRAIGHT = np.cos(np.radians(50))  # cosine between N-H and H-O
 HISTIDINE_PKA = 6.5  # below it Modeller protonates both nitrogens
 # atoms whose hydrogens tell the protonation state, and the state at pH 7
 _TITRATING = {"ASP": ("OD1", "OD2"), "CYS": ("SG",), "GLU": ("OE1", "OE2"), "HIS": ("ND1", "NE2"), "LYS": ("NZ",)}
-# states that Amber has inside a chain only: their names, the titrating hydrogens that tell them, and the range of pH in
-# which Modeller does not choose them
+# states that Amber has inside a chain only: their names, the titrating hydrogens that tell them, and whether Modeller
+# chooses them at a pH
 _INSIDE = {
-    "ASP": ("ASH", 1, 4.4, np.inf),
-    "CYS": ("CYM", None, 0, np.inf),
-    "GLU": ("GLH", 1, 4.4, np.inf),
-    "LYS": ("LYN", 2, 0, 10),
+    "ASP": ("ASH", 1, lambda ph: ph <= 4.4),
+    "CYS": ("CYM", None, lambda ph: ph > 8.5),
+    "GLU": ("GLH", 1, lambda ph: ph <= 4.4),
+    "LYS": ("LYN", 2, lambda ph: ph > 10),
 }
 
 
@@ -94,8 +94,8 @@ class _Choices:
         if residue.name == "CYS" and any(b.residue is not residue for a in titrating for b in self.bonded[a.index]):
             return "CYX"
         if residue.name in _INSIDE and self._ends_chain(residue):
-            state, bears, least, greatest = _INSIDE[residue.name]
-            if name == state or protons == bears or not (protons or least <= self.ph <= greatest):
+            state, bears, chosen = _INSIDE[residue.name]
+            if name == state or protons == bears or (not protons and chosen(self.ph)):
                 self.ends.setdefault(state, []).append(residue)
             return residue.name
         if residue.name == "LYS" and protons == 2:
@@ -186,7 +186,8 @@ def _tell(topology: Topology, had: dict[int, set[str]], reasons: dict[int, str],
             removed.append(f"removed {', '.join(sorted(before - after))} of {names_of([residue])}")
         n_added += len(after - before)
         state, titrating = _state(residue), {f"H{atom[1:]}" for atom in _TITRATING.get(residue.name, ())}
-        by_ph = state != residue.name and any(name.startswith(tuple(titrating)) for name in after - before)
+        added = any(name.startswith(tuple(titrating)) for name in after - before)
+        by_ph = state == "CYM" or (state != residue.name and added)
         reason = reasons.get(residue.index, f"pH {ph:g}" if by_ph else None)
         if reason:
             states.setdefault((state, reason), []).append(residue)

@@ -32,6 +32,7 @@ def model_card(
         "validation loss, best": _number(run.best["loss"]) if run.best["step"] >= 0 else "not measured",
         "at step": run.best["step"] + 1 if run.best["step"] >= 0 else "",
         "weights": "averaged, best validation" if config.patience and run.best["weights"] else "averaged, last step",
+        **({"reversion gain": f"{config.reversion_gain:g}"} if config.reversion_gain != 1 else {}),
         "seed": config.seed,
     }
     machine = {

@@ -16,7 +16,7 @@ from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.diffusion.sampler import Ancestral
 from openmm_starmd.domain import Domain
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, require
 from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.network.denoiser import Denoiser
@@ -46,7 +46,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     Returns
     -------
     Denoiser
-        With averaged weights: the last, or with ``config.patience`` those that validated best.
+        With averaged weights: the last, or with ``config.patience`` those that validated best. The written model has
+        ``config.reversion_gain`` beside them.
 
     Raises
     ------
@@ -57,6 +58,10 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
     base = load_model(config.start_from, device="cpu") if config.start_from else None
     fine_tuned = base is not None and config.model == ModelConfig()
     model = base.config if fine_tuned else config.model
+    require(
+        config.reversion_gain == 1 or model.network.reversion,
+        "reversion_gain needs a network with reversion; leave it out, or set model.network.reversion.",
+    )
     if config.distilled_steps:
         model = _distilled(model, config)
     with fabric.rank_zero_first(local=True):

@@ -87,8 +87,9 @@ class TrainingConfig:
     hidden_references : float
         Share of windows whose reference structure the network does not get to know, for those that are told.
     reversion_gain : float
-        The model that is written is drawn back to its reference structure so many times as strongly as was learned; for
-        networks with ``reversion``. What is learned is too little for molecules that were not trained on.
+        Factor on the learned pull to the reference structure in the written model, for networks with ``reversion``;
+        what is learned is too weak (`benchmarks/EXPERIMENTS.md`). A model that starts from such a file starts with the
+        stronger pull.
     noise_draws : int
         Noisy copies of each frame, each at a noise level of its own, behind one pass of its context.
     gradient_checkpointing : bool
@@ -165,10 +166,6 @@ class TrainingConfig:
         require(
             not (self.batch_residues and precomputed),
             "batch_residues goes without precomputed features; leave one of the two out.",
-        )
-        require(
-            self.reversion_gain == 1 or self.model.network.reversion,
-            "reversion_gain needs a network with reversion; leave it out, or set model.network.reversion.",
         )
         if self.distilled_steps:
             require(

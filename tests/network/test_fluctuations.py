@@ -80,3 +80,10 @@ def test_loose_ends_of_a_helix_fluctuate_most():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_residues_have_finite_fluctuations(n):
     assert all(torch.isfinite(x).all() for x in fluctuations(frames_of(1, n)))
+
+
+def test_two_residues_fluctuate_the_more_the_farther_apart_they_are():
+    near = frames_of(1, 2)
+    far = Rigid(near.rotations, 1.5 * near.translations)
+    (own, mutual), (own_far, mutual_far) = fluctuations(near), fluctuations(far)
+    assert (own_far[..., 0] > own[..., 0] + 1).all() and mutual_far[0, 0, 1, 0] > mutual[0, 0, 1, 0] + 1

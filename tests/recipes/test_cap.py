@@ -3,24 +3,29 @@
 import numpy as np
 import torch
 from cap import cap
+from openmm import unit
 from openmm.app import PDBFile
 
+from openmm_starmd.protein.bond_graph import CAPPED
+from openmm_starmd.protein.residues import VARIANTS
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
-from openmm_starmd.systems import build_peptide
 
 
-def test_a_capped_protein_has_both_caps_and_its_own_conformation(tmp_path):
-    topology, positions = build_peptide("DEWAK")
-    before, after = tmp_path / "before.pdb", tmp_path / "after.pdb"
+def test_a_capped_protein_has_both_caps_its_own_conformation_and_protonation(tmp_path, build_peptide):
+    before, *after = (tmp_path / name for name in ("before.pdb", "after.pdb", "again.pdb"))
+    topology, positions = build_peptide("DEWHK", variants={1: "GLH", 3: "HIP"})
     with open(before, "w") as file:
-        PDBFile.writeFile(topology, positions, file)
-    cap(str(before), str(after))
-    free, capped = PDBFile(str(before)), PDBFile(str(after))
-    assert [residue.name for residue in capped.topology.residues()] == ["ACE", "ASP", "GLU", "TRP", "ALA", "LYS", "NME"]
+        PDBFile.writeFile(topology, positions * unit.nanometer, file)
+    for path in after:
+        cap(str(before), str(path))
+    assert after[0].read_text() == after[1].read_text()
+    free, capped = PDBFile(str(before)), PDBFile(str(after[0]))
+    assert [residue.name for residue in capped.topology.residues()] == ["ACE", "ASP", "GLU", "TRP", "HIS", "LYS", "NME"]
     tokens = ResidueTokens.from_topology(capped.topology)
     ends = tokens.features.n_end[0], tokens.features.c_end[-1]
-    assert [int(end) for end in ends] == [2, 2]
+    assert [int(end) for end in ends] == [CAPPED, CAPPED]
+    assert [VARIANTS[k] for k in tokens.features.variant] == ["", "GLH", "", "HIP", ""]
     x = capped.getPositions(asNumpy=True)._value
     assert check_positions(torch.as_tensor(x), tokens).failures(()) == []
     ca = [

@@ -43,6 +43,7 @@ def test_a_name_of_a_protonation_state_is_honoured(write, peptide, sequence, nam
     "ph, sequence, left, inner",
     [
         (3.0, "DADAE", {"ASH": "ASP 1", "GLH": "GLU 5"}, "ASH"),
+        (9.0, "CACAC", {"CYM": "CYS 1, CYS 5"}, "CYM"),
         (11.5, "KAKAK", {"LYN": "LYS 1, LYS 5"}, "LYN"),
     ],
 )

@@ -162,8 +162,10 @@ def test_the_pull_to_the_reference_structure_is_written_stronger_than_learned(fo
     written = load_model(tmp_path / "run" / "model.safetensors", "cpu").denoiser.state_dict()
     for name, value in learned.state_dict().items():
         torch.testing.assert_close(written[name], value * (2 if name.startswith("reversion.") else 1), atol=0, rtol=0)
+    assert learned.reversion.weight.any()
+    assert "| reversion gain | 2 |" in (tmp_path / "run" / "model.md").read_text()
     with pytest.raises(ValueError, match="reversion_gain needs a network with reversion"):
-        config_of(folder, tmp_path / "other", reversion_gain=2.0)
+        train(config_of(folder, tmp_path / "other", reversion_gain=2.0))
 
 
 @pytest.mark.slow

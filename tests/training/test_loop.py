@@ -416,7 +416,8 @@ def test_a_step_never_waits_for_the_device(folder, tmp_path, monkeypatch, no_wai
             return update(run, batch, generator)
 
     monkeypatch.setattr(loop.Run, "_update", watched)
-    network = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
+    told = {"reference_structure": True, "reversion": True, "fluctuations": True}
+    network = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1, **told)
     settings = {"batch_size": 2, "total_steps": 3, "accelerator": "cpu", "loss_weights": LossWeights(fape=1.0)}
     if kind == "trained":
         settings |= {"model": ModelConfig(network), "hidden_types": 0.5}
