@@ -15,6 +15,8 @@ from openmm_starmd import available_models, choose_model, load_model
 from openmm_starmd.domain import REASONS, Domain, allowing, refuse, warn_of_numbering
 from openmm_starmd.errors import ModelDomainError
 from openmm_starmd.plugins import NewPropagator
+from openmm_starmd.protein.bond_graph import CAPPED
+from openmm_starmd.protein.residues import VARIANTS
 from openmm_starmd.protein.tokens import ResidueTokens
 
 PLAIN = Domain(variants=())
@@ -185,10 +187,22 @@ def test_the_nearest_model_is_one_of_the_right_length(build_peptide):
         assert choose_model(topology, 100.0, 300.0, device="cpu", strict=strict).name == "starmd-protein"
 
 
-@pytest.mark.parametrize("name", sorted({path.name.rsplit("_", 1)[0] for path in PROTEINS.glob("*.pdb")}))
-def test_the_protein_model_takes_what_it_is_judged_on(name):
-    """Disulfides, caps, protonated acids and ubiquitin among them."""
-    topology = PDBFile(str(next(PROTEINS.glob(f"{name}_*.pdb")))).topology
+@pytest.mark.parametrize(
+    "name, variants, capped",
+    [
+        ("CLN025", set(), False),
+        ("1UBQ", {"HIE"}, False),
+        ("5PTI", {"CYX"}, False),
+        ("1FMEcap", set(), True),
+        ("1FMEph3", {"ASH", "GLH"}, False),
+        ("2WQGvar", {"LYN"}, False),
+    ],
+)
+def test_the_protein_model_takes_what_it_is_judged_on(name, variants, capped):
+    topology = PDBFile(str(PROTEINS / f"{name}_101.pdb")).topology
+    features = ResidueTokens.from_topology(topology).features
+    assert {VARIANTS[k] for k in features.variant} - {""} == variants
+    assert bool((features.n_end == CAPPED).any()) == capped
     assert choose_model(topology, 100.0, 300.0, device="cpu").name == "starmd-protein"
 
 

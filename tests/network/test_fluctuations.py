@@ -5,7 +5,11 @@ import torch
 
 from openmm_starmd.geometry.rigid import Rigid, exponential
 from openmm_starmd.network import fluctuations as module
+from openmm_starmd.network.config import NetworkConfig
+from openmm_starmd.network.denoiser import Denoiser
 from openmm_starmd.network.fluctuations import fluctuations
+from openmm_starmd.protein.conformation import from_positions
+from openmm_starmd.protein.tokens import ResidueTokens
 
 
 def frames_of(*shape, seed=0):
@@ -80,6 +84,22 @@ def test_loose_ends_of_a_helix_fluctuate_most():
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_residues_have_finite_fluctuations(n):
     assert all(torch.isfinite(x).all() for x in fluctuations(frames_of(1, n)))
+
+
+def test_a_network_that_learns_of_fluctuations_begins_as_it_was(build_peptide):
+    """So that it may start from the weights of one that knows nothing of them."""
+    topology, positions = build_peptide("AKFGV")
+    tokens = ResidueTokens.from_topology(topology)
+    reference = from_positions(torch.as_tensor(positions)[None], tokens).to(dtype=torch.float32)
+    small = {"blocks": 1, "width": 32, "pair_width": 8, "heads": 2, "query_points": 1, "value_points": 1}
+    with torch.no_grad():
+        plain, told = (
+            Denoiser(NetworkConfig(**small, reference_structure=True, reversion=True, fluctuations=known))
+            for known in (False, True)
+        )
+        told.load_state_dict(plain.state_dict(), strict=False)
+        first, second = (network.static_inputs(tokens.features[None], reference) for network in (plain, told))
+    assert torch.equal(first.residues, second.residues) and torch.equal(first.pairs, second.pairs)
 
 
 def test_two_residues_fluctuate_the_more_the_farther_apart_they_are():
