@@ -178,6 +178,7 @@ def _state(residue: Residue) -> str:
 
 def _tell(topology: Topology, had: dict[int, set[str]], reasons: dict[int, str], ph: float) -> list[str]:
     n_added, completed, removed, states = 0, [], [], {}
+    bridged = {atom.residue for bond in topology.bonds() if bond[0].name == bond[1].name == "SG" for atom in bond}
     for residue in topology.residues():
         before, after = had[residue.index], _hydrogens(residue)
         if before and after - before:
@@ -187,7 +188,7 @@ def _tell(topology: Topology, had: dict[int, set[str]], reasons: dict[int, str],
         n_added += len(after - before)
         state, titrating = _state(residue), {f"H{atom[1:]}" for atom in _TITRATING.get(residue.name, ())}
         added = any(name.startswith(tuple(titrating)) for name in after - before)
-        by_ph = state == "CYM" or (state != residue.name and added)
+        by_ph = (state == "CYM" and residue not in bridged) or (state != residue.name and added)
         reason = reasons.get(residue.index, f"pH {ph:g}" if by_ph else None)
         if reason:
             states.setdefault((state, reason), []).append(residue)
