@@ -33,6 +33,8 @@ STIFFNESS = 7e7  # kJ/mol/nm^6
 STIFF_ANGLES = 40  # times PDBFixer's, in which three atoms can come to stand in a line
 TRANS = 100.0  # kJ/mol
 ROUNDS = 3
+_CENTRES_OF_SIDE_CHAINS = {"ILE": ["CB", "CA", "CG1", "CG2"], "THR": ["CB", "CA", "OG1", "CG2"]}
+_UP_TO_CB = {"N", "CA", "C", "O", "OXT", "CB"}
 _ON_N = {"H", "H1", "H2", "H3"}
 STEPS = 1000
 
@@ -47,6 +49,7 @@ def build_missing_atoms(fixer: PDBFixer, originals: dict[Place, str]) -> tuple[B
     makes a residue D.
     """
     known = {tuple(x) for x in coordinates(fixer)}
+    changes = _open_mirrored_side_chains(fixer, originals)
     _find_missing_atoms(fixer)
     fixer.platform = Platform.getPlatform("Reference")
     missing = [*fixer.missingAtoms, *fixer.missingTerminals]
@@ -57,10 +60,29 @@ def build_missing_atoms(fixer: PDBFixer, originals: dict[Place, str]) -> tuple[B
             f"PDBFixer found no place for the missing atoms of {names_of(missing)} ({error})."
         ) from error
     new = np.array([tuple(x) not in known for x in coordinates(fixer)])
-    changes = _tell(fixer.topology, new)
+    changes += _tell(fixer.topology, new)
     _mend(fixer, new, originals)
     built = {(place_of(atom.residue), atom.name) for atom in fixer.topology.atoms() if new[atom.index]}
     return built, changes + _cis_bonds(fixer)
+
+
+def _open_mirrored_side_chains(fixer: PDBFixer, originals: dict[Place, str]) -> list[str]:
+    """Take away what lies beyond a CB that is the mirror image of nature's, so that it is built; tells where.
+
+    Only ILE and THR have such a CB. A residue that the file names otherwise (allo-threonine) keeps it, and is refused.
+    """
+    x, residues = coordinates(fixer), []
+    for residue in fixer.topology.residues():
+        at = {atom.name: atom.index for atom in residue.atoms()}
+        centre = [at.get(name) for name in _CENTRES_OF_SIDE_CHAINS.get(residue.name, [""])]
+        if None not in centre and left_handed(x[None], np.array([centre]))[0, 0] and place_of(residue) not in originals:
+            residues.append(residue)
+    if not residues:
+        return []
+    modeller = Modeller(fixer.topology, fixer.positions)
+    modeller.delete([a for r in residues for a in r.atoms() if is_heavy(a) and a.name not in _UP_TO_CB])
+    fixer.topology, fixer.positions = modeller.topology, modeller.positions
+    return [f"took away what lies beyond CB of {names_of(residues)}, where CB is the mirror image of nature's"]
 
 
 def _find_missing_atoms(fixer: PDBFixer) -> None:

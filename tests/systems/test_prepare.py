@@ -9,6 +9,8 @@ from pdbfixer import PDBFixer
 
 from openmm_starmd import cli
 from openmm_starmd.errors import UnsupportedTopologyError
+from openmm_starmd.protein.bond_graph import ProteinBondGraph
+from openmm_starmd.protein.validity import left_handed
 from openmm_starmd.systems import prepare
 
 
@@ -239,6 +241,52 @@ def test_a_d_residue_of_the_file_is_refused(write, peptide):
     path = write(modeller)
     path.write_text(path.read_text().replace("SER", "SEP"))
     with pytest.raises(UnsupportedTopologyError, match=r"SER 2 of chain A \(SEP 2 of chain A in the file\) has the D"):
+        prepare(path)
+
+
+@pytest.fixture
+def mirrored_side_chain(peptide):
+    """A peptide whose second residue is mirrored beyond CB, in a plane through CA and CB."""
+
+    def mirrored_side_chain(sequence, **keep):
+        modeller = peptide(sequence, **keep)
+        x = np.array(modeller.positions._value)
+        residue = list(modeller.topology.residues())[1]
+        at = {atom.name: atom.index for atom in residue.atoms()}
+        n, ca, cb = (x[at[name]] for name in ("N", "CA", "CB"))
+        normal = np.cross(n - ca, cb - ca)
+        normal /= np.linalg.norm(normal)
+        beyond = [i for name, i in at.items() if name not in ("N", "H", "CA", "HA", "CB", "C", "O")]
+        x[beyond] -= 2 * np.outer((x[beyond] - cb) @ normal, normal)
+        modeller.positions = x * unit.nanometer
+        return modeller
+
+    return mirrored_side_chain
+
+
+@pytest.mark.parametrize("hydrogens", [True, False])
+@pytest.mark.parametrize("sequence, beyond", [("AIA", {"CG1", "CG2", "CD1"}), ("ATA", {"OG1", "CG2"})])
+def test_a_side_chain_whose_cb_is_mirrored_is_built_anew(write, mirrored_side_chain, sequence, beyond, hydrogens):
+    modeller = mirrored_side_chain(sequence, keep=lambda atom: hydrogens or is_heavy(atom))
+    places = zip(modeller.topology.atoms(), modeller.positions._value, strict=True)
+    before = {(atom.residue.index, atom.name): place for atom, place in places}
+    topology, positions, changes = prepare(write(modeller))
+    three = {"I": "ILE", "T": "THR"}[sequence[1]]
+    assert f"took away what lies beyond CB of {three} 2 of chain A, where CB is the mirror image of nature's" in changes
+    (built,) = (change for change in changes if change.startswith("built"))
+    assert set(built.removeprefix("built ").split(" of ")[0].split(", ")) == beyond
+    centres = np.array(ProteinBondGraph(topology).chiral_centres())
+    x = positions.value_in_unit(unit.nanometer)
+    assert not left_handed(np.array(x)[None], centres).any()
+    for atom, place in zip(topology.atoms(), x, strict=True):
+        if is_heavy(atom) and atom.name not in beyond:
+            assert np.allclose(place, before[atom.residue.index, atom.name], atol=1e-3)
+
+
+def test_a_residue_that_the_file_calls_allo_threonine_is_no_threonine(write, mirrored_side_chain):
+    path = write(mirrored_side_chain("ATA", keep=is_heavy))
+    path.write_text(path.read_text().replace("THR", "ALO"))
+    with pytest.raises(UnsupportedTopologyError, match=r"CB of .*THR 2.*\(ALO 2 .*configuration that nature does not"):
         prepare(path)
 
 
