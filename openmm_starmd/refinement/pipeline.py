@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import mdtraj
 import numpy as np
 from openmm import System, XmlSerializer, unit
-from openmm.app import Topology
+from openmm.app import PDBFile, Topology
 
 from openmm_starmd.errors import StarMDError, TrajectoryError, require
 from openmm_starmd.files import replacing
@@ -172,7 +172,7 @@ def refine(
     )
     result.settings.update(starts=len(positions), failed=len(positions) - len(numbers), equilibration=equilibration)
     result.write(output)
-    _write_sets(Path(output) / "sets.pdb", result, points, files, model, run.topology)
+    _write_sets(Path(output) / "sets.pdb", result, points, files, model, topology)
     return result
 
 
@@ -229,13 +229,15 @@ class _Learned:
         return positions, boxes if periodic else None
 
 
-def _write_sets(path: Path, result: Refinement, points, files, model, topology: mdtraj.Topology) -> None:
+def _write_sets(path: Path, result: Refinement, points, files, model, topology: Topology) -> None:
     """A conformation of each metastable set: the frame nearest to the centre of its most populated state."""
-    models = []
-    for k in range(result.sets.max() + 1):
-        state = np.where(result.sets == k, result.populations[0], -1.0).argmax()
-        distances = [np.linalg.norm(p - model.cluster_centers[state], axis=1) for p in points]
-        number = int(np.argmin([d.min() for d in distances]))
-        models.append(mdtraj.load_frame(str(files[number]), int(distances[number].argmin()), top=topology))
-    with replacing(path) as partial:
-        mdtraj.join(models).save_pdb(str(partial))
+    atoms = mdtraj.Topology.from_openmm(topology)
+    with replacing(path) as partial, open(partial, "w") as file:
+        PDBFile.writeHeader(topology, file)
+        for k in range(result.sets.max() + 1):
+            state = np.where(result.sets == k, result.populations[0], -1.0).argmax()
+            distances = [np.linalg.norm(p - model.cluster_centers[state], axis=1) for p in points]
+            number = int(np.argmin([d.min() for d in distances]))
+            frame = mdtraj.load_frame(str(files[number]), int(distances[number].argmin()), top=atoms)
+            PDBFile.writeModel(topology, frame.xyz[0] * unit.nanometer, file, modelIndex=k + 1, keepIds=True)
+        PDBFile.writeFooter(topology, file)

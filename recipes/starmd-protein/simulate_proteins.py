@@ -18,7 +18,7 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import torch
-from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator
+from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator, unit
 from openmm.app import PDBFile
 
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -61,7 +61,8 @@ def simulate(path: Path, output: Path, replicas: int, count: int, seed: int = 0)
     kept = np.flatnonzero(last.valid.numpy()).tolist()
     for k in kept:
         target = output / f"{name}_{k + 101}"
-        mdtraj.Trajectory(positions, topology_of_files).save_pdb(f"{target}.pdb")
+        with open(f"{target}.pdb", "w") as file:
+            PDBFile.writeFile(topology, positions * unit.nanometer, file, keepIds=True)
         times = 10.0 * np.arange(1, count + 1)
         mdtraj.Trajectory(np.stack(frames)[:, k], topology_of_files, time=times).save_xtc(f"{target}.xtc")
         Path(f"{target}.done").touch()

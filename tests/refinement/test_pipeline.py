@@ -4,7 +4,7 @@ import mdtraj
 import numpy as np
 import pytest
 from openmm import CustomExternalForce, System
-from openmm.app import Topology
+from openmm.app import PDBFile, Topology
 from openmm.app.element import argon
 
 pytest.importorskip("deeptime")
@@ -21,7 +21,7 @@ BARRIER, TILT, WIDTH = 2.5, 0.5, 0.2  # kT, kT, nm
 @pytest.fixture(scope="module")
 def topology():
     topology = Topology()
-    topology.addAtom("Ar", argon, topology.addResidue("AR", topology.addChain()))
+    topology.addAtom("Ar", argon, topology.addResidue("AR", topology.addChain("H"), "100", "A"))
     return topology
 
 
@@ -81,6 +81,8 @@ def test_files_hold_result_and_conformations(refined, topology):
     assert result.verdict in (settings["output"] / "refined.md").read_text()
     sets = mdtraj.load(str(settings["output"] / "sets.pdb"))
     assert len(sets) == 2 and sets.xyz[0, 0, 0] < -0.1 and sets.xyz[1, 0, 0] > 0.1
+    (residue,) = PDBFile(str(settings["output"] / "sets.pdb")).topology.residues()
+    assert (residue.chain.id, residue.id, residue.insertionCode) == ("H", "100", "A")
 
 
 def test_again_gives_the_same_and_makes_nothing_anew(refined, topology):
