@@ -24,10 +24,10 @@ def prepare(
     """Make a structure file ready for a force field, in implicit solvent.
 
     Of several models the first is used, of several conformations of a residue the one of the highest occupancy. Known
-    modified residues are replaced (SEP by SER, ...), all but proteins and their caps is removed, missing atoms, residues
-    missing inside a chain and side chains of ILE and THR whose CB is mirrored are built, and chains are ended at the
-    other gaps. Names of protonation states (HIP,
-    ASH, ...) are honoured, with and without hydrogens; ASP, GLU, LYS and CYS at chain ends stay as at pH 7.
+    modified residues are replaced (SEP by SER, ...), and all but proteins and their caps is removed. Missing atoms are
+    built, residues missing inside a chain, and side chains of ILE and THR whose CB is mirrored; chains are ended at the
+    other gaps. Names of protonation states (HIP, ASH, ...) are honoured, with and without hydrogens; ASP, GLU, LYS and
+    CYS at chain ends stay as at pH 7.
 
     Parameters
     ----------
