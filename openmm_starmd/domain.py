@@ -14,11 +14,12 @@ from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions, flat_centres
 
-REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality")
+REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality", "fold")
 """Names of the reasons for which a system can lie outside a domain, the weightiest first."""
 
 LONGEST_BOND = 0.25  # nm; a peptide bond beyond it bridges a gap
 SHOWN = 5  # residues that a message names
+FOLDED_RADIUS, FOLDED_EXPONENT = 0.22, 0.38  # nm; of `relative_gyration`
 
 
 class Violation(str):
@@ -59,6 +60,8 @@ class Domain:
     force_field : str
     variants : tuple of str
         Names of `VARIANTS` besides the residue types at pH 7 (histidine: HID); CYX stands for disulfides.
+    max_gyration : float
+        Largest `relative_gyration` of a structure that a run starts from.
     temperature_tolerance : float
         K beyond ``min_temperature`` and ``max_temperature`` that count as inside.
     """
@@ -74,6 +77,7 @@ class Domain:
     residue_types: tuple[str, ...] = RESIDUE_TYPES
     force_field: str = ""
     variants: tuple[str, ...] = VARIANTS[1:]
+    max_gyration: float = 10_000.0
     temperature_tolerance: float = 3.0
 
     @classmethod
@@ -108,7 +112,8 @@ class Domain:
         temperature : float
             K.
         positions : array, shape (A, 3), optional
-            Of whole molecules, nm; with them chirality is checked, and bonds over gaps.
+            Of whole molecules, nm; with them chirality is checked, bonds over gaps, and whether all is as compact as a
+            fold.
 
         Returns
         -------
@@ -117,7 +122,7 @@ class Domain:
         """
         found = [*self._of_molecule(tokens), *self._of_settings(tokens.n_residues, stride, temperature)]
         if positions is not None:
-            found += _of_positions(tokens, torch.as_tensor(positions))
+            found += [*_of_positions(tokens, torch.as_tensor(positions)), *self._of_start(tokens, positions)]
         return sorted(found, key=lambda violation: REASONS.index(violation.reason))
 
     def _of_molecule(self, tokens: ResidueTokens):
@@ -152,6 +157,26 @@ class Domain:
             of = f" for {length} residues" if isinstance(self.max_stride, Mapping) else ""
             text = f"the model knows strides of {self.min_stride:g} to {longest:g} ps{of}, not {stride:g} ps"
             yield Violation("stride", text)
+
+    def _of_start(self, tokens: ResidueTokens, positions):
+        """Violation of a start (A, 3) that is not as compact as what the model was trained on."""
+        spread = relative_gyration(torch.as_tensor(positions)[tokens.backbone[:, 1]])
+        if spread > self.max_gyration:
+            yield Violation(
+                "fold",
+                f"the start is not folded: its CA atoms are {spread:.2f} times as far from their centre as those of a "
+                f"folded protein of {tokens.n_residues} residues, the model knows up to {self.max_gyration:g} times; "
+                "start from a folded structure",
+            )
+
+
+def relative_gyration(carbons: torch.Tensor) -> float:
+    """Radius of gyration of CA atoms (N, 3), nm, in multiples of 0.22 nm N^0.38, the one of folded proteins.
+
+    The power law is that of J. Skolnick, A. Kolinski and A. R. Ortiz, J. Mol. Biol. 265, 217 (1997).
+    """
+    radius = (carbons - carbons.mean(0)).square().sum(-1).mean().sqrt()
+    return float(radius) / (FOLDED_RADIUS * len(carbons) ** FOLDED_EXPONENT)
 
 
 def _of_positions(tokens: ResidueTokens, positions: torch.Tensor):

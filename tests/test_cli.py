@@ -200,6 +200,13 @@ def test_info_of_what_no_model_knows_names_what_is_left(quick_probe, capsys):
     assert "a jump" not in told and "--model elastic" in told
 
 
+def test_info_of_an_unfolded_chain_asks_for_a_fold(quick_probe, capsys):
+    assert cli.main("info AKLVDEGHTPWQRSNAKLVD".split()) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "the start is not folded" in told and "a jump" not in told
+    assert "starmd info FOLDED.pdb: starmd-protein takes a folded structure of this molecule" in told
+
+
 def test_the_probe_leaves_out_the_first_jump_and_counts_the_jumps_that_are_tried_again(peptide, monkeypatch):
     probe = import_module("openmm_starmd.rollout.probe")
     clock = iter([100.0, 103.0, 104.0])

@@ -4,15 +4,18 @@ import json
 import pickle
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
+import mdtraj
 import numpy as np
 import pytest
+import torch
 from openmm import unit
 from openmm.app import Element, Modeller, PDBFile, Topology
 
 from openmm_starmd import available_models, choose_model, load_model
-from openmm_starmd.domain import REASONS, Domain, allowing, refuse, warn_of_numbering
+from openmm_starmd.domain import REASONS, Domain, allowing, refuse, relative_gyration, warn_of_numbering
 from openmm_starmd.errors import ModelDomainError
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.bond_graph import CAPPED
@@ -107,6 +110,30 @@ def test_a_centre_without_a_hand_is_outside(build_peptide):
     positions[cb] -= 0.9 * np.dot(positions[cb] - positions[ca], normal) * normal
     (told,) = PLAIN.check(ResidueTokens.from_topology(topology), 100.0, 300.0, positions)
     assert told.reason == "chirality" and told == "CA of A:ALA 3 has no configuration: its bonds lie in a plane"
+
+
+def test_a_start_that_is_no_fold_is_outside_where_the_model_knows_folds_alone(build_peptide):
+    topology, extended = build_peptide("ALAKEGALAKEGALAKEG")
+    tokens, folds = ResidueTokens.from_topology(topology), replace(PLAIN, max_gyration=1.4)
+    carbons = tokens.backbone[:, 1]
+    spread = float(np.sqrt(((extended[carbons] - extended[carbons].mean(0)) ** 2).sum(-1).mean()))
+    assert spread > 1.4 * 0.22 * 18**0.38
+    (told,) = folds.check(tokens, 100.0, 300.0, extended)
+    assert told.reason == "fold" and f"are {spread / (0.22 * 18**0.38):.2f} times as far" in told
+    assert folds.check(tokens, 100.0, 300.0) == PLAIN.check(tokens, 100.0, 300.0, extended) == []
+    domain = load_model("starmd-protein").domain
+    assert [told.reason for told in domain.check(tokens, 100.0, 300.0, extended)] == ["fold"]
+
+
+@pytest.mark.parametrize("name", ["CLN025", "2JOF", "villin", "1FME", "1FMEcap", "EHEE_rd3_0053", "5PTI", "1UBQ"])
+def test_native_structures_and_their_md_are_folds(name):
+    files = sorted(PROTEINS.glob(f"{name}_10*.xtc"))
+    md = mdtraj.load([str(file) for file in files], top=str(files[0].with_suffix(".pdb")))
+    tokens = ResidueTokens.from_topology(PDBFile(str(files[0].with_suffix(".pdb"))).topology)
+    domain = load_model("starmd-protein").domain
+    assert domain.check(tokens, 100.0, 300.0, md.xyz[0]) == []
+    within = [relative_gyration(torch.from_numpy(x[tokens.backbone[:, 1]])) < domain.max_gyration for x in md.xyz]
+    assert all(within)
 
 
 def test_the_commonest_temperature_is_inside_and_heating_is_not(build_peptide):

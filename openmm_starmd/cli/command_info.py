@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.text import Text
 
 from openmm_starmd.cli.terminal import LIGHTS, plain_table, progress
 from openmm_starmd.progress import duration
+
+if TYPE_CHECKING:
+    from openmm_starmd.domain import Violation
 
 SHOWN = 8  # changes, so that all fits one screen
 BUSY = 1.5  # from this ratio of wall time to CPU time on, other jobs slow the probe down
@@ -46,10 +49,9 @@ def info(
         name: domain.check(tokens, stride, temperature, nanometers) for name, domain in embedded_domains().items()
     }
     _print_models(outside, stride, temperature)
-    fit = any(not found for found in outside.values())
-    if fit:
+    if not all(outside.values()):
         _print_speed(topology, positions, stride, temperature)
-    _print_next(molecule, bool(changes), fit, stride)
+    _print_next(molecule, bool(changes), outside, stride)
 
 
 def _print_changes(changes: list[str]) -> None:
@@ -63,7 +65,7 @@ def _print_changes(changes: list[str]) -> None:
         print(f"  and {len(changes) - SHOWN} changes more")
 
 
-def _print_models(outside: dict[str, list[str]], stride: float, temperature: float) -> None:
+def _print_models(outside: dict[str, list[Violation]], stride: float, temperature: float) -> None:
     table = plain_table()
     for name, found in outside.items():
         told = "; ".join(found) or "knows this molecule"
@@ -95,12 +97,15 @@ def _speed(seconds: float, stride: float) -> str:
     return f"{seconds:.2g} s a jump, {a_day:,.0f} ns/day, {of_100_ns} for 100 ns."
 
 
-def _print_next(molecule: str, changed: bool, fit: bool, stride: float) -> None:
+def _print_next(molecule: str, changed: bool, outside: dict[str, list[Violation]], stride: float) -> None:
     start = "start.pdb" if changed else shlex.quote(molecule)
     print("\nNext:")
     if changed:
         print(f"  starmd prepare {shlex.quote(molecule)} -o start.pdb")
-    if fit:
+    for name, found in outside.items():
+        if [violation.reason for violation in found] == ["fold"]:
+            print(f"  starmd info FOLDED.pdb: {name} takes a folded structure of this molecule")
+    if not all(outside.values()):
         print(f"  starmd rollout {start} --nanoseconds 100 --stride {stride:g} -o run")
     else:
         print(
