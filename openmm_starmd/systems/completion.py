@@ -20,6 +20,7 @@ from openmm import (
 )
 from openmm.app import Modeller, Topology
 from pdbfixer import PDBFixer
+from scipy.spatial import cKDTree
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.bond_graph import ProteinBondGraph, label
@@ -32,11 +33,12 @@ HAND = 0.0026  # nm^3; scalar product of the three bonds of a natural centre, in
 STIFFNESS = 7e7  # kJ/mol/nm^6
 STIFF_ANGLES = 40  # times PDBFixer's, in which three atoms can come to stand in a line
 TRANS = 100.0  # kJ/mol
-ROUNDS = 3
+HARD, FREE = 1e5, 0.25  # kJ/mol/nm^2 and nm; atoms without a bond or an angle between them, soft in PDBFixer's
+OVERLAP = 0.18  # nm; only bonded heavy atoms are nearer to each other
+ROUNDS, STEPS, HOT = 8, 2000, 600  # of fs, K
 _CENTRES_OF_SIDE_CHAINS = {"ILE": ["CB", "CA", "CG1", "CG2"], "THR": ["CB", "CA", "OG1", "CG2"]}
 _UP_TO_CB = {"N", "CA", "C", "O", "OXT", "CB"}
 _ON_N = {"H", "H1", "H2", "H3"}
-STEPS = 1000
 
 Built = set[tuple[Place, str]]
 """Place and name of each atom that was built."""
@@ -120,6 +122,12 @@ class _Skeleton:
         graph = ProteinBondGraph(self.topology)
         self.centres = np.array(graph.chiral_centres(), dtype=int).reshape(-1, 4)
         self.planes = np.array(graph.peptide_planes(), dtype=int).reshape(-1, 4)
+        self.bonds = {frozenset((a.index, b.index)) for a, b in self.topology.bonds()}
+
+    def overlapping(self, x: np.ndarray) -> list[int]:
+        """The built atoms that stand as near to another atom as only bonded ones do."""
+        pairs = (pair for pair in cKDTree(x).query_pairs(OVERLAP) if frozenset(pair) not in self.bonds)
+        return sorted({i for pair in pairs for i in pair if self.new[i]})
 
     def inverted(self, x: np.ndarray) -> np.ndarray:
         """True for the centres of the other hand, shape (K,)."""
@@ -130,11 +138,11 @@ class _Skeleton:
         return cis_planes(x[None], self.planes)[0]
 
     def wrong(self, x: np.ndarray) -> list[int]:
-        """An atom of each centre, peptide plane and peptide bond with built atoms that is not as nature has it."""
+        """Of what was built: an atom of each centre, peptide plane and bond unlike nature's, and all that overlap."""
         length = np.linalg.norm(x[self.planes[:, 1]] - x[self.planes[:, 2]], axis=-1)
         centres = self.inverted(x) & self.new[self.centres].any(-1)
         planes = (self.cis(x) | (length > MAX_PEPTIDE_BOND)) & self.new[self.planes].any(-1)
-        return [*self.centres[centres, 0], *self.planes[planes, 2]]
+        return [*self.centres[centres, 0], *self.planes[planes, 2], *self.overlapping(x)]
 
     def residues(self, atoms) -> str:
         """The residues of some atoms."""
@@ -182,7 +190,10 @@ def _with_natural_geometry(fixer: PDBFixer, skeleton: _Skeleton, x: np.ndarray) 
         system.setParticleMass(int(atom), 0.0)
     forces = {type(force).__name__: force for force in system.getForces()}
     built = np.flatnonzero(skeleton.new).tolist()
-    forces["CustomNonbondedForce"].addInteractionGroup(built, range(len(x)))
+    repulsion = forces["CustomNonbondedForce"]
+    repulsion.addInteractionGroup(built, range(len(x)))
+    repulsion.setEnergyFunction(f"{repulsion.getEnergyFunction()} + hard*max(0, {FREE}-r)^2")
+    repulsion.addGlobalParameter("hard", HARD)
     angles = forces["HarmonicAngleForce"]
     for i in range(angles.getNumAngles()):
         *atoms, angle, stiffness = angles.getAngleParameters(i)
@@ -195,14 +206,16 @@ def _with_natural_geometry(fixer: PDBFixer, skeleton: _Skeleton, x: np.ndarray) 
         planes.addTorsion(*atoms.tolist(), 1, 0.0, TRANS)
     system.addForce(hands)
     system.addForce(planes)
-    integrator = LangevinMiddleIntegrator(300, 10, 0.001)
+    integrator = LangevinMiddleIntegrator(HOT, 10, 0.001)
     integrator.setRandomNumberSeed(1)
     context = Context(system, integrator, Platform.getPlatform("CPU"), {"Threads": "1"})
     context.setPositions(x)
     for attempt in range(ROUNDS):
         if attempt:
-            context.setVelocitiesToTemperature(300, attempt)
+            context.setParameter("hard", 0.0)  # so that what is caught behind another atom can come past it
+            context.setVelocitiesToTemperature(HOT, attempt)
             integrator.step(STEPS)
+            context.setParameter("hard", HARD)
         LocalEnergyMinimizer.minimize(context)
         x = context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         if not skeleton.wrong(x):

@@ -34,7 +34,8 @@ def prepare(
     path : path
         PDB or mmCIF.
     ph : float
-        Decides about hydrogens that neither the file's hydrogens nor its residue names tell.
+        Decides about hydrogens that neither the file's hydrogens nor its residue names tell; a CYS with hydrogens but
+        none on its sulfur is a thiolate.
     disulfides : bool
         Bond the sulfur atoms of CYS that a record of the file bonds, or that stand closer than 0.3 nm and bear no
         hydrogen; False keeps all as thiols.
@@ -69,7 +70,8 @@ def _prepare(structure: StructureFile, ph: float, disulfides: bool):
         raise UnsupportedTopologyError("The file holds no protein: none of its residues is a standard amino acid.")
     links.refuse_links(bonds, residues)
     changes += links.tell_impossible_bonds(others, residues)
-    recorded = {frozenset((a.residue, b.residue)) for a, b, _ in bonds if {a.name, b.name} == {"SG"}}
+    recorded = [(a.residue, b.residue) for a, b, _ in bonds if {a.name, b.name} == {"SG"}]
+    recorded = dict.fromkeys(tuple(sorted(pair, key=lambda residue: residue.index)) for pair in recorded)
     recorded = [tuple(map(chains.place_of, pair)) for pair in recorded]
     names = {chains.place_of(residue): name for residue, name in replacements.items()}
     changes += chains.remove_strangers(fixer, bonds, residues)
@@ -84,8 +86,9 @@ def _prepare(structure: StructureFile, ph: float, disulfides: bool):
     chains.refuse_unknown_bonds(fixer)
     built, more = build_missing_atoms(fixer, originals)
     changes += more
-    changes += bond_disulfides(fixer, recorded, disulfides)
-    topology, positions, more = add_hydrogens(fixer, structure.protonation, ph)
+    thiols, more = bond_disulfides(fixer, recorded, disulfides)
+    changes += more
+    topology, positions, more = add_hydrogens(fixer, structure.protonation, ph, thiols)
     changes += more
     _refuse_unmatched(topology)
     refuse_pierced_rings(topology, positions, built)

@@ -29,10 +29,11 @@ _INSIDE = {
 }
 
 
-def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted: bool) -> list[str]:
+def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted: bool) -> tuple[set[Place], list[str]]:
     """Set the disulfides of a fixer's Topology: recorded ones, and those of close sulfur atoms without hydrogen.
 
-    ``recorded`` are the residues that a record of the file bonds. Thiols are left where no disulfides are ``wanted``.
+    ``recorded`` are the residues that a record of the file bonds. Returns the residues that are thiols, where no
+    disulfides are ``wanted``, and the changes.
     """
     rebuild(fixer, keep_bond=lambda a, b: not {a.name, b.name} == {"SG"})
     topology, x = fixer.topology, coordinates(fixer)
@@ -47,22 +48,25 @@ def bond_disulfides(fixer: PDBFixer, recorded: list[tuple[Place, Place]], wanted
         rebuild(fixer, keep_bond=lambda a, b: not {a.name, b.name} == {"SG"})
     verb = "bonded SG of" if wanted else "left as thiols"
     pairs, close = ([sorted(p, key=lambda atom: atom.index) for p in some] for some in (pairs, close))
-    return [
+    told = close if wanted else [*pairs, *close]
+    thiols = set() if wanted else {place_of(atom.residue) for pair in told for atom in pair}
+    return thiols, [
         f"{verb} {names_of([a.residue, b.residue])}, {np.linalg.norm(x[a.index] - x[b.index]):.3f} nm apart"
-        for a, b in (close if wanted else [*pairs, *close])
+        for a, b in told
     ]
 
 
 def add_hydrogens(
-    fixer: PDBFixer, protonation: dict[Place, str], ph: float
+    fixer: PDBFixer, protonation: dict[Place, str], ph: float, thiols: set[Place]
 ) -> tuple[Topology, unit.Quantity, list[str]]:
     """Add missing hydrogens to all heavy atoms; tells which protonation states were chosen, and why.
 
-    ``protonation`` holds Amber's name of the protonation state of the places whose residue bears one in the file.
+    ``protonation`` holds Amber's name of the protonation state of the places whose residue bears one in the file;
+    ``thiols`` are cysteines that are neither thiolates nor bonded, whatever the file and the pH say.
     """
     modeller = Modeller(fixer.topology, fixer.positions)
     had = {residue.index: _hydrogens(residue) for residue in modeller.topology.residues()}
-    choices = _Choices(modeller.topology, coordinates(fixer), protonation, ph)
+    choices = _Choices(modeller.topology, coordinates(fixer), protonation, ph, thiols)
     variants = [choices.variant(residue) for residue in modeller.topology.residues()]
     with _repeatable() as platform:  # PDBFixer's own method asks the network about unknown names
         modeller.addHydrogens(pH=ph, variants=variants, platform=platform)
@@ -73,8 +77,8 @@ def add_hydrogens(
 class _Choices:
     """Protonation states of the residues of a Topology, with the reason for each that is not usual at pH 7."""
 
-    def __init__(self, topology: Topology, x: np.ndarray, protonation: dict[Place, str], ph: float):
-        self.x, self.protonation, self.ph = x, protonation, ph
+    def __init__(self, topology: Topology, x: np.ndarray, protonation: dict[Place, str], ph: float, thiols: set[Place]):
+        self.x, self.protonation, self.ph, self.thiols = x, protonation, ph, thiols
         self.bonded: dict[int, list] = {atom.index: [] for atom in topology.atoms()}
         for a, b in topology.bonds():
             self.bonded[a.index].append(b)
@@ -88,6 +92,8 @@ class _Choices:
         """Modeller's name of the state of a residue; None where Modeller finds it by the hydrogens, or by the pH."""
         if residue.name not in _TITRATING:
             return None
+        if place_of(residue) in self.thiols:
+            return "CYS"
         titrating = [atom for atom in residue.atoms() if atom.name in _TITRATING[residue.name]]
         protons = sum(symbol_of(b) in ("H", "D") for atom in titrating for b in self.bonded[atom.index])
         name = self.protonation.get(place_of(residue))
@@ -106,6 +112,9 @@ class _Choices:
         if name:
             self.reasons[residue.index] = f"named {name} in the file"
             return "CYX" if name == "CYM" else name
+        if residue.name == "CYS" and {"HB2", "HB3"} <= _hydrogens(residue):
+            self.reasons[residue.index] = "SG bears no hydrogen in the file"
+            return "CYX"
         if residue.name == "HIS" and self.ph > HISTIDINE_PKA:
             variant, self.reasons[residue.index] = self._by_hydrogen_bond(titrating)
             return variant
@@ -188,12 +197,12 @@ def _tell(topology: Topology, had: dict[int, set[str]], reasons: dict[int, str],
         n_added += len(after - before)
         state, titrating = _state(residue), {f"H{atom[1:]}" for atom in _TITRATING.get(residue.name, ())}
         added = any(name.startswith(tuple(titrating)) for name in after - before)
-        by_ph = (state == "CYM" and residue not in bridged) or (state != residue.name and added)
+        by_ph = (state == "CYM" and after != before and residue not in bridged) or (state != residue.name and added)
         reason = reasons.get(residue.index, f"pH {ph:g}" if by_ph else None)
         if reason:
-            states.setdefault((state, reason), []).append(residue)
+            states.setdefault(("is" if before == after else "became", state, reason), []).append(residue)
     changes = [f"added {n_added} hydrogens at pH {ph:g}"] if n_added else []
     if completed:
         changes[-1] += f", also to residues that had some: {names_of(completed)}"
     changes += removed
-    return changes + [f"{names_of(r)} became {state}: {reason}" for (state, reason), r in states.items()]
+    return changes + [f"{names_of(r)} {verb} {state}: {reason}" for (verb, state, reason), r in states.items()]

@@ -8,13 +8,15 @@ import openmm
 import pytest
 import torch
 from openmm import unit
-from openmm.app import Modeller
+from openmm.app import Modeller, PDBFile
+from scipy.spatial import cKDTree
 
 from openmm_starmd.errors import UnsupportedTopologyError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems import build_peptide, prepare
 
+PROTEINS = Path(__file__).resolve().parents[2] / "benchmarks" / "validation" / "proteins"
 FAULTS = (
     Path(os.environ.get("STARMD_SHARED", Path(__file__).resolve().parents[2] / "../shared")) / "data/structures/faults"
 )
@@ -94,6 +96,30 @@ def test_a_loop_that_the_sequence_names_is_built_of_l_residues_and_trans_bonds(w
     assert [r.name for r in topology.residues()] == "ALA LYS THR VAL ILE GLU ALA".split()
     assert "built the residues THR 3, VAL 4, ILE 5 of chain A" in changes
     assert natural(topology, positions)
+
+
+@pytest.mark.parametrize("first", [4, 8, 12])
+def test_a_loop_is_built_beside_what_is_there_and_not_in_it(tmp_path, first):
+    """Three residues of Trp-cage are built anew: heavy atoms that are not bonded stay apart, and the file is ready."""
+    pdb = PDBFile(str(PROTEINS / "2JOF_101.pdb"))
+    names = [residue.name for residue in pdb.topology.residues()]
+    modeller = Modeller(pdb.topology, pdb.positions)
+    lost = range(first, first + 3)
+    modeller.delete([atom for atom in modeller.topology.atoms() if not is_heavy(atom) or atom.residue.index in lost])
+    with open(tmp_path / "gap.pdb", "w") as file:
+        for k in range(0, len(names), 13):
+            file.write(f"SEQRES{k // 13 + 1:4d} A{len(names):5d}  {' '.join(names[k : k + 13])}\n")
+        PDBFile.writeFile(modeller.topology, modeller.positions, file, keepIds=True)
+    topology, positions, changes = prepare(tmp_path / "gap.pdb")
+    assert any(change.startswith("built the residues") for change in changes) and natural(topology, positions)
+    heavy = [atom for atom in topology.atoms() if is_heavy(atom)]
+    x = np.array(positions.value_in_unit(unit.nanometer))[[atom.index for atom in heavy]]
+    bonded = {frozenset((a.index, b.index)) for a, b in topology.bonds()}
+    near = [(heavy[i], heavy[j]) for i, j in cKDTree(x).query_pairs(0.19)]
+    assert [(a, b) for a, b in near if frozenset((a.index, b.index)) not in bonded] == []
+    with open(tmp_path / "whole.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions, file, keepIds=True)
+    assert prepare(tmp_path / "whole.pdb")[2] == []
 
 
 def test_what_cannot_be_built_naturally_is_refused(write, peptide, monkeypatch):

@@ -5,6 +5,7 @@ import re
 import openmm
 import pytest
 from openmm import unit
+from openmm.app import Modeller
 
 from openmm_starmd.systems import prepare
 
@@ -120,7 +121,25 @@ def test_a_cap_under_the_name_of_another_program_stays_a_cap(write, peptide, nam
 def test_a_lysine_with_two_hydrogens_gets_no_third(write, peptide):
     topology, _, changes = prepare(write(peptide("AKA", keep=lambda atom: atom.name != "HZ3")))
     assert "HZ3" not in hydrogens(topology, 2)
-    assert changes == ["LYS 2 of chain A became LYN: NZ bears two hydrogens in the file"]
+    assert changes == ["LYS 2 of chain A is LYN: NZ bears two hydrogens in the file"]
+
+
+@pytest.mark.parametrize("ph", [7.0, 9.0])
+def test_a_thiolate_stays_one_when_it_is_prepared_again(write, peptide, ph):
+    path = write(peptide("ACA", keep=is_heavy))
+    path.write_text(path.read_text().replace("CYS A", "CYM A"))
+    once = prepare(path)
+    again = prepare(write(Modeller(*once[:2])), ph=ph)
+    assert again[2] == ["CYS 2 of chain A is CYM: SG bears no hydrogen in the file"]
+    assert again[0].getNumAtoms() == once[0].getNumAtoms() and "HG" not in hydrogens(again[0], 2)
+
+
+def test_where_disulfides_are_declined_cysteines_are_thiols_at_any_ph(write, cysteines):
+    path = write(cysteines(0.205))
+    topology, _, changes = prepare(path, ph=9.0, disulfides=False)
+    assert hydrogens_of(topology, "CYS").count("HG") == 2
+    assert "left as thiols CYS 2 of chain A; CYS 2 of chain B, 0.205 nm apart" in changes
+    assert not any("CYM" in change for change in changes)
 
 
 def test_a_histidine_without_a_hydrogen_bond_is_hie_and_that_is_said(write, peptide):
