@@ -152,9 +152,10 @@ class Domain:
         if not low - spare <= temperature <= high + spare:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             yield Violation("temperature", f"the model knows {known} K +- {spare:g} K, not {temperature:g} K")
-        longest = self.longest_stride(length)
+        nearest = min(max(length, self.min_length), self.max_length)
+        longest = self.longest_stride(nearest)
         if not self.min_stride <= stride <= longest:
-            of = f" for {length} residues" if isinstance(self.max_stride, Mapping) else ""
+            of = f" for {nearest} residues" if isinstance(self.max_stride, Mapping) else ""
             text = f"the model knows strides of {self.min_stride:g} to {longest:g} ps{of}, not {stride:g} ps"
             yield Violation("stride", text)
 

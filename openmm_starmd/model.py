@@ -142,8 +142,8 @@ def choose_model(
         K.
     device : str or torch.device
     strict : bool or dict
-        As of `domain.refuse`. Where no domain holds all, the model that lacks the least is taken as far as ``strict``
-        allows.
+        As of `domain.refuse`. Where no domain holds all, the model that lacks the least, and of these the nearest in
+        length, is taken as far as ``strict`` allows.
 
     Raises
     ------
@@ -160,7 +160,8 @@ def choose_model(
     def rank(name: str) -> tuple:
         steps, domain = ModelConfig.from_dict(json.loads(described[name]["config"])).denoising_steps, domains[name]
         weightiest = min((REASONS.index(violation.reason) for violation in lacks[name]), default=len(REASONS))
-        outside = len(enforced(lacks[name], strict)), len(lacks[name]), -weightiest
+        away = max(domain.min_length - tokens.n_residues, tokens.n_residues - domain.max_length, 0)
+        outside = len(enforced(lacks[name], strict)), len(lacks[name]), -weightiest, away
         return *outside, -steps, domain.max_length - domain.min_length, name
 
     chosen = min(domains, key=rank)

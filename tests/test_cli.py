@@ -152,7 +152,7 @@ def test_models_lists_and_shows(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*available_models(), *available_propagators()]
     assert all(len(line) <= 80 and len(line.split()) > 3 for line in lines)
-    assert "3 to 6 residues" in lines[available_models().index("starmd-peptide")]
+    assert "3 to 9 residues" in lines[available_models().index("starmd-peptide")]
     assert cli.main(["models", "starmd-peptide"]) == 0
     assert "300.0" in capsys.readouterr().out
 

@@ -183,7 +183,7 @@ def test_another_model_is_advised_only_where_there_is_one(build_peptide):
     with pytest.raises(ModelDomainError, match="Use model 'starmd-peptide', which knows it"):
         fast.check_domain(ResidueTokens.from_topology(build_peptide("AGVDK")[0]), 100.0, 300.0)
     with pytest.raises(ModelDomainError) as error:
-        slow.check_domain(ResidueTokens.from_topology(build_peptide("GYDPETGT")[0]), 100.0, 300.0)
+        slow.check_domain(ResidueTokens.from_topology(build_peptide("GYDPETGTGYDPETGT")[0]), 200.0, 300.0)
     assert "Use model" not in str(error.value)
 
 
@@ -205,6 +205,24 @@ def test_where_only_the_settings_are_outside_they_are_what_to_change(build_pepti
         choose_model(build_peptide("AGVD")[0], 100.0, 350.0, device="cpu")
 
 
+def test_domains_of_embedded_models_leave_no_length_out():
+    domains = [load_model(name, "cpu").domain for name in available_models()]
+    known = {
+        length for d in domains for length in range(d.min_length, d.max_length + 1) if 100 <= d.longest_stride(length)
+    }
+    assert known == set(range(1, max(known) + 1)) and max(known) >= 76
+
+
+@pytest.mark.parametrize("sequence, stride, longest", [("RLSDGYA", 100.0, 100), ("NKTFAQEWL", 110.0, 100)])
+def test_strides_of_longer_peptides_end_where_they_were_judged(build_peptide, sequence, stride, longest):
+    topology, _ = build_peptide(sequence)
+    if stride <= longest:
+        assert choose_model(topology, stride, 300.0, device="cpu").name == "starmd-peptide"
+    else:
+        with pytest.raises(ModelDomainError, match=f"strides of 10 to {longest} ps for {len(sequence)} residues"):
+            choose_model(topology, stride, 300.0, device="cpu")
+
+
 def test_the_nearest_model_is_one_of_the_right_length(build_peptide):
     """A variant outside weighs less than a length: a model of tetrapeptides is not what to try a protein with."""
     topology, _ = build_peptide("AGHDGACTVA", variants={6: "CYX"})  # CYM, as nothing is bonded to it
@@ -212,6 +230,18 @@ def test_the_nearest_model_is_one_of_the_right_length(build_peptide):
         choose_model(topology, 100.0, 300.0, device="cpu")
     for strict in ({"variants": False}, False):
         assert choose_model(topology, 100.0, 300.0, device="cpu", strict=strict).name == "starmd-protein"
+
+
+def test_the_nearest_in_length_is_tried_where_lengths_are_allowed(build_peptide):
+    topology, _ = build_peptide("AG" * 50)
+    model = choose_model(topology, 100.0, 300.0, device="cpu", strict={"length": False})
+    assert model.name == "starmd-protein"
+
+
+def test_the_strides_of_the_nearest_length_are_told_where_the_length_is_unknown(build_peptide):
+    domain = replace(PLAIN, min_length=3, max_length=5, max_stride={4: 1000.0, 5: 330.0})
+    told = " ".join(domain.check(ResidueTokens.from_topology(build_peptide("AGAGAGAG")[0]), 500.0, 300.0))
+    assert "of 3 to 5 residues, this has 8" in told and "strides of 10 to 330 ps for 5 residues, not 500 ps" in told
 
 
 @pytest.mark.parametrize(
