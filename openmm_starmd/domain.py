@@ -253,6 +253,6 @@ def how_to_allow(errors: Sequence[Violation], instead: str = "") -> str:
     switches = ", ".join(f"{reason!r}: False" for reason in reasons)
     options = " ".join(f"--allow {reason}" for reason in reasons)
     return (
-        f"{instead or 'To'} try all the same with strict={{{switches}}} (command line: {options}); nothing is known of "
-        "the result."
+        f"{f'{instead} try' if instead else 'Try'} all the same with strict={{{switches}}} (command line: {options}); "
+        "nothing is known of the result."
     )

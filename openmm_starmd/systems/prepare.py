@@ -53,7 +53,11 @@ def prepare(
     UnsupportedTopologyError
         If the file cannot be read or holds no protein, or a residue cannot be simulated, mapped to a standard one or
         built with the configuration of nature; names it.
+    ValueError
+        If ``ph`` does not lie between 0 and 14.
     """
+    if not 0 <= ph <= 14:
+        raise ValueError(f"ph: expected a number from 0 to 14, found {ph:g}.")
     structure = read_structure(path)
     try:
         return _prepare(structure, ph, disulfides)

@@ -107,6 +107,8 @@ class _Choices:
         if residue.name == "LYS" and protons == 2:
             self.reasons[residue.index] = "NZ bears two hydrogens in the file"
             return "LYN"
+        if protons and residue.name == "HIS" and name:
+            return name
         if protons:
             return {"ASP": "ASH", "GLU": "GLH"}.get(residue.name) if _in_place(residue) else None
         if name:

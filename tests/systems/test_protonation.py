@@ -7,7 +7,7 @@ import pytest
 from openmm import unit
 from openmm.app import Modeller
 
-from openmm_starmd.systems import prepare
+from openmm_starmd.systems import build_peptide, prepare
 
 
 def is_heavy(atom):
@@ -132,6 +132,21 @@ def test_a_thiolate_stays_one_when_it_is_prepared_again(write, peptide, ph):
     again = prepare(write(Modeller(*once[:2])), ph=ph)
     assert again[2] == ["CYS 2 of chain A is CYM: SG bears no hydrogen in the file"]
     assert again[0].getNumAtoms() == once[0].getNumAtoms() and "HG" not in hydrogens(again[0], 2)
+
+
+@pytest.mark.parametrize("name, state", [("HIE", {"HE2"}), ("HID", {"HD1"}), ("HIP", {"HD1", "HE2"})])
+def test_a_named_histidine_with_hydrogens_keeps_its_state_at_any_ph(write, name, state):
+    path = write(Modeller(*build_peptide("AHA", seed=1, variants={1: name})))
+    path.write_text(path.read_text().replace("HIS A", f"{name} A"))
+    for ph in (3.0, 7.0):
+        topology, _, changes = prepare(path, ph=ph)
+        assert hydrogens(topology, 2) & {"HD1", "HE2"} == state and changes == []
+
+
+@pytest.mark.parametrize("ph", [float("nan"), -1.0, 30.0])
+def test_a_ph_that_is_none_is_refused(write, peptide, ph):
+    with pytest.raises(ValueError, match="ph: expected a number from 0 to 14, found"):
+        prepare(write(peptide("AHA")), ph=ph)
 
 
 def test_where_disulfides_are_declined_cysteines_are_thiols_at_any_ph(write, cysteines):
