@@ -7,7 +7,7 @@ import pytest
 from openmm import unit
 from openmm.app import Modeller
 
-from openmm_starmd.systems import build_peptide, prepare
+from openmm_starmd.systems import prepare
 
 
 def is_heavy(atom):
@@ -135,8 +135,9 @@ def test_a_thiolate_stays_one_when_it_is_prepared_again(write, peptide, ph):
 
 
 @pytest.mark.parametrize("name, state", [("HIE", {"HE2"}), ("HID", {"HD1"}), ("HIP", {"HD1", "HE2"})])
-def test_a_named_histidine_with_hydrogens_keeps_its_state_at_any_ph(write, name, state):
-    path = write(Modeller(*build_peptide("AHA", seed=1, variants={1: name})))
+def test_a_named_histidine_with_hydrogens_keeps_its_state_at_any_ph(write, build_peptide, name, state):
+    topology, positions = build_peptide("AHA", variants={1: name})
+    path = write(Modeller(topology, positions * unit.nanometer))
     path.write_text(path.read_text().replace("HIS A", f"{name} A"))
     for ph in (3.0, 7.0):
         topology, _, changes = prepare(path, ph=ph)
