@@ -159,9 +159,9 @@ def _mend(fixer: PDBFixer, new: np.ndarray, originals: dict[Place, str]) -> None
     x[skeleton.heavy] = _with_natural_geometry(fixer, skeleton, heavy)
     if wrong := skeleton.wrong(x[skeleton.heavy]):
         raise UnsupportedTopologyError(
-            f"what is missing at {skeleton.residues(wrong)} could not be built with L residues, trans peptide bonds and "
-            "room for all atoms between its neighbours. Build it with a program for loops, or remove its residues: the "
-            "chain is then ended there."
+            f"what is missing at {skeleton.residues(wrong)} could not be built with L residues, trans peptide bonds "
+            "and room for all atoms between its neighbours. Build it with a program for loops, or remove its residues: "
+            "the chain is then ended there."
         )
     fixer.positions = x * unit.nanometer
 
