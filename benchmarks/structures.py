@@ -106,15 +106,20 @@ def make_cheap(system: System) -> None:
             force.setCutoffDistance(CUTOFF)
 
 
-def chosen_model(topology: Topology, row: dict) -> StarMDModel:
-    """The model of ``model="auto"``, whose name goes into the row; else the untrained one, and why auto refuses."""
+def chosen_model(topology: Topology, positions, row: dict) -> StarMDModel:
+    """The model of ``model="auto"``, whose name goes into the row; else the untrained one, and why auto refuses.
+
+    What is no fold is refused where a run starts; positions are in nm.
+    """
     tokens = ResidueTokens.from_topology(topology)
     try:
         model = choose_model(tokens, STRIDE, TEMPERATURE, device="cpu")
+        refusal = [told for told in model.domain.check(tokens, STRIDE, TEMPERATURE, positions) if told.reason == "fold"]
     except ModelDomainError:
         domains = sorted(embedded_domains().values(), key=lambda domain: -domain.max_length)
-        fewest = min((domain.check(tokens, STRIDE, TEMPERATURE) for domain in domains), key=len)
-        row |= {"auto": "refused", "refusal": "; ".join(fewest)}
+        refusal = min((domain.check(tokens, STRIDE, TEMPERATURE) for domain in domains), key=len)
+    if refusal:
+        row |= {"auto": "refused", "refusal": "; ".join(refusal)}
         return small_step_model()
     row["auto"] = model.name
     return model
@@ -145,7 +150,8 @@ def run(topology: Topology, positions, row: dict):
         What a user would see.
     """
     system = make_system(topology)
-    row["atoms"], model = topology.getNumAtoms(), chosen_model(topology, row)
+    nanometers = positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
+    row["atoms"], model = topology.getNumAtoms(), chosen_model(topology, np.array(nanometers), row)
     row["short"] = row["auto"] == "refused" and row["atoms"] > LARGE
     if row["short"]:
         make_cheap(system)

@@ -72,6 +72,8 @@ def test_every_residue_type_runs_from_heavy_atoms(structures, build_peptide, tmp
     assert_valid(row)
     assert row["residues"] == 10
     assert "hydrogens at pH 7" in row["changes"][0]
+    if not caps:  # which is more extended
+        assert row["auto"] == "refused" and "the start is not folded" in row["refusal"]
 
 
 @pytest.mark.parametrize("limit, value, words", [("ABSURD", 0.0, "per atom too high"), ("LOOSE", 0.0, "constraints")])
