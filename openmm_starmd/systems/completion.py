@@ -76,8 +76,10 @@ def _open_mirrored_side_chains(fixer: PDBFixer, originals: dict[Place, str]) -> 
     x, residues = coordinates(fixer), []
     for residue in fixer.topology.residues():
         at = {atom.name: atom.index for atom in residue.atoms()}
-        centre = [at.get(name) for name in _CENTRES_OF_SIDE_CHAINS.get(residue.name, [""])]
-        if None not in centre and left_handed(x[None], np.array([centre]))[0, 0] and place_of(residue) not in originals:
+        names = _CENTRES_OF_SIDE_CHAINS.get(residue.name, ())
+        if not names or not at.keys() >= set(names) or place_of(residue) in originals:
+            continue
+        if left_handed(x[None], np.array([[at[name] for name in names]]))[0, 0]:
             residues.append(residue)
     if not residues:
         return []
