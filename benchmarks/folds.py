@@ -4,9 +4,11 @@
 
 Each FILE.pdb holds one protein with all hydrogens, as `starmd prepare` writes it. An ordinary Simulation with
 `StarMDIntegrator` makes the jumps; then plain MD of the same System (4 fs, OpenMM's CPU platform) is timed. Times are
-CPU times of the process. CA-RMSD is to the minimised start, nm: means of the first, middle and last tenth of the run
-and its greatest value, and of all frames of NAME_K.xtc in --md where there are any. A jump that is given up after its
-retries ends a protein's run, and the table says why.
+CPU times of the process. CA-RMSD is to the minimised start, nm: means of the first, middle and last tenth of the run,
+its greatest value, and its drift over the run with its standard error (a line through the means of 20 blocks). Where
+--md has NAME_K.xtc, mean and greatest value of all of their frames, and Jensen-Shannon divergences of histograms of 20
+bins, in bits: of the jumps and the MD, and of one half of the MD's replicas and the other. A jump that is given up
+after its retries ends a protein's run, and the table says why.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from openmm.app import PDBFile, Simulation
 
 from openmm_starmd import StarMDIntegrator
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.evaluation.metrics.differences import jensen_shannon
+from openmm_starmd.evaluation.metrics.samples import slope
 from openmm_starmd.systems import peptide_system
 
 TEMPERATURE, TIME_STEP = 300.0, 0.004  # K, ps
+BINS = 20  # of a histogram; blocks of a run
 
 
 def simulation_of(pdb: PDBFile, integrator, threads: int) -> Simulation:
@@ -61,6 +66,12 @@ def jump(simulation: Simulation, jumps: int) -> tuple[list[np.ndarray], float, s
     return frames, spent, "done"
 
 
+def divergence(a: np.ndarray, b: np.ndarray) -> float:
+    """Jensen-Shannon divergence of the histograms of two samples, bits."""
+    limits = min(a.min(), b.min()), max(a.max(), b.max())
+    return jensen_shannon(*(np.histogram(x, BINS, limits)[0] for x in (a, b)))
+
+
 def run(path: Path, options) -> dict:
     """The row of a protein; its frames go to NAME.xtc in the folder of --frames."""
     pdb = PDBFile(str(path))
@@ -84,9 +95,15 @@ def run(path: Path, options) -> dict:
     for name, first in {"first": 0, "middle": (made - tenth) // 2, "last": made - tenth}.items():
         row[f"RMSD, {name}"] = float(rmsd[first : first + tenth].mean())
     row["RMSD, greatest"] = float(rmsd.max())
+    if made >= BINS:
+        row["RMSD, drift"], row["error of the drift"] = (made * x for x in slope(rmsd, BINS))
     if options.md and (found := sorted(options.md.glob(f"{path.stem}_*.xtc"))):
-        md = mdtraj.rmsd(mdtraj.load([str(p) for p in found], top=topology), start, atom_indices=carbons)
+        replicas = [mdtraj.rmsd(mdtraj.load(str(p), top=topology), start, atom_indices=carbons) for p in found]
+        md = np.concatenate(replicas)
         row |= {"RMSD of MD": float(md.mean()), "RMSD of MD, greatest": float(md.max())}
+        row["JSD of RMSD"] = divergence(rmsd, md)
+        if len(replicas) > 1:
+            row["JSD of RMSD, MD halves"] = divergence(*(np.concatenate(replicas[k::2]) for k in range(2)))
     acceptance = integrator.getStatistics()["acceptance"]
     row |= {"first try": acceptance["firstTry"], "after repair": acceptance["afterRepair"]}
     plain = LangevinMiddleIntegrator(TEMPERATURE, 1 / unit.picosecond, TIME_STEP)

@@ -217,17 +217,22 @@ def test_proteins_are_judged_beside_md_and_null_models(run, build_peptide, tmp_p
 def test_folds_are_followed_over_relaxed_jumps(run, build_peptide, tmp_path):
     """RMSD is to the minimised start, of the frames that were written; MD that has not moved is near it."""
     topology, positions = build_peptide("SVAGT")
-    save(tmp_path / "md", "SVAGT_1", topology, np.repeat(positions[None].astype(np.float32), 3, 0), INTERVAL)
+    for replica in range(2):
+        still = np.repeat(positions[None].astype(np.float32), 3, 0)
+        save(tmp_path / "md", f"SVAGT_{replica}", topology, still, INTERVAL)
     with open(tmp_path / "SVAGT.pdb", "w") as file:
         PDBFile.writeFile(topology, positions * unit.nanometer, file)
-    words = [tmp_path / "SVAGT.pdb", "--model", "elastic", "--jumps", 4, "--md-picoseconds", 0.4]
+    words = [tmp_path / "SVAGT.pdb", "--model", "elastic", "--jumps", 20, "--md-picoseconds", 0.4]
     words += ["--md", tmp_path / "md", "--frames", tmp_path / "frames"]
     run("folds", *words, "--output", tmp_path / "out")
     row = read(tmp_path / "out")[1]["results"]["SVAGT"]
     frames = mdtraj.load(tmp_path / "frames" / "SVAGT.xtc", top=tmp_path / "SVAGT.pdb")
     rmsd = mdtraj.rmsd(frames, mdtraj.load(tmp_path / "SVAGT.pdb"), atom_indices=frames.topology.select("name CA"))
-    assert row["jumps"] == frames.n_frames == 4 and row["end"] == "done"
+    assert row["jumps"] == frames.n_frames == 20 and row["end"] == "done"
     assert row["RMSD, greatest"] == pytest.approx(rmsd.max(), abs=row["RMSD of MD"] + 1e-3)
+    halves = rmsd[10:].mean() - rmsd[:10].mean()
+    assert row["RMSD, drift"] == pytest.approx(2 * halves, abs=3 * row["error of the drift"] + 0.01)
+    assert row["JSD of RMSD, MD halves"] == 0 < row["JSD of RMSD"]
     assert row["RMSD, greatest"] >= row["RMSD, first"] > 1e-3 and row["times plain MD"] > 0
 
 
