@@ -30,7 +30,7 @@ C_CAPS = frozenset({"NME", "NMA", "NH2", "NHE"})
 # protonation states under Amber's name, and their names in CHARMM and GROMACS
 _PROTONATION = {
     "ASP": {"ASH": ("ASPP", "ASPH")},
-    "CYS": {"CYM": ()},
+    "CYS": {"CYM": (), "CYX": ("CYS2",)},
     "GLU": {"GLH": ("GLUP", "GLUH")},
     "HIS": {"HID": ("HSD", "HISD", "HISA"), "HIE": ("HSE", "HISE", "HISB"), "HIP": ("HSP", "HISH")},
     "LYS": {"LYN": ("LSN",)},
@@ -40,7 +40,7 @@ _AMBER_NAME = {
 }
 _CANONICAL = (
     {name: name for name in RESIDUE_TYPES}
-    | {"CYX": "CYS", "CYS2": "CYS", "CYSH": "CYS", "LYSH": "LYS"}
+    | {"CYSH": "CYS", "LYSH": "LYS"}
     | {alias: name for name, states in _PROTONATION.items() for alias in _AMBER_NAME if _AMBER_NAME[alias] in states}
 )
 

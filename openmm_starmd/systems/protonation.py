@@ -111,6 +111,9 @@ class _Choices:
             return name
         if protons:
             return {"ASP": "ASH", "GLU": "GLH"}.get(residue.name) if _in_place(residue) else None
+        if name == "CYX":
+            self.reasons[residue.index] = "named CYX in the file, but no sulfur is near SG"
+            return "CYS"
         if name:
             self.reasons[residue.index] = f"named {name} in the file"
             return "CYX" if name == "CYM" else name

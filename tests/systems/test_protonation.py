@@ -134,6 +134,16 @@ def test_a_thiolate_stays_one_when_it_is_prepared_again(write, peptide, ph):
     assert again[0].getNumAtoms() == once[0].getNumAtoms() and "HG" not in hydrogens(again[0], 2)
 
 
+@pytest.mark.parametrize("name", ["CYX", "CYS2"])
+@pytest.mark.parametrize("keep", [is_heavy, lambda atom: atom.name != "HG"])
+def test_a_cysteine_of_a_disulfide_without_its_partner_is_a_thiol_and_that_is_said(write, peptide, name, keep):
+    path = write(peptide("ACA", keep=keep))
+    path.write_text(path.read_text().replace("CYS A", f"{name:<4}A"))
+    topology, _, changes = prepare(path)
+    assert "HG" in hydrogens(topology, 2)
+    assert "CYS 2 of chain A became CYS: named CYX in the file, but no sulfur is near SG" in changes
+
+
 @pytest.mark.parametrize("name, state", [("HIE", {"HE2"}), ("HID", {"HD1"}), ("HIP", {"HD1", "HE2"})])
 def test_a_named_histidine_with_hydrogens_keeps_its_state_at_any_ph(write, build_peptide, name, state):
     topology, positions = build_peptide("AHA", variants={1: name})
