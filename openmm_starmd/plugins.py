@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 import torch
 
@@ -78,8 +79,13 @@ class NewPropagator:
             source = choose_model(tokens, stride, temperature, device=device, strict=strict)
         elif model in available_propagators() and model not in available_models():
             source = load_propagator(model)
-        else:
+        elif str(model) in available_models() or Path(model).is_file():
             source = load_model(model, device)
+        else:
+            known = [*available_models(), *available_propagators()]
+            raise StarMDError(
+                f"No model {str(model)!r}: expected 'auto', one of {known}, or the path of a .safetensors file."
+            )
         return cls(source, source.device if isinstance(source, StarMDModel) else choose_device(device), strict)
 
     @property

@@ -145,6 +145,10 @@ def test_a_state_of_another_propagator_is_refused(peptide, sway, tiny_model, tmp
 def test_names_that_lead_nowhere(peptide, install):
     with pytest.raises(StarMDError, match="No propagator 'nobody': expected one of"):
         load_propagator("nobody")
+    with pytest.raises(
+        StarMDError, match=r"No model 'nobody': expected 'auto', one of \[.*'starmd-protein'.*'elastic'"
+    ):
+        StarMDIntegrator(peptide[0], 300, 100, "nobody")
     install("broken", "broken = broken:Missing")
     with pytest.raises(StarMDError, match="'broken' .* cannot be imported"):
         StarMDIntegrator(peptide[0], 300, 100, "broken")

@@ -16,7 +16,9 @@ def rollout(
         str,
         typer.Argument(help="PDB file with all hydrogens, or one-letter codes as in ace-DWGR-nme.", show_default=False),
     ],
-    nanoseconds: Annotated[float, typer.Option(min=0, help="Length of each trajectory.", show_default=False)],
+    nanoseconds: Annotated[
+        float, typer.Option(min=0, help="Length of each trajectory, rounded to whole strides.", show_default=False)
+    ],
     stride: Annotated[float, typer.Option(help="ps of one step.")] = 100.0,
     replicas: Annotated[int, typer.Option(min=1, help="Trajectories.")] = 1,
     model: Annotated[str, typer.Option(help="Name, as `starmd models` lists them, or path; auto chooses.")] = "auto",
