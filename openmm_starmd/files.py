@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from openmm_starmd.errors import StarMDError
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -27,6 +29,32 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_output_folder(path: str | os.PathLike) -> Path:
+    """Path of a folder for results; a StarMDError says why there can be none. The folder is not made yet."""
+    path = Path(path)
+    there = next(place for place in (path, *path.parents) if place.exists())
+    _check_writable(there, f"The output {path} cannot be made")
+    return path
+
+
+def check_output_file(path: str | os.PathLike) -> Path:
+    """Path of a file for results; a StarMDError says why there can be none. The file is not made yet."""
+    path = Path(path)
+    if path.is_dir():
+        raise StarMDError(f"The output {path} must be a file, but it is a folder; name a file in it.")
+    if not path.parent.exists():
+        raise StarMDError(f"The output {path} cannot be written: there is no folder {path.parent}; make it first.")
+    _check_writable(path.parent, f"The output {path} cannot be written")
+    return path
+
+
+def _check_writable(folder: Path, refusal: str) -> None:
+    if not folder.is_dir():
+        raise StarMDError(f"{refusal}: {folder} is a file and no folder; name another output.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StarMDError(f"{refusal}: there is no permission to write in {folder}; name another output.")
 
 
 def write_json(content, path: str | os.PathLike) -> None:

@@ -22,7 +22,6 @@ from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import ValidityGate
 from openmm_starmd.binding.history_tracker import HistoryTracker
 from openmm_starmd.binding.jump import JumpKernel
-from openmm_starmd.binding.outputs import LAST_STEP
 from openmm_starmd.binding.periodic import MoleculeImages
 from openmm_starmd.binding.schedule import HybridSchedule
 from openmm_starmd.binding.statistics import JumpStatistics
@@ -33,7 +32,8 @@ from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.plugins import NewPropagator
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
-from openmm_starmd.units import valueIn, wholeNumber
+from openmm_starmd.trajectories.xtc import LAST_STEP
+from openmm_starmd.units import positiveIn, wholeNumber
 
 
 class StarMDIntegrator(BoundIntegrator):
@@ -131,9 +131,8 @@ class StarMDIntegrator(BoundIntegrator):
             "The Topology of the System comes first: StarMDIntegrator(topology, temperature, stepSize); "
             f"got {topology!r}",
         )
-        self._temperature, stepSize = valueIn(temperature, unit.kelvin), valueIn(stepSize, unit.picoseconds)
-        require(self._temperature > 0, f"temperature must be > 0 K; got {self._temperature:g} K")
-        require(stepSize > 0, f"stepSize must be > 0 ps; got {stepSize:g} ps")
+        self._temperature = positiveIn("temperature", temperature, unit.kelvin)
+        stepSize = positiveIn("stepSize", stepSize, unit.picoseconds)
         require(
             relaxation is None or isinstance(relaxation, Relaxation),
             f"relaxation must be a Relaxation or None; got {relaxation!r}",
@@ -276,8 +275,7 @@ class StarMDIntegrator(BoundIntegrator):
 
     def setStepSize(self, size):
         """Set the stride, ps. Reporters of trajectories assume that it does not change during a file."""
-        size = valueIn(size, unit.picoseconds)
-        require(size > 0, f"stepSize must be > 0 ps; got {size:g} ps")
+        size = positiveIn("stepSize", size, unit.picoseconds)
         self._propagator = self._createPropagator(size, self._temperature)
         self._store.setStepSize(size)
         self._settings["stepSize"] = size
@@ -294,8 +292,7 @@ class StarMDIntegrator(BoundIntegrator):
         ModelDomainError
             If it lies outside the domain of the model; the temperature stays what it was.
         """
-        temperature = valueIn(temperature, unit.kelvin)
-        require(temperature > 0, f"temperature must be > 0 K; got {temperature:g} K")
+        temperature = positiveIn("temperature", temperature, unit.kelvin)
         self._propagator = self._createPropagator(self._propagator.stride, temperature)
         self._settings["temperature"] = self._temperature = temperature
         self._gate = self._createGate()

@@ -1,5 +1,7 @@
 """Arguments of OpenMM-facing classes: converted and checked once, at entry."""
 
+import math
+
 from openmm import unit
 
 from openmm_starmd.errors import require
@@ -19,6 +21,13 @@ def valueIn(value, target: unit.Unit) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"expected a number in {target.get_name()}, or a Quantity; got {value!r}") from None
+
+
+def positiveIn(name: str, value, target: unit.Unit) -> float:
+    """`valueIn` of what must be above 0 and finite; a ValueError refuses anything else by its ``name``."""
+    number, symbol = valueIn(value, target), target.get_symbol()
+    require(0 < number < math.inf, f"{name} must be above 0 {symbol} and finite; got {number:g} {symbol}")
+    return number
 
 
 def wholeNumber(name: str, value, smallest: int = 0) -> int:

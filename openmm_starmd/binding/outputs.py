@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from openmm.app import DCDReporter, Simulation, XTCReporter
 
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.trajectories.xtc import LAST_STEP, frame_ends
 from openmm_starmd.trajectories.xtc import MAGIC as XTC_MAGIC
-from openmm_starmd.trajectories.xtc import frame_ends
 
 CSV_MAGIC = b'#"'
 DCD_MAGIC = struct.pack("<i", 84) + b"CORD"
-LAST_STEP = 2**31 - 1  # of XTC and DCD, which count steps in 32 bits
 
 
 class Output:

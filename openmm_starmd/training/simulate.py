@@ -11,26 +11,23 @@ import multiprocessing
 import os
 import random
 import time
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from openmm import LangevinMiddleIntegrator, unit
-from openmm.app import PDBFile, Simulation, Topology, XTCFile
+from openmm.app import PDBFile, Simulation, XTCFile
 
-from openmm_starmd.errors import StarMDError
-from openmm_starmd.files import replacing
+from openmm_starmd.errors import HistoryError, StarMDError
+from openmm_starmd.files import check_output_folder, replacing
 from openmm_starmd.systems.build import THREE_LETTER
-from openmm_starmd.systems.molecule import read_pdb
-from openmm_starmd.systems.peptide import file_name, minimized_peptide, peptide_system, platform_of, sound_minimum
+from openmm_starmd.systems.peptide import peptide_system, platform_of
+from openmm_starmd.training.simulation_run import FRICTION, TIME_STEP, SimulationRun, seed_of
 from openmm_starmd.training.tiled_system import TiledSystem
+from openmm_starmd.units import wholeNumber
 
 logger = logging.getLogger(__name__)
-TIME_STEP = 0.004
-FRICTION = 1.0
 EQUILIBRATION_STEPS, RETURN_STEPS = 25_000, 2_500
 
 
@@ -75,53 +72,7 @@ def coverage_sequences(length: int, blocks: int, seed: int, exclude: Iterable[st
     return sequences
 
 
-def seed_of(name: str, seed: int) -> int:
-    """A seed of a trajectory's own, positive and 31 bits wide as OpenMM wants it."""
-    return zlib.crc32(f"{seed}:{name}".encode()) % (2**31 - 1) + 1
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One trajectory to make or to continue."""
-
-    molecule: str
-    output: Path
-    nanoseconds: float
-    frame_interval: float
-    checkpoint_interval: float
-    temperature: float
-    seed: int
-    platform: str
-    replica: int = 1
-
-    @property
-    def structure(self) -> Path | None:
-        """The PDB file to start from, if the molecule is one."""
-        return Path(self.molecule) if self.molecule.lower().endswith(".pdb") else None
-
-    @property
-    def name(self) -> str:
-        molecule = self.structure.stem if self.structure else file_name(self.molecule)
-        return molecule + (f"_{self.replica}" if self.replica > 1 else "")
-
-    def path(self, suffix: str) -> Path:
-        return self.output / f"{self.name}.{suffix}"
-
-    @property
-    def run_seed(self) -> int:
-        return seed_of(self.name, self.seed)
-
-    @property
-    def finished(self) -> bool:
-        done = self.path("done")
-        return done.exists() and float(done.read_text() or "inf") >= self.nanoseconds - 1e-9
-
-
-def _steps(picoseconds: float) -> int:
-    return max(1, round(picoseconds / TIME_STEP))
-
-
-def _new_simulation(run: _Run, tiled: TiledSystem) -> Simulation:
+def _new_simulation(run: SimulationRun, tiled: TiledSystem) -> Simulation:
     integrator = LangevinMiddleIntegrator(run.temperature, FRICTION, TIME_STEP)
     integrator.setRandomNumberSeed(run.run_seed)
     system = peptide_system(tiled.topology, tiled.cutoff)
@@ -132,7 +83,7 @@ def _silent(text: str, done: float) -> None:
     """Progress that nobody watches."""
 
 
-def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
+def _save(runs: Sequence[SimulationRun], simulation: Simulation) -> None:
     """Write the checkpoint with the lengths of the trajectories that belong to it, in one atomic step."""
     sizes = {run.name: run.path("xtc").stat().st_size for run in runs}
     header = json.dumps({"step": simulation.currentStep, "xtc_bytes": sizes})
@@ -140,24 +91,9 @@ def _save(runs: Sequence[_Run], simulation: Simulation) -> None:
         partial.write_bytes(header.encode() + b"\n" + simulation.context.createCheckpoint())
 
 
-def _minimized(run: _Run) -> tuple[Topology, np.ndarray]:
-    """Start of the trajectory."""
-    if run.structure:
-        return sound_minimum(run.name, [_read(run)])
-    return minimized_peptide(run.molecule, run.run_seed)
-
-
-def _read(run: _Run):
-    """Topology and positions of the PDB file to start from."""
-    if run.structure.resolve() == run.path("pdb").resolve():
-        raise StarMDError(f"{run.structure} would be overwritten by the start of its MD; name another output folder")
-    pdb = read_pdb(run.structure)
-    return pdb.topology, pdb.positions
-
-
-def _start(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
-    """Build, minimise and equilibrate; leaves each NAME.pdb, an empty NAME.xtc and the first checkpoint."""
-    molecules = [_minimized(run) for run in runs]
+def _start(runs: Sequence[SimulationRun]) -> tuple[TiledSystem, Simulation]:
+    """Build, minimise and equilibrate; leaves each NAME.pdb and .json, an empty NAME.xtc and the first checkpoint."""
+    molecules = [run.start() for run in runs]
     tiled = TiledSystem(molecules)
     simulation = _new_simulation(runs[0], tiled)
     simulation.context.setPositions(tiled.positions)
@@ -169,6 +105,7 @@ def _start(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
         with open(run.path("pdb"), "w") as file:
             PDBFile.writeFile(topology, positions[atoms] * unit.nanometer, file, keepIds=True)
         run.path("xtc").write_bytes(b"")
+        run.note_settings()
     _save(runs, simulation)
     return tiled, simulation
 
@@ -184,7 +121,7 @@ def _advance(tiled: TiledSystem, simulation: Simulation, steps: int) -> np.ndarr
     return positions
 
 
-def _resume(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
+def _resume(runs: Sequence[SimulationRun]) -> tuple[TiledSystem, Simulation]:
     """Go back to the last checkpoint; frames written after it are cut off, they will be made again."""
     header, checkpoint = runs[0].path("chk").read_bytes().split(b"\n", 1)
     header = json.loads(header)
@@ -194,6 +131,12 @@ def _resume(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
             f"{runs[0].path('chk')} goes on with {', '.join(header['xtc_bytes'])} together, not {', '.join(names)}; "
             "give the same molecules, and as many of them together, or name another output folder"
         )
+    for run in runs:
+        if run.frame_bytes < header["xtc_bytes"][run.name]:
+            raise HistoryError(
+                f"{run.path('xtc')} lacks frames that {runs[0].path('chk')} goes on from; restore it, or name another "
+                "output folder"
+            )
     pdbs = [PDBFile(str(run.path("pdb"))) for run in runs]
     tiled = TiledSystem([(pdb.topology, np.array(pdb.positions._value)) for pdb in pdbs])
     simulation = _new_simulation(runs[0], tiled)
@@ -204,14 +147,13 @@ def _resume(runs: Sequence[_Run]) -> tuple[TiledSystem, Simulation]:
     return tiled, simulation
 
 
-def _execute(runs: Sequence[_Run], progress: Callable[[str, float], None] = _silent) -> str:
+def _execute(runs: Sequence[SimulationRun], progress: Callable[[str, float], None] = _silent) -> str:
     """Make or continue the trajectories of one System; returns a line for the log."""
     first, name = runs[0], _together(runs)
     if all(run.finished for run in runs):
         return f"{name}: there"
     tiled, simulation = _resume(runs) if first.path("chk").exists() else _start(runs)
-    per_frame = _steps(first.frame_interval)
-    total = round(first.nanoseconds * 1000 / first.frame_interval) * per_frame
+    per_frame, total = first.frame_steps, first.total_steps
     block = max(1, round(first.checkpoint_interval * 1000 / first.frame_interval)) * per_frame
     begin, made = time.perf_counter(), (total - simulation.currentStep) * TIME_STEP / 1000
     topologies = [PDBFile(str(run.path("pdb"))).topology for run in runs]
@@ -231,7 +173,31 @@ def _execute(runs: Sequence[_Run], progress: Callable[[str, float], None] = _sil
     return f"{name}: {made:.3f} ns at {made / (time.perf_counter() - begin) * 86400:.0f} ns/day"
 
 
-def _together(runs: Sequence[_Run]) -> str:
+def _refuse_shared_files(runs: Sequence[SimulationRun]) -> None:
+    """Raise StarMDError where two trajectories would be written to one file."""
+    first = {}
+    for run in runs:
+        other = first.setdefault(run.name, run)
+        if other is not run:
+            raise StarMDError(
+                f"{other.molecule} and {run.molecule} would both be written to {run.path('xtc')}; give them different "
+                "names, or output folders of their own"
+            )
+
+
+def _refuse_other_settings(runs: Sequence[SimulationRun]) -> None:
+    """Raise HistoryError where the folder holds what one System must neither go on with nor write over."""
+    begun = [run for run in runs if run.begun]
+    for run in begun:
+        run.refuse_other_settings()
+    if begun and not (runs[0].path("chk").exists() or all(run.finished for run in runs)):
+        raise HistoryError(
+            f"{begun[0].path('xtc')} cannot be gone on with, because {runs[0].path('chk')} is not there; give all "
+            "molecules that were made together with it, in the same order, or name another output folder."
+        )
+
+
+def _together(runs: Sequence[SimulationRun]) -> str:
     return runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more"
 
 
@@ -258,9 +224,9 @@ def simulate(
         One-letter codes, with caps as in ``"ace-AAAA-nme"``, or names of PDB files with all hydrogens, as `prepare`
         makes them.
     output : path
-        Folder that gets NAME.pdb (all atoms, the start), NAME.xtc, NAME.chk (of the first of a System) and, at the end,
-        NAME.done for each;
-        NAME is the sequence, with caps as in ``ACE_AAAA_NME``, or the stem of the PDB file.
+        Folder that gets NAME.pdb (all atoms, the start), NAME.xtc, NAME.json (what the trajectory is made with),
+        NAME.chk (of the first of a System) and, at the end, NAME.done for each; NAME is the sequence, with caps as in
+        ``ACE_AAAA_NME``, or the stem of the PDB file.
     nanoseconds : float
         Length of each trajectory after 100 ps of equilibration.
     frame_interval : float
@@ -292,17 +258,23 @@ def simulate(
 
     Raises
     ------
+    HistoryError
+        If the folder holds trajectories of another molecule or start, another temperature, frame interval, seed or
+        platform, or such as have no NAME.json; names them, and nothing is made.
     StarMDError
-        At the end, if trajectories failed; names them. The others are complete.
+        If two molecules have one NAME; nothing is made. At the end, if trajectories failed; names them. The others are
+        complete.
     """
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    runs = [
-        _Run(s, output, nanoseconds, frame_interval, checkpoint_interval, temperature, seed, platform, replica)
-        for s in sequences
-        for replica in range(1, replicas + 1)
-    ]
+    output = check_output_folder(output)
+    settings = nanoseconds, frame_interval, checkpoint_interval, temperature, seed, platform
+    numbers = range(1, wholeNumber("replicas", replicas, 1) + 1)
+    runs = [SimulationRun(molecule, output, *settings, replica) for molecule in sequences for replica in numbers]
+    together, processes = wholeNumber("together", together, 1), wholeNumber("processes", processes, 1)
     systems = [runs[k : k + together] for k in range(0, len(runs), together)]
+    _refuse_shared_files(runs)
+    for system in systems:
+        _refuse_other_settings(system)
+    output.mkdir(parents=True, exist_ok=True)
     failed = []
 
     def collect(system, result):

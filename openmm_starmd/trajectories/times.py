@@ -1,10 +1,26 @@
-"""Time between the frames of a trajectory."""
+"""Time between the frames of a trajectory, and frames in a time."""
 
 from __future__ import annotations
 
 import numpy as np
+from openmm import unit
 
-from openmm_starmd.errors import TrajectoryError
+from openmm_starmd.errors import TrajectoryError, require
+from openmm_starmd.trajectories.xtc import LAST_STEP
+from openmm_starmd.units import positiveIn
+
+
+def frames_in(nanoseconds, interval, name: str) -> int:
+    """Frames at an interval (ps) in a time (ns), rounded; an interval is called ``name``.
+
+    A ValueError refuses what is not above 0 and finite, and a time that holds no frame or more than a file can count.
+    """
+    nanoseconds = positiveIn("nanoseconds", nanoseconds, unit.nanoseconds)
+    interval = positiveIn(name, interval, unit.picoseconds)
+    frames, told = 1000 * nanoseconds / interval, f"{name.replace('_', ' ')} of {interval:g} ps"
+    require(frames > 0.5, f"{nanoseconds:g} ns hold no {told}; expected one or more")
+    require(frames <= LAST_STEP, f"{nanoseconds:g} ns hold more than {LAST_STEP:,} times the {told}; expected less")
+    return round(frames)
 
 
 def frame_interval(times: np.ndarray, name: str, remedy: str) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 MAGIC = struct.pack(">i", 1995)
+LAST_STEP = 2**31 - 1  # of XTC and DCD, which count steps in 32 bits
 _HEADER, _PACKED_HEADER = 56, 92  # bytes before coordinates; those of more than 9 atoms are packed
 
 

@@ -1,5 +1,6 @@
 """The generator of peptide MD: right chemistry, right energy, resumable without lost or doubled frames."""
 
+import json
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -12,7 +13,7 @@ import torch
 from openmm import Context, LocalEnergyMinimizer, Platform, VerletIntegrator, unit
 from openmm.app import ForceField, HBonds, NoCutoff, PDBFile
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems import build_peptide, peptide_system
@@ -217,6 +218,127 @@ def test_a_pdb_file_is_simulated_and_continued(tmp_path, short):
     with pytest.raises(StarMDError, match="overwritten"):
         simulate([str(tmp_path / "mine.pdb")], tmp_path, 0.0004, **short)
     assert (tmp_path / "mine.pdb").read_bytes() == before
+
+
+def save_peptide(path, sequence, seed=1):
+    path.parent.mkdir(exist_ok=True)
+    topology, positions = build_peptide(sequence, seed=seed)
+    with open(path, "w") as file:
+        PDBFile.writeFile(topology, positions, file)
+    return str(path)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"temperature": 400}, "another temperature;"),
+        ({"frame_interval": 0.2}, "another frame interval;"),
+        ({"seed": 10}, "another seed;"),
+        ({"platform": "Reference"}, "another platform;"),
+        ({"temperature": 310, "seed": 10}, "another temperature and seed;"),
+        ({"start": ("GA", 2)}, "another start;"),
+        ({"start": ("AG", 1)}, "another molecule and start;"),
+    ],
+    ids=str,
+)
+def test_frames_of_other_settings_are_neither_returned_nor_gone_on_with(tmp_path, short, change, told):
+    save_peptide(tmp_path / "GA.pdb", "GA")
+    assert simulate([str(tmp_path / "GA.pdb")], tmp_path / "md", 0.0004, **short) == ["GA"]
+    before, change = contents(tmp_path / "md"), dict(change)
+    file = tmp_path / "GA.pdb"
+    if start := change.pop("start", None):
+        file = save_peptide(tmp_path / "sub" / "GA.pdb", *start)
+    for nanoseconds in (0.0004, 0.0008):
+        with pytest.raises(HistoryError, match=f"md/GA.xtc belongs to {told}.*md/GA.json.*another output folder"):
+            simulate(["AGS", str(file)], tmp_path / "md", nanoseconds, **short | change)
+        assert contents(tmp_path / "md") == before  # AGS, which stands before it, is not made either
+
+
+def test_a_structure_that_is_written_anew_is_the_same_start(tmp_path, short):
+    """OpenMM writes the day into a PDB file."""
+    file = save_peptide(tmp_path / "GA.pdb", "GA")
+    simulate([file], tmp_path / "md", 0.0004, **short)
+    before = contents(tmp_path / "md")
+    (tmp_path / "GA.pdb").write_text("REMARK   1 CREATED TOMORROW\n" + (tmp_path / "GA.pdb").read_text())
+    assert simulate([file], tmp_path / "md", 0.0004, **short) == ["GA"]
+    assert contents(tmp_path / "md") == before
+
+
+def test_the_settings_stand_beside_the_frames(tmp_path, short):
+    simulate(["ace-GA"], tmp_path, 0.0002, temperature=310 * unit.kelvin, **short)
+    found = json.loads((tmp_path / "ACE_GA.json").read_text())
+    assert found["temperature"] == 310 and found["frame interval"] == 0.1 and found["seed"] == 9
+    assert found["molecule"] == "ACE_GA" and "ff14SB" in found["force field"]
+
+
+def test_frames_without_settings_are_left_alone(tmp_path, short):
+    """As in folders of earlier versions."""
+    simulate(["GA"], tmp_path, 0.0004, **short)
+    (tmp_path / "GA.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(HistoryError, match=r"GA.xtc has no GA.json.*earlier version.*another output folder"):
+        simulate(["GA"], tmp_path, 0.0004, **short)
+    for damage in ("{", "[1]"):
+        (tmp_path / "GA.json").write_text(damage)
+        with pytest.raises(HistoryError, match=r"GA.json is damaged"):
+            simulate(["GA"], tmp_path, 0.0004, **short)
+    (tmp_path / "GA.json").unlink()
+    assert contents(tmp_path) == before
+
+
+def test_frames_are_not_written_over_by_another_system(tmp_path, short):
+    simulate(["AG", "GA"], tmp_path, 0.0002, together=2, **short)
+    before = contents(tmp_path)
+    assert simulate(["GA"], tmp_path, 0.0002, **short) == ["GA"]
+    for molecules in (["GA"], ["GA", "AG"]):
+        with pytest.raises(HistoryError, match=r"(AG|GA).xtc cannot be gone on with, because .*GA.chk is not there"):
+            simulate(molecules, tmp_path, 0.0004, together=2, **short)
+    assert contents(tmp_path) == before
+
+
+def test_lost_frames_are_missed(tmp_path, short):
+    simulate(["GA"], tmp_path, 0.0004, **short)
+    (tmp_path / "GA.xtc").write_bytes((tmp_path / "GA.xtc").read_bytes()[:-1])
+    with pytest.raises(StarMDError, match="GA.xtc lacks frames"):
+        simulate(["GA"], tmp_path, 0.0008, **short)
+
+
+def test_two_molecules_of_one_name_are_refused(tmp_path, short):
+    first, second = save_peptide(tmp_path / "GA.pdb", "GA"), save_peptide(tmp_path / "sub" / "GA.pdb", "AG")
+    for molecules, replicas in (([first, second], 1), (["GA", first], 1), (["GA", "GA_2.pdb"], 2), (["GA", "GA"], 1)):
+        with pytest.raises(StarMDError, match=r"would both be written to .*md/GA(_2)?.xtc; give them different names"):
+            simulate(molecules, tmp_path / "md", 0.0002, replicas=replicas, **short)
+    assert not (tmp_path / "md").exists()
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"nanoseconds": 0.00004}, "4e-05 ns hold no frame interval of 0.1 ps"),
+        ({"nanoseconds": np.inf}, "nanoseconds must be above 0 ns and finite; got inf ns"),
+        ({"nanoseconds": 1e308}, "1e[+]308 ns hold more than 2,147,483,647 times the frame interval"),
+        ({"nanoseconds": 1e4}, "2,500,000,000 time steps, but an XTC file counts 2,147,483,647"),
+        ({"frame_interval": 0}, "frame_interval must be above 0 ps and finite; got 0 ps"),
+        ({"frame_interval": np.nan}, "frame_interval must be above 0 ps and finite; got nan ps"),
+        ({"frame_interval": 0.001}, "frame_interval must be at least the time step of 0.004 ps"),
+        ({"checkpoint_interval": 0}, "checkpoint_interval must be above 0 ns"),
+        ({"temperature": -300}, "temperature must be above 0 K and finite; got -300 K"),
+        ({"temperature": np.inf}, "temperature must be above 0 K"),
+        ({"replicas": 0}, "replicas must be an integer"),
+        ({"processes": 0}, "processes must be an integer"),
+        ({"together": 1.5}, "together must be an integer"),
+        ({"seed": -1}, "seed must be an integer"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_simulated_make_no_files(tmp_path, short, change, told):
+    with pytest.raises(ValueError, match=told):
+        simulate(["GA"], tmp_path / "md", **{"nanoseconds": 0.0004} | short | change)
+    assert not (tmp_path / "md").exists()
 
 
 def test_replicas_differ_and_more_of_them_keep_the_first(tmp_path, short):
