@@ -151,24 +151,32 @@ class Domain:
         low, high, spare = self.min_temperature, self.max_temperature, self.temperature_tolerance
         if not low - spare <= temperature <= high + spare:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            yield Violation("temperature", f"the model knows {known} K +- {spare:g} K, not {temperature:g} K")
+            found = _written(temperature, low - spare, high + spare)
+            yield Violation("temperature", f"the model knows {known} K +- {spare:g} K, not {found} K")
         nearest = min(max(length, self.min_length), self.max_length)
         longest = self.longest_stride(nearest)
         if not self.min_stride <= stride <= longest:
             of = f" for {nearest} residues" if isinstance(self.max_stride, Mapping) else ""
-            text = f"the model knows strides of {self.min_stride:g} to {longest:g} ps{of}, not {stride:g} ps"
-            yield Violation("stride", text)
+            known, found = f"{self.min_stride:g} to {longest:g} ps{of}", _written(stride, self.min_stride, longest)
+            yield Violation("stride", f"the model knows strides of {known}, not {found} ps")
 
     def _of_start(self, tokens: ResidueTokens, positions):
         """Violation of a start (A, 3) that is not as compact as what the model was trained on."""
         spread = relative_gyration(torch.as_tensor(positions)[tokens.backbone[:, 1]])
         if spread > self.max_gyration:
+            times = _written(spread, 0.0, self.max_gyration, digits=3)
             yield Violation(
                 "fold",
-                f"the start is not folded: its CA atoms are {spread:.2f} times as far from their centre as those of a "
+                f"the start is not folded: its CA atoms are {times} times as far from their centre as those of a "
                 f"folded protein of {tokens.n_residues} residues, the model knows up to {self.max_gyration:g} times; "
                 "start from a folded structure",
             )
+
+
+def _written(value: float, low: float, high: float, digits: int = 6) -> str:
+    """A number that lies outside of two limits, with so many digits or as many more as show that it does."""
+    texts = (f"{value:.{more}g}" for more in range(digits, 18))
+    return next(text for text in texts if not low <= float(text) <= high)
 
 
 def relative_gyration(carbons: torch.Tensor) -> float:

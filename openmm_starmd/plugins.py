@@ -47,6 +47,21 @@ def load_propagator(name: str) -> type[JumpPropagator]:
         raise StarMDError(f"The propagator {name!r} ({found[0].value}) cannot be imported: {error}") from error
 
 
+def load_source(
+    name_or_path: str | os.PathLike, device: str | torch.device = "auto"
+) -> StarMDModel | type[JumpPropagator]:
+    """Model or class of propagators of a name, or the model of a file; a StarMDError says that there is none."""
+    name, models, propagators = str(name_or_path), available_models(), available_propagators()
+    if name in propagators and name not in models:
+        return load_propagator(name)
+    if name in models or Path(name).is_file():
+        return load_model(name, device)
+    raise StarMDError(
+        f"No model {name!r}: expected one of {[*models, *propagators]}, the path of a .safetensors file or, where "
+        "there is a molecule to choose for, 'auto'."
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class NewPropagator:
     """Makes propagators of one model; can be sent to another process."""
@@ -77,15 +92,8 @@ class NewPropagator:
             source = model
         elif model == "auto":
             source = choose_model(tokens, stride, temperature, device=device, strict=strict)
-        elif model in available_propagators() and model not in available_models():
-            source = load_propagator(model)
-        elif str(model) in available_models() or Path(model).is_file():
-            source = load_model(model, device)
         else:
-            known = [*available_models(), *available_propagators()]
-            raise StarMDError(
-                f"No model {str(model)!r}: expected 'auto', one of {known}, or the path of a .safetensors file."
-            )
+            source = load_source(model, device)
         return cls(source, source.device if isinstance(source, StarMDModel) else choose_device(device), strict)
 
     @property

@@ -24,7 +24,7 @@ from openmm import (
 )
 from openmm.app import Topology
 
-from openmm_starmd.binding.context import KB, checkSystem, freedomsOf
+from openmm_starmd.binding.context import KB, freedomsOf
 from openmm_starmd.binding.store import AT_WORK, PREFIX, scratchName
 from openmm_starmd.errors import require
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -257,7 +257,6 @@ class RelaxationPool:
     """Contexts that relax conformations side by side, each with one thread of the CPU platform."""
 
     def __init__(self, system: System, topology: Topology, tokens: ResidueTokens, relaxation, temperature, workers):
-        checkSystem(system, topology.getNumAtoms(), tokens)
         if relaxation.steers:
             raise ValueError("A rollout relaxes by minimisation and dynamics; for steering use StarMDIntegrator.")
         self._relaxation, self._temperature = relaxation, temperature

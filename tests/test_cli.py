@@ -16,7 +16,7 @@ import mdtraj
 import numpy as np
 import pytest
 from openmm import Context, Platform, VerletIntegrator
-from openmm.app import Modeller, PDBFile
+from openmm.app import Element, Modeller, PDBFile, Topology
 from openmm.unit import Quantity, nanometer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -41,6 +41,7 @@ def files(build_peptide, tmp_path, monkeypatch):
     trajectory[:40].save(str(tmp_path / "md.xtc"))
     trajectory[40:].save(str(tmp_path / "more.xtc"))
     trajectory[0].save(str(tmp_path / "top.pdb"))
+    (tmp_path / "config.toml").write_text('data = ["."]\noutput = "md.xtc"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -114,23 +115,49 @@ def test_spread_values_leaves_other_options_alone():
         ("evaluate --reference md.xtc --generated nowhere.xtc --topology top.pdb", 1, "no file nowhere.xtc"),
         ("evaluate --reference md.xtc --generated more.xtc", 1, "give its topology"),
         ("evaluate --reference md.xtc --generated more.xtc --topology md.xtc", 1, "cannot be read as a topology"),
-        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --stride -3", 1, "positive number of ps"),
-        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --temperature 0", 1, "temperature above"),
-        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb -o top.pdb", 1, "top.pdb"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --stride -3", 1, "positive, finite"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --temperature 0", 1, "must be above 0 K"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --stride inf", 1, "positive, finite"),
+        ("evaluate --reference md.xtc --generated more.xtc --topology top.pdb --temperature nan", 1, "got nan K"),
+        ("evaluate --reference md.xtc --generated no.xtc -o top.pdb", 1, "The output top.pdb cannot be made"),
         ("evaluate --reference md.xtc md.xtc --generated more.xtc --topology top.pdb", 1, "given twice"),
         ("models no-such-model", 1, "No model 'no-such-model'"),
-        ("simulate ABZ --nanoseconds 0.001", 1, "one-letter codes"),
+        ("models nope", 1, "'elastic'"),
+        ("simulate ABZ --nanoseconds 0.01", 1, "one-letter codes"),
+        ("simulate AAA --nanoseconds inf", 1, "nanoseconds must be above 0 ns and finite; got inf ns"),
+        ("simulate AAA --nanoseconds 0.002", 1, "0.002 ns hold no frame interval of 5 ps"),
+        ("simulate AAA --nanoseconds 1 --frame-interval 0", 1, "frame_interval must be above 0 ps"),
+        ("simulate AAA --nanoseconds 1 --frame-interval nan", 1, "frame_interval must be above 0 ps"),
+        ("simulate AAA --nanoseconds 1 -o md.xtc", 1, "The output md.xtc cannot be made: md.xtc is a file"),
+        ("simulate AAA AAA --nanoseconds 1", 1, "would both be written to md/AAA.xtc"),
         ("simulate AAA", 2, "Missing option '--nanoseconds'"),
-        ("simulate nowhere.pdb --nanoseconds 0.001", 1, "no file nowhere.pdb"),
+        ("simulate nowhere.pdb --nanoseconds 0.01", 1, "no file nowhere.pdb"),
         ("prepare nowhere.pdb", 1, "no such file"),
+        ("prepare top.pdb -o nodir/x.pdb", 1, "nodir/x.pdb cannot be written: there is no folder nodir; make it first"),
+        ("prepare top.pdb -o .", 1, "must be a file, but it is a folder"),
+        ("prepare top.pdb -o md.xtc/x.pdb", 1, "md.xtc is a file and no folder; name another output"),
         ("rollout nowhere.pdb --nanoseconds 1", 1, "no file nowhere.pdb"),
         ("rollout nowhere --nanoseconds 1", 1, "neither a file"),
         ("rollout AGB --nanoseconds 1", 1, "neither a file"),
         ("info nowhere.pdb", 1, "no such file"),
         ("info ZZZ", 1, "neither a file"),
-        ("rollout top.pdb --nanoseconds 1 --stride 5000", 1, "strides of"),
-        ("rollout top.pdb --nanoseconds 0", 1, "hold no step of 100 ps"),
-        ("rollout top.pdb --nanoseconds 0.04", 1, "hold no step of 100 ps"),
+        ("rollout top.pdb --nanoseconds 10 --stride 5000", 1, "strides of"),
+        ("rollout top.pdb --nanoseconds 0", 1, "nanoseconds must be above 0 ns"),
+        ("rollout top.pdb --nanoseconds 0.04", 1, "hold no stride of 100 ps"),
+        ("rollout top.pdb --nanoseconds 0.2 --stride 0 --allow stride", 1, "stride must be above 0 ps and finite"),
+        ("rollout top.pdb --nanoseconds 0.2 --stride nan --allow stride", 1, "stride must be above 0 ps and finite"),
+        ("rollout top.pdb --nanoseconds inf", 1, "nanoseconds must be above 0 ns and finite; got inf ns"),
+        ("rollout top.pdb --nanoseconds 1e308", 1, "more than 2,147,483,647 times the stride of 100 ps"),
+        ("rollout top.pdb --nanoseconds 1 --temperature inf --allow temperature", 1, "temperature must be above 0 K"),
+        ("rollout top.pdb --nanoseconds 1 -o md.xtc", 1, "The output md.xtc cannot be made: md.xtc is a file"),
+        ("info top.pdb --stride 0", 1, "stride must be above 0 ps"),
+        ("info top.pdb --temperature nan", 1, "temperature must be above 0 K"),
+        ("refine md.xtc --topology top.pdb --nanoseconds inf", 1, "nanoseconds must be above 0 ns"),
+        ("refine md.xtc --topology top.pdb --nanoseconds 1 --frame-interval 0", 1, "frame_interval must be above 0 ps"),
+        ("refine md.xtc --topology top.pdb --nanoseconds 1 --precision inf", 1, "finite factor above 1"),
+        ("refine md.xtc --topology top.pdb --nanoseconds 1 --temperature nan", 1, "temperature must be above 0 K"),
+        ("refine md.xtc --topology top.pdb --nanoseconds 1 -o top.pdb", 1, "The output top.pdb cannot be made"),
+        ("train config.toml", 1, "The output md.xtc cannot be made: md.xtc is a file"),
         ("refine nowhere --nanoseconds 1", 1, "no file nowhere"),
         ("refine md.xtc --nanoseconds 1", 1, "give its topology"),
         ("refine md.xtc --topology top.pdb --nanoseconds 1 --system top.pdb", 1, "XML of an OpenMM System"),
@@ -145,6 +172,58 @@ def test_bad_input_is_one_line_on_stderr(files, capsys, monkeypatch, arguments, 
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("starmd: ") and message in lines[0]
+
+
+def test_an_output_that_nobody_may_write_is_refused(files, capsys, monkeypatch):
+    (files / "closed").mkdir()
+    allowed = os.access  # to root everything is
+
+    def access(path, mode):
+        return allowed(path, mode) and not (mode & os.W_OK and Path(path).name == "closed")
+
+    monkeypatch.setattr(os, "access", access)
+    for command in ("prepare top.pdb -o closed/x.pdb", "rollout top.pdb --nanoseconds 1 -o closed"):
+        assert cli.main(command.split()) == 1
+        assert "there is no permission to write in closed; name another output" in capsys.readouterr().err
+
+
+def test_a_file_that_prepare_cannot_write_stays_as_it_was(files, monkeypatch):
+    (files / "start.pdb").write_text("mine")
+
+    def full(*arguments, **options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(PDBFile, "writeFile", full)
+    assert cli.main("prepare top.pdb -o start.pdb".split()) == 1
+    assert (files / "start.pdb").read_text() == "mine" and not list(files.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("command", ["rollout", "simulate"])
+def test_an_ion_beside_the_protein_leads_to_prepare(build_peptide, tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    topology, positions = build_peptide("DWGR")
+    modeller, sodium = Modeller(topology, Quantity(positions.tolist(), nanometer)), Topology()
+    sodium.addAtom("NA", Element.getBySymbol("Na"), sodium.addResidue("NA", sodium.addChain()))
+    modeller.add(sodium, Quantity([[3.0, 3.0, 3.0]], nanometer))
+    with open("ion.pdb", "w") as file:
+        PDBFile.writeFile(modeller.topology, modeller.positions, file)
+    assert cli.main([command, "ion.pdb", "--nanoseconds", "0.1"]) == 1
+    told = capsys.readouterr().err.strip()
+    assert "ff14SB has no template for residue NA" in told and "`starmd prepare FILE` removes" in told
+    assert told.count("\n") == 0
+    assert cli.main("prepare ion.pdb -o start.pdb".split()) == 0
+    assert PDBFile("start.pdb").topology.getNumAtoms() == topology.getNumAtoms()
+
+
+def test_simulate_tells_what_its_folder_belongs_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(import_module("openmm_starmd.training.simulate"), "EQUILIBRATION_STEPS", 10)
+    monkeypatch.chdir(tmp_path)
+    command = "simulate AG --nanoseconds 0.0002 --frame-interval 0.1 -o md".split()
+    assert cli.main(command) == cli.main(command) == 0
+    assert capsys.readouterr().out.split() == 2 * ["md/AG.xtc"]
+    for longer in ([], ["--nanoseconds", "0.0004"]):
+        assert cli.main([*command, "--temperature", "400", *longer]) == 1
+        assert "md/AG.xtc belongs to another temperature; go on with what md/AG.json tells" in capsys.readouterr().err
 
 
 def test_models_lists_and_shows(capsys):

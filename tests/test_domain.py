@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 from copy import deepcopy
 from dataclasses import replace
@@ -119,7 +120,10 @@ def test_a_start_that_is_no_fold_is_outside_where_the_model_knows_folds_alone(bu
     spread = float(np.sqrt(((extended[carbons] - extended[carbons].mean(0)) ** 2).sum(-1).mean()))
     assert spread > 1.4 * 0.22 * 18**0.38
     (told,) = folds.check(tokens, 100.0, 300.0, extended)
-    assert told.reason == "fold" and f"are {spread / (0.22 * 18**0.38):.2f} times as far" in told
+    relative = spread / (0.22 * 18**0.38)
+    assert told.reason == "fold" and f"are {relative:.2f} times as far" in told
+    (told,) = replace(PLAIN, max_gyration=relative - 1e-5).check(tokens, 100.0, 300.0, extended)
+    assert re.search(r"are (\S+) times", told)[1] > f"{relative - 1e-5:g}"
     assert folds.check(tokens, 100.0, 300.0) == PLAIN.check(tokens, 100.0, 300.0, extended) == []
     domain = load_model("starmd-protein").domain
     assert [told.reason for told in domain.check(tokens, 100.0, 300.0, extended)] == ["fold"]
@@ -282,6 +286,23 @@ def test_embedded_models_know_what_they_saw(build_peptide, name):
         if atom.residue.name == "NME" and atom.name == "C":
             atom.element = Element.getBySymbol("H")
     assert reasons(model.domain, amide) == ["variants"] + ([] if model.domain.caps else ["caps"])
+
+
+@pytest.mark.parametrize(
+    "stride, temperature, told",
+    [
+        (110.0001, 300.0, "strides of 10 to 110 ps, not 110.0001 ps"),
+        (9.99999999, 300.0, "strides of 10 to 110 ps, not 9.99999999 ps"),
+        (500.0, 300.0, "strides of 10 to 110 ps, not 500 ps"),
+        (float("nan"), 300.0, "strides of 10 to 110 ps, not nan ps"),
+        (100.0, 303.00001, "300 K +- 3 K, not 303.00001 K"),
+        (100.0, np.nextafter(297.0, 0), "300 K +- 3 K, not 296.9999999999999 K"),
+    ],
+)
+def test_numbers_beyond_a_limit_look_like_it(stride, temperature, told):
+    assert [str(found) for found in replace(PLAIN, max_stride=110.0)._of_settings(3, stride, temperature)] == [
+        f"the model knows {told}"
+    ]
 
 
 def test_violations_travel_between_processes():

@@ -146,7 +146,7 @@ def test_names_that_lead_nowhere(peptide, install):
     with pytest.raises(StarMDError, match="No propagator 'nobody': expected one of"):
         load_propagator("nobody")
     with pytest.raises(
-        StarMDError, match=r"No model 'nobody': expected 'auto', one of \[.*'starmd-protein'.*'elastic'"
+        StarMDError, match=r"No model 'nobody': expected one of \[.*'starmd-protein'.*'elastic'.*, 'auto'"
     ):
         StarMDIntegrator(peptide[0], 300, 100, "nobody")
     install("broken", "broken = broken:Missing")

@@ -165,7 +165,12 @@ def checkedPositions(state: openmm.State) -> np.ndarray:
     positions = np.array(state.getPositions(asNumpy=True)._value)
     if not positions.any():
         raise StarMDError("All positions are zero; call context.setPositions(...) before the first step.")
-    bad = np.flatnonzero(~np.isfinite(positions).all(-1))
+    refuseNotFinite(positions)
+    return positions
+
+
+def refuseNotFinite(positions: np.ndarray):
+    """Raise StarMDError where positions (..., A, 3) are not finite; it tells the index of the first such atom."""
+    *_, bad = np.nonzero(~np.isfinite(positions).all(-1))
     if len(bad):
         raise StarMDError(f"{len(bad)} atoms have positions that are not finite (the first: {bad[0]}); set them.")
-    return positions

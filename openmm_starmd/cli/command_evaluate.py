@@ -42,8 +42,10 @@ def evaluate(
     """
     from openmm_starmd.evaluation import evaluate as compare
     from openmm_starmd.evaluation.scoring.scores import MEANING
+    from openmm_starmd.files import check_output_folder
 
     console = Console()
+    check_output_folder(output)  # before the work
     with progress() as report:
         evaluation = compare(
             reference,

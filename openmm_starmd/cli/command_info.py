@@ -38,7 +38,10 @@ def info(
     from openmm_starmd.protein.tokens import ResidueTokens
     from openmm_starmd.systems.molecule import is_file, read_or_build
     from openmm_starmd.systems.prepare import prepare
+    from openmm_starmd.units import positiveIn
 
+    stride = positiveIn("stride", stride, unit.picoseconds)
+    temperature = positiveIn("temperature", temperature, unit.kelvin)
     topology, positions, changes = prepare(molecule) if is_file(molecule) else (*read_or_build(molecule), [])
     refuseWater(topology)
     tokens = ResidueTokens.from_topology(topology)

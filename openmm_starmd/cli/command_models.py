@@ -21,22 +21,19 @@ def models(
     ] = None,
 ) -> None:
     """List the models and propagators with a line on when to choose which, or show one with its domain and card."""
-    from openmm_starmd.model import available_models, load_model
-    from openmm_starmd.plugins import available_propagators, load_propagator
+    from openmm_starmd.model import StarMDModel
+    from openmm_starmd.plugins import load_source
 
-    console, others = Console(), available_propagators()
     if name is None:
         print("\n".join(_lines()))
         return
-    if name in others and name not in available_models():
-        console.print(Markdown(load_propagator(name).card))
-        return
-    model = load_model(name, device="cpu")
-    domain = plain_table()
-    domain.title, domain.title_justify = Text(model.name), "left"
-    for key, value in model.domain.to_dict().items():
-        domain.add_row(key.replace("_", " "), Text(_written(value)))
-    console.print(domain)
+    console, model = Console(), load_source(name, device="cpu")
+    if isinstance(model, StarMDModel):
+        domain = plain_table()
+        domain.title, domain.title_justify = Text(model.name), "left"
+        for key, value in model.domain.to_dict().items():
+            domain.add_row(key.replace("_", " "), Text(_written(value)))
+        console.print(domain)
     console.print(Markdown(model.card) if model.card else "This model has no card.")
 
 

@@ -22,14 +22,16 @@ def prepare(
     """
     from openmm.app import PDBFile, PDBxFile
 
+    from openmm_starmd.files import check_output_file, replacing
     from openmm_starmd.systems import prepare as run
 
+    check_output_file(output)
     topology, positions, changes = run(structure, ph=ph, disulfides=disulfides)
     writer = PDBxFile if output.suffix == ".cif" else PDBFile
     long_names = sorted({chain.id for chain in topology.chains() if len(chain.id) > 1})
     if writer is PDBFile and long_names:
         changes.append(f"renamed the chains {', '.join(long_names)}, as the PDB format has one letter: use -o NAME.cif")
-    with open(output, "w", encoding="utf-8") as file:
+    with replacing(output) as partial, open(partial, "w", encoding="utf-8") as file:
         writer.writeFile(topology, positions, file, keepIds=True)
     for change in changes:
         print(change)

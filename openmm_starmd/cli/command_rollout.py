@@ -49,22 +49,22 @@ def rollout(
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
     from openmm_starmd.binding.context import refuseWater
     from openmm_starmd.domain import allowing
-    from openmm_starmd.errors import StarMDError
+    from openmm_starmd.files import check_output_folder
     from openmm_starmd.plugins import NewPropagator
     from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
     from openmm_starmd.relaxation import Relaxation
     from openmm_starmd.rollout import rollout as run
     from openmm_starmd.systems import peptide_system
     from openmm_starmd.systems.molecule import read_or_build
+    from openmm_starmd.trajectories.times import frames_in
 
+    n_steps = frames_in(nanoseconds, stride, "stride")
+    check_output_folder(output)
     topology, positions = read_or_build(molecule, seed)
     refuse_missing_atoms(topology)
     strict, described = allowing(allow or []), (ResidueTokens.from_topology(topology), stride, temperature)
     new_propagator = NewPropagator.of(model, *described, device if scheduler is None else "cpu", strict)
     new_propagator.require(*described)
-    n_steps = round(1000 * nanoseconds / stride)
-    if n_steps < 1:
-        raise StarMDError(f"{nanoseconds:g} ns hold no step of {stride:g} ps; expected one stride or more")
     refuseWater(topology)
     made = 0
     with dask(scheduler, tls_ca_file, tls_cert, tls_key) as client, progress(nanoseconds * replicas) as report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from openmm import System, XmlSerializer, unit
 from openmm.app import PDBFile, Topology
 
 from openmm_starmd.errors import StarMDError, TrajectoryError, require
-from openmm_starmd.files import replacing
+from openmm_starmd.files import check_output_folder, replacing
 from openmm_starmd.refinement.coordinates import Features, cut_into_states, protein_features, slow_coordinates
 from openmm_starmd.refinement.estimation import estimate
 from openmm_starmd.refinement.refined import Refinement
@@ -22,7 +23,8 @@ from openmm_starmd.refinement.swarm import Swarm, run_swarm
 from openmm_starmd.systems import peptide_system
 from openmm_starmd.trajectories.frames import Source, check_atoms, name_of, pieces
 from openmm_starmd.trajectories.times import frame_interval as interval_of
-from openmm_starmd.units import valueIn, wholeNumber
+from openmm_starmd.trajectories.times import frames_in
+from openmm_starmd.units import positiveIn, valueIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -116,25 +118,30 @@ def refine(
     StarMDError
         If every start fails.
     """
-    n_starts = wholeNumber("n_starts", n_starts, 1)
-    frame_interval, equilibration = valueIn(frame_interval, unit.picoseconds), valueIn(equilibration, unit.picoseconds)
-    nanoseconds, temperature = valueIn(nanoseconds, unit.nanoseconds), valueIn(temperature, unit.kelvin)
-    require(frame_interval > 0 and temperature > 0, "frame_interval and temperature must be above 0.")
-    require(precision > 1, f"precision must be a factor above 1; got {precision}")
-    n_frames = round(1000 * nanoseconds / frame_interval)
+    output = check_output_folder(output)
+    n_starts, seed = wholeNumber("n_starts", n_starts, 1), wholeNumber("seed", seed)
+    n_frames = frames_in(nanoseconds, frame_interval, "frame_interval")
     require(n_frames >= 5, f"nanoseconds must be at least five frame intervals; got {nanoseconds} ns")
+    frame_interval, equilibration = valueIn(frame_interval, unit.picoseconds), valueIn(equilibration, unit.picoseconds)
+    require(0 <= equilibration < math.inf, f"equilibration must be at least 0 ps and finite; got {equilibration:g} ps")
+    temperature = positiveIn("temperature", temperature, unit.kelvin)
+    require(1 < precision < math.inf, f"precision must be a finite factor above 1; got {precision}")
     if time_step is None:
         time_step = OWN_TIME_STEP if system is None else TIME_STEP
+    time_step = positiveIn("time_step", time_step, unit.picoseconds)
+    require(frame_interval >= time_step, f"frame_interval must be at least a time step of {time_step:g} ps")
+    stride = None if stride is None else positiveIn("stride", stride, unit.picoseconds)
+    lag = None if lag is None else positiveIn("lag", lag, unit.picoseconds)
     system = peptide_system(topology) if system is None else system
     if system.getNumParticles() != topology.getNumAtoms():
         raise StarMDError(
             f"The System has {system.getNumParticles()} particles, the topology {topology.getNumAtoms()} atoms: both "
             "must describe the same molecules."
         )
-    run = _Learned(learned, topology, features, None if stride is None else valueIn(stride, unit.picoseconds), progress)
+    run = _Learned(learned, topology, features, stride, progress)
     positions, boxes = run.conformations(choose_starts(run.slow_points(), n_starts))
     swarm = Swarm(
-        folder=(Path(output) / "swarm").absolute(),
+        folder=(output / "swarm").absolute(),
         topology=topology,
         system=XmlSerializer.serialize(system),
         starts=positions,
@@ -142,7 +149,7 @@ def refine(
         temperature=temperature,
         frame_interval=frame_interval,
         equilibration=equilibration,
-        time_step=valueIn(time_step, unit.picoseconds),
+        time_step=time_step,
         seed=seed,
         platform=platform,
     )
@@ -166,13 +173,13 @@ def refine(
         learned=[model.transform(coordinates.transform(f)) for f in run.features],
         learned_interval=run.interval,
         temperature=temperature,
-        lag=None if lag is None else valueIn(lag, unit.picoseconds),
+        lag=lag,
         precision=precision,
         seed=seed,
     )
     result.settings.update(starts=len(positions), failed=len(positions) - len(numbers), equilibration=equilibration)
     result.write(output)
-    _write_sets(Path(output) / "sets.pdb", result, points, files, model, topology)
+    _write_sets(output / "sets.pdb", result, points, files, model, topology)
     return result
 
 

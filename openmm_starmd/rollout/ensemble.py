@@ -17,6 +17,7 @@ import numpy as np
 from openmm import System
 from openmm.app import Topology
 
+from openmm_starmd.binding.context import checkSystem
 from openmm_starmd.binding.forces import unknownForces
 from openmm_starmd.binding.gate import Failures, ValidityGate
 from openmm_starmd.domain import Violation
@@ -29,6 +30,7 @@ from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.relaxation import Relaxation, RelaxationPool
 from openmm_starmd.rollout.replica import LOCKS, Replica
 from openmm_starmd.rollout.rounds import BatchSampler
+from openmm_starmd.systems.run_settings import hash_of_molecule, hash_of_positions, hash_of_system
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +77,20 @@ class Ensemble:
         return replace(self, new_propagator=self.new_propagator.on(device))
 
     @cached_property
-    def _identity(self) -> str:
-        relaxation, model = self._relaxes and self.relaxation, self._create_propagator().identity.hex()
-        return f"{model} {self.stride:g} {self.temperature:g} {self.seed} {relaxation}"
+    def _settings(self) -> dict:
+        """What all replicas are made with."""
+        propagator = self._create_propagator()
+        return {
+            "model or protein": propagator.identity.hex(),
+            "molecule": hash_of_molecule(self.topology),
+            "stride": self.stride,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "context_frames": propagator.context_frames,
+            "denoising_steps": self.denoising_steps,
+            "relaxation": repr(self.relaxation) if self._relaxes else None,
+            "System": hash_of_system(self.system) if self._relaxes else None,
+        }
 
     @property
     def _relaxes(self) -> bool:
@@ -94,9 +107,14 @@ class Ensemble:
         return self.new_propagator.outside(self.tokens, self.stride, self.temperature)
 
     def check(self):
-        """Raise ModelDomainError for protein, settings, starts and forces outside the domain, before anything slow."""
+        """Raise ModelDomainError for protein, settings, starts and forces outside the domain, before anything slow.
+
+        A ValueError or UnsupportedTopologyError refuses a System that does not belong to the Topology.
+        """
         new, settings = self.new_propagator, (self.tokens, self.stride, self.temperature)
         new.require(*settings)
+        if self._relaxes:
+            checkSystem(self.system, self.topology.getNumAtoms(), self.tokens)
         starts = np.unique(self.starts, axis=0)
         for start in starts:
             refuse_wrong_unit(start, self.tokens.backbone)
@@ -127,7 +145,7 @@ class Ensemble:
             self.topology,
             self.tokens.features.torsion_mask,
             self.stride,
-            self._identity,
+            self._settings | {"start": hash_of_positions(self.starts[number])},
             self.starts[number],
         )
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.files import save_tensors
 from openmm_starmd.protein.history import History
+from openmm_starmd.systems.run_settings import differing
 from openmm_starmd.trajectories.xtc import frame_ends
 
 LOCKS = ".locks"
@@ -26,10 +27,10 @@ LOCKS = ".locks"
 class Replica:
     """One of several rollouts from a start (A, 3), nm; it writes its own files alone, while it is `held`.
 
-    A state must agree in the ``identity`` to be gone on from. The stride is in ps.
+    A state must agree in the ``settings`` to be gone on from. The stride is in ps.
     """
 
-    def __init__(self, folder: Path, number: int, topology: Topology, torsion_mask, stride, identity: str, start):
+    def __init__(self, folder: Path, number: int, topology: Topology, torsion_mask, stride, settings: dict, start):
         self.number, self.step, self.positions, self.rejection = number, 0, start, None
         self.history: History | None = None
         self.excess = 0.0  # energy above the base that `ValidityGate` knows, kJ/mol
@@ -37,7 +38,7 @@ class Replica:
         self.counts = Counter()  # of jumps since then, as `acceptance` takes them
         self.trajectory = folder / f"replica{number:04d}.xtc"
         self._state, self._lock = self.trajectory.with_suffix(".state"), folder / LOCKS / self.trajectory.stem
-        self._topology, self._mask, self._identity = topology, torsion_mask, identity
+        self._topology, self._mask, self._settings = topology, torsion_mask, settings
         self._stride = stride
         self._saved, self._bytes, self._file = 0, 0, None  # step of the last state, length of the trajectory there
 
@@ -89,7 +90,7 @@ class Replica:
         tensors = {"positions": torch.from_numpy(self.positions), "times": self._stride * frames.double()}
         tensors["history"] = self.history.pack(self._mask)
         try:
-            save_tensors(tensors, self._state, {"identity": self._identity, "clock": json.dumps(clock)})
+            save_tensors(tensors, self._state, {"settings": json.dumps(self._settings), "clock": json.dumps(clock)})
         except SafetensorError as error:
             raise OSError(f"{self._state} could not be written ({error}).") from error
         self._saved, self._bytes = self.step, end
@@ -119,15 +120,17 @@ class Replica:
             return None
         try:
             with safe_open(self._state, "pt") as file:
-                identity, clock = file.metadata()["identity"], json.loads(file.metadata()["clock"])
+                settings, clock = (json.loads(file.metadata()[name]) for name in ("settings", "clock"))
                 clock = {name: clock[name] for name in ("step", "dropped", "bytes", "excess")}
                 vector, times, positions = (file.get_tensor(name) for name in ("history", "times", "positions"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise HistoryError(f"{self._state} is damaged ({error}); remove it to start this replica anew.") from error
-        if identity != self._identity:
             raise HistoryError(
-                f"{self._state} belongs to another model, protein, stride, temperature, seed or relaxation; go on with "
-                "those, or name another folder."
+                f"{self._state} is damaged, or of an earlier version ({error}); name another folder, or remove it to "
+                "start this replica anew."
+            ) from error
+        if others := differing(settings, self._settings):
+            raise HistoryError(
+                f"{self._state} belongs to another {others}; go on with the same, or name another folder."
             )
         if self._length() < clock["bytes"]:
             raise HistoryError(

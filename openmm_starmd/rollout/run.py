@@ -13,12 +13,11 @@ import numpy as np
 from openmm import System, unit
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.binding.context import refuseWater
-from openmm_starmd.binding.outputs import LAST_STEP
+from openmm_starmd.binding.context import refuseNotFinite, refuseWater
 from openmm_starmd.binding.statistics import acceptance
 from openmm_starmd.domain import warn_of_numbering
 from openmm_starmd.errors import JumpRejectedError, StarMDError, require
-from openmm_starmd.files import replacing, write_json
+from openmm_starmd.files import check_output_folder, replacing, write_json
 from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel
 from openmm_starmd.plugins import NewPropagator
@@ -26,7 +25,8 @@ from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.relaxation import Relaxation
 from openmm_starmd.rollout.ensemble import Ensemble
 from openmm_starmd.rollout.replica import LOCKS
-from openmm_starmd.units import valueIn, wholeNumber
+from openmm_starmd.trajectories.xtc import LAST_STEP
+from openmm_starmd.units import positiveIn, wholeNumber
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -135,7 +135,8 @@ def rollout(
         At the end, if replicas have found no acceptable conformation; names them. They have stopped before that jump,
         and go on from there with more ``max_retries``; the others are complete.
     HistoryError
-        If a state to go on from is damaged, or of another model, system, stride or seed.
+        If a state to go on from is damaged, of another model, molecule, start, System, stride, temperature, seed or
+        relaxation, or of an earlier version.
     OSError
         If files cannot be written. After this and any other error, Ctrl-C included, ``resume`` goes on: from the last
         step where a state could still be written, otherwise from the last state.
@@ -149,18 +150,20 @@ def rollout(
     batch_size, place = wholeNumber("batch_size", batch_size, 1), device if client is None else "cpu"
     if client is not None:
         from openmm_starmd.rollout.cluster import distribute  # Dask is an extra
+    output = check_output_folder(output)
     refuse_missing_atoms(topology)
-    stride, temperature = valueIn(stride, unit.picoseconds), valueIn(temperature, unit.kelvin)
+    stride = positiveIn("stride", stride, unit.picoseconds)
+    temperature = positiveIn("temperature", temperature, unit.kelvin)
     tokens = ResidueTokens.from_topology(topology)
     warn_of_numbering(tokens)
     ensemble = Ensemble(
-        folder=Path(output) if client is None else Path(output).absolute(),
+        folder=output if client is None else output.absolute(),
         new_propagator=NewPropagator.of(model, tokens, stride, temperature, place, strict),
         topology=topology,
         starts=_starts(positions, topology, n_replicas),
         stride=stride,
         temperature=temperature,
-        seed=seed,
+        seed=wholeNumber("seed", seed),
         system=system,
         relaxation=relaxation,
         denoising_steps=denoising_steps,
@@ -172,8 +175,7 @@ def rollout(
     ensemble.check()
     refuseWater(topology)
     sampler = ensemble.sampler()  # finds what else is wrong, before there are files
-    _prepare(ensemble, resume)
-    steps = ensemble.steps()
+    steps = _prepare(ensemble, resume)
     if any(steps):
         progress(sum(min(step, n_steps) for step in steps))
     batches = [list(range(first, min(first + batch_size, n_replicas))) for first in range(0, n_replicas, batch_size)]
@@ -204,20 +206,23 @@ def _starts(positions, topology: Topology, n_replicas: int) -> np.ndarray:
     if unit.is_quantity(positions):
         positions = positions.value_in_unit(unit.nanometer)
     found, n_atoms = np.array(positions, dtype=np.float64), topology.getNumAtoms()
-    if found.shape not in ((n_atoms, 3), (n_replicas, n_atoms, 3)) or not np.isfinite(found).all():
-        raise ValueError(
-            f"positions must be finite and of shape ({n_atoms}, 3), or ({n_replicas}, {n_atoms}, 3) for a start of "
-            f"each replica; found {found.shape}."
-        )
+    require(
+        found.shape in ((n_atoms, 3), (n_replicas, n_atoms, 3)),
+        f"positions must be of shape ({n_atoms}, 3), or ({n_replicas}, {n_atoms}, 3) for a start of each replica; "
+        f"found {found.shape}.",
+    )
+    refuseNotFinite(found)
     return np.broadcast_to(found, (n_replicas, n_atoms, 3)).copy()
 
 
-def _prepare(ensemble: Ensemble, resume: bool):
-    """Make the folder with its topology."""
+def _prepare(ensemble: Ensemble, resume: bool) -> list[int]:
+    """Make the folder with its topology; steps that its replicas have already."""
     folder, topology = ensemble.folder, ensemble.folder / TOPOLOGY
     if not resume and any(folder.glob("replica*.xtc")):
         raise StarMDError(f"{folder} holds trajectories; go on with them by resume=True, or name another folder.")
+    steps = ensemble.steps()
     (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-    if not topology.exists():
-        with replacing(topology) as partial, open(partial, "w") as file:
+    if not (topology.exists() and any(steps)):
+        with ensemble.replica(0).held(wait=False), replacing(topology) as partial, open(partial, "w") as file:
             PDBFile.writeFile(ensemble.topology, ensemble.starts[0] * unit.nanometer, file, keepIds=True)
+    return steps

@@ -23,7 +23,8 @@ from openmm import (
 from openmm.app import CutoffNonPeriodic, HBonds, NoCutoff, Topology
 from openmm.app.internal.customgbforces import GBSAOBC2Force
 
-from openmm_starmd.errors import StarMDError
+from openmm_starmd.errors import StarMDError, UnsupportedTopologyError, listed
+from openmm_starmd.protein.bond_graph import label
 from openmm_starmd.protein.tokens import ResidueTokens, refuse_missing_atoms
 from openmm_starmd.protein.validity import check_positions
 from openmm_starmd.systems.build import build_peptide, force_field
@@ -41,9 +42,10 @@ def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
     Raises
     ------
     UnsupportedTopologyError
-        If hydrogens are missing.
+        If hydrogens are missing, or ff14SB has no template of a residue, such as an ion.
     """
     refuse_missing_atoms(topology)
+    _refuse_unmatched(topology)
     system = force_field().createSystem(
         topology,
         nonbondedMethod=CutoffNonPeriodic if cutoff else NoCutoff,
@@ -63,6 +65,14 @@ def peptide_system(topology: Topology, cutoff: float | None = None) -> System:
         solvent.setCutoffDistance(cutoff)
     system.addForce(solvent)
     return system
+
+
+def _refuse_unmatched(topology: Topology) -> None:
+    if unmatched := force_field().getUnmatchedResidues(topology):
+        raise UnsupportedTopologyError(
+            f"ff14SB has no template for {listed(list(map(label, unmatched)))}; `starmd prepare FILE` removes what is "
+            "no protein, such as ions, and completes or replaces other residues."
+        )
 
 
 def platform_of(name: str) -> tuple[Platform, dict[str, str]]:

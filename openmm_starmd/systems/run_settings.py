@@ -33,6 +33,6 @@ def hash_of_system(system: System) -> str:
 
 
 def differing(found: Mapping, asked: Mapping) -> str:
-    """Names of the settings that differ, such as ``"seed"`` or ``"start, temperature and seed"``; empty if all agree."""
+    """Names of the settings that differ, such as ``"start, temperature and seed"``; empty where all agree."""
     *names, last = [name for name in asked if name not in found or found[name] != asked[name]] or [""]
     return f"{', '.join(names)} and {last}" if names else last

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from openmm_starmd.diffusion.loss import LossWeights
 from openmm_starmd.errors import StarMDError, require
+from openmm_starmd.files import check_output_folder
 from openmm_starmd.network import config as presets
 from openmm_starmd.network.config import ModelConfig
 from openmm_starmd.training import toml
@@ -142,6 +143,9 @@ class TrainingConfig:
             object.__setattr__(self, "validation_names", _held_out_names(Path(self.validation_names)))
         for name in ("stride_range", "validation_sequences", "validation_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_output_folder(self.output)
+        for name, value in vars(self).items():
+            require(not isinstance(value, float) or math.isfinite(value), f"{name} must be finite, not {value}.")
         least = {"batch_size": 1, "frames": 2, "total_steps": 1, "warmup_steps": 0, "weight_decay": 0}
         least |= {"validation_steps": 1, "validation_batches": 1, "checkpoint_seconds": 0, "rescan_steps": 0, "seed": 0}
         least |= {"patience": 0, "devices": 1, "num_nodes": 1, "hours": 0, "batch_residues": 0, "noise_draws": 1}
@@ -153,7 +157,8 @@ class TrainingConfig:
         for name in ("ema_decay", "hidden_types", "hidden_references"):
             require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         low, high = self.stride_range
-        require(0 < low <= high, f"stride_range must satisfy 0 < least <= greatest, not {self.stride_range}.")
+        ordered = 0 < low <= high < math.inf
+        require(ordered, f"stride_range must satisfy 0 < least <= greatest < inf, not {self.stride_range}.")
         for name, known in {"precision": PRECISIONS, "strategy": STRATEGIES}.items():
             found = getattr(self, name)
             require(found in known, f"{name} must be one of {', '.join(known)}, not {found!r}.")

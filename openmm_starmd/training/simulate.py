@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
 
 import numpy as np
 from openmm import LangevinMiddleIntegrator, unit
@@ -23,7 +22,8 @@ from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.files import check_output_folder, replacing
 from openmm_starmd.systems.build import THREE_LETTER
 from openmm_starmd.systems.peptide import peptide_system, platform_of
-from openmm_starmd.training.simulation_run import FRICTION, TIME_STEP, SimulationRun, seed_of
+from openmm_starmd.training.simulation_run import FRICTION, TIME_STEP, SimulationRun
+from openmm_starmd.training.simulation_run import seed_of as seed_of  # by which the recipes know it
 from openmm_starmd.training.tiled_system import TiledSystem
 from openmm_starmd.units import wholeNumber
 

@@ -6,6 +6,7 @@ of which only the wanted atoms are kept. Atoms are matched by `matching`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -210,8 +211,8 @@ def _apart_at_gaps(one: Side, two: Side) -> tuple[Side, Side]:
 
 def _side(all_found, names, keys, common, interval, option, progress) -> Side:
     """All files of one side; ``interval`` is what the user gave by ``option``."""
-    if interval is not None and not interval > 0:
-        raise TrajectoryError(f"{option} has to be a positive number of ps, found {interval:g}.")
+    if interval is not None and not 0 < interval < math.inf:
+        raise TrajectoryError(f"{option} has to be a positive, finite number of ps, found {interval:g}.")
     loaded = [_read(each.source, each.name, each.topology, keys, common, progress) for each in all_found]
     trajectories = tuple(trajectory for trajectory, _ in loaded)
     n_frames = sum(trajectory.n_frames for trajectory in trajectories)

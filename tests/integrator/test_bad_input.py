@@ -126,13 +126,24 @@ def test_a_new_stride_outside_the_domain_changes_nothing(new_simulation):
     assert simulation.integrator.getStepSize() == 100 * unit.picoseconds
 
 
+@pytest.mark.parametrize("value", [0, float("nan"), float("inf")])
+def test_a_new_stride_or_temperature_that_is_none_changes_nothing(new_simulation, value):
+    integrator = new_simulation(strict=False).integrator
+    for change in (integrator.setStepSize, integrator.setTemperature):
+        with pytest.raises(ValueError, match="and finite; got"):
+            change(value)
+    assert (integrator.getStepSize()._value, integrator.getTemperature()._value) == (100, 300)
+
+
 @pytest.mark.parametrize(
     "settings, told",
     [
         ({"stepSize": 0}, "stepSize"),
         ({"stepSize": -10 * unit.picoseconds}, "stepSize"),
-        ({"stepSize": float("nan")}, "stepSize"),
+        ({"stepSize": float("nan"), "strict": False}, "stepSize must be above 0 ps and finite; got nan ps"),
+        ({"stepSize": float("inf"), "strict": False}, "stepSize must be above 0 ps and finite; got inf ps"),
         ({"temperature": 0}, "temperature"),
+        ({"temperature": float("inf"), "strict": False}, "temperature must be above 0 K and finite; got inf K"),
         ({"maxRetries": -1}, "maxRetries"),
         ({"maxRetries": 1.5}, "maxRetries"),
         ({"randomSeed": 2**31}, "randomSeed"),

@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused(topology, system, tmp_path):
     with pytest.raises(StarMDError, match="has 2 particles, the topology 1 atoms"):
         refine(proposal(topology), topology, nanoseconds=1, output=tmp_path, system=other, features=along_x)
     with pytest.raises(ValueError, match="five frame intervals"):
-        refine(proposal(topology), topology, nanoseconds=0.001, output=tmp_path, system=system, features=along_x)
+        refine(proposal(topology), topology, nanoseconds=0.004, output=tmp_path, system=system, features=along_x)
     with pytest.raises(StarMDError, match="no torsions"):
         refine(proposal(topology), topology, nanoseconds=1, output=tmp_path, system=system)
 

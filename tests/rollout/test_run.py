@@ -28,6 +28,7 @@ from openmm_starmd import (
 )
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
+from openmm_starmd.systems import peptide_system
 
 PRECISION = 2e-3  # nm; XTC rounds to 0.001
 LARGEST_FILE = 3_000  # bytes; state and topology fit in, 16 frames do not
@@ -235,19 +236,54 @@ def test_what_relaxation_spoils_is_sampled_again(run, samples, peptide, monkeypa
 @pytest.mark.parametrize(
     "options, told",
     [
-        ({"start": np.zeros((3, 3))}, "positions must be finite and of shape"),
+        ({"start": np.zeros((3, 3))}, r"positions must be of shape \(.*found \(3, 3\)"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_steps": 2**31}, "at most 2,147,483,647"),
         ({"n_replicas": 0}, "n_replicas"),
         ({"checkpoint_steps": 0}, "checkpoint_steps"),
         ({"batch_size": 0}, "batch_size"),
         ({"stride": 0.001}, "strides of"),
+        ({"stride": 0, "strict": False}, "stride must be above 0 ps and finite; got 0 ps"),
+        ({"stride": np.nan, "strict": {"stride": False}}, "stride must be above 0 ps and finite; got nan ps"),
+        ({"stride": np.inf, "strict": False}, "stride must be above 0 ps and finite; got inf ps"),
+        ({"temperature": np.inf, "strict": False}, "temperature must be above 0 K and finite; got inf K"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"workers": 0}, "workers"),
     ],
 )
 def test_bad_settings_leave_no_files(run, tmp_path, options, told):
     with pytest.raises((ValueError, ModelDomainError), match=told):
         run("a", **{"n_steps": 2} | options)
     assert not list(tmp_path.glob("a/*.xtc"))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("n_replicas", [1, 2])
+def test_the_atom_of_a_start_that_is_not_finite_is_named(run, peptide, tmp_path, poison, n_replicas):
+    starts = np.stack(n_replicas * [np.array(peptide[1]._value)])
+    starts[-1, 4, 2] = poison
+    with pytest.raises(StarMDError, match=r"1 atoms have positions that are not finite \(the first: 4\)"):
+        run("a", 2, n_replicas, start=starts.squeeze())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_system_of_another_molecule_is_refused(build_peptide, tmp_path):
+    """By the number of atoms, before its forces are compared with those that the model knows."""
+    topology, positions = build_peptide("DWGR")
+    other = build_peptide("AGAG")[0]
+    message = f"The Topology has {len(positions)} atoms, but the System {other.getNumAtoms()}; make both from"
+    with pytest.raises(ValueError, match=message):
+        rollout("auto", topology, positions, stride=100, n_steps=1, output=tmp_path / "a", system=peptide_system(other))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/in/it"])
+def test_an_output_that_can_be_no_folder_is_refused(run, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StarMDError, match=f"The output .*{place} cannot be made: .*file is a file and no folder; name"):
+        run(place, 2)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("factor, told", [(10, "ten times too large: Angstrom"), (0.1, "ten times too small")])
@@ -291,12 +327,90 @@ def test_a_folder_with_trajectories_is_not_overwritten(run, tmp_path):
     assert (tmp_path / "a" / "replica0000.xtc").read_bytes() == before
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def stiffer(system):
+    """Copy of a System with one bond changed."""
+    copied = openmm.XmlSerializer.clone(system)
+    bonds = next(force for force in copied.getForces() if isinstance(force, openmm.HarmonicBondForce))
+    *atoms, length, constant = bonds.getBondParameters(0)
+    bonds.setBondParameters(0, *atoms, length, 1.01 * constant)
+    return copied
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"seed": 4}, "seed"),
+        ({"stride": 100.0001}, "stride"),
+        ({"temperature": 301}, "temperature"),
+        ({"denoising_steps": 2}, "denoising_steps"),
+        ({"start": 0.01}, "start"),
+        ({"system": stiffer}, "System"),
+        ({"system": None}, "relaxation and System"),
+        ({"relaxation": Relaxation(minimizationSteps=2, dynamicsSteps=1)}, "relaxation"),
+        ({"start": 0.01, "system": stiffer, "seed": 4}, "seed, System and start"),
+    ],
+    ids=str,
+)
+def test_a_run_of_other_settings_does_not_go_on(run, peptide, tmp_path, change, told):
+    _, positions, system = peptide
+    settings = {"system": system, "relaxation": Relaxation(minimizationSteps=2, dynamicsSteps=0)}
+    run("a", 2, **settings)
+    before, change = contents(tmp_path / "a"), dict(change)
+    if "start" in change:
+        change["start"] = positions._value + change["start"]
+    if change.get("system"):
+        change["system"] = stiffer(system)
+    for n_steps, n_replicas in ((2, 1), (4, 2)):
+        with pytest.raises(HistoryError, match=f"replica0000.state belongs to another {told}; .*name another folder"):
+            run("a", n_steps, n_replicas, **settings | change)
+        assert contents(tmp_path / "a") == before
+    again = run("a", 2, system=openmm.XmlSerializer.clone(system), relaxation=settings["relaxation"])
+    assert again.shape[1] == 2 and contents(tmp_path / "a") == before
+
+
+def test_a_run_of_another_molecule_of_the_same_start_does_not_go_on(run, peptide, tiny_model, tmp_path):
+    """Two hydrogens that have changed their names."""
+    run("a", 2)
+    topology = Modeller(*peptide[:2]).topology
+    first, second = (atom for atom in topology.atoms() if atom.residue.index == 1 and atom.name in ("HB2", "HB3"))
+    first.name, second.name = second.name, first.name
+    settings = {"stride": 100, "seed": 9, "resume": True, "device": "cpu"}
+    with pytest.raises(HistoryError, match="belongs to another molecule;"):
+        rollout(tiny_model, topology, peptide[1], n_steps=4, output=tmp_path / "a", **settings)
+
+
+def test_replicas_go_on_each_from_a_start_of_its_own(run, peptide):
+    starts = np.stack([peptide[1]._value, peptide[1]._value + 5.0])
+    whole = run("whole", 4, 2, start=starts)
+    run("a", 2, start=starts[0])
+    np.testing.assert_allclose(run("a", 4, 2, start=starts), whole, atol=PRECISION)
+    with pytest.raises(HistoryError, match="replica0001.state belongs to another start;"):
+        run("a", 6, 2, start=starts[0])
+
+
+def test_a_seed_of_numpy_is_the_same_seed(run, tmp_path):
+    assert np.array_equal(run("a", 2, seed=9), run("b", 2, seed=np.int64(9)))
+
+
+def test_the_topology_of_a_run_that_has_no_steps_is_written_anew(run, tmp_path):
+    """As after a call that was killed before its first state; the next may be of another molecule."""
+    whole = run("whole", 2)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "topology.pdb").write_text("of another molecule")
+    (tmp_path / "a" / ".locks").mkdir()
+    with FileLock(tmp_path / "a" / ".locks" / "replica0000"), pytest.raises(StarMDError, match="Another process"):
+        run("a", 2)
+    assert (tmp_path / "a" / "topology.pdb").read_text() == "of another molecule"
+    assert np.array_equal(run("a", 2), whole)
+
+
 def test_foreign_and_damaged_states_are_refused(run, tmp_path):
     run("a", 2)
     state = tmp_path / "a" / "replica0000.state"
-    for change in ({"seed": 4}, {"stride": 50}):
-        with pytest.raises(HistoryError, match="belongs to another"):
-            run("a", 4, **change)
     whole = state.read_bytes()
     state.write_bytes(whole[:-20])
     with pytest.raises(HistoryError, match="damaged"):
@@ -309,6 +423,10 @@ def test_foreign_and_damaged_states_are_refused(run, tmp_path):
     del clock["excess"]  # as in states from before energies had a base
     save_file(tensors, state, metadata | {"clock": json.dumps(clock)})
     with pytest.raises(HistoryError, match="damaged.*excess"):
+        run("a", 4)
+    metadata["identity"] = metadata.pop("settings")  # as in states that did not know of the start
+    save_file(tensors, state, metadata)
+    with pytest.raises(HistoryError, match="of an earlier version .*settings.*name another folder, or remove it"):
         run("a", 4)
     state.write_bytes(whole)
     (tmp_path / "a" / "replica0000.xtc").write_bytes(b"")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from openmm import unit
 
 from openmm_starmd.evaluation.report.page import render
 from openmm_starmd.evaluation.scoring import scorer
@@ -18,8 +19,9 @@ from openmm_starmd.evaluation.scoring.projection import Projection, common_lag
 from openmm_starmd.evaluation.scoring.scores import MEANING, NONE, Score, interval, written
 from openmm_starmd.evaluation.scoring.unscored import unscored
 from openmm_starmd.evaluation.scoring.verdict import CAPTIONS, verdict
-from openmm_starmd.files import write_json
+from openmm_starmd.files import check_output_folder, write_json
 from openmm_starmd.trajectories.sides import Progress, Side, Source, read_sides
+from openmm_starmd.units import positiveIn
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Evaluation:
 
     def write(self, folder: str | os.PathLike) -> Path:
         """metrics.json, summary.md and report.html in a folder, which is made; returns the path of the page."""
-        folder = Path(folder)
+        folder = check_output_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json(folder / "metrics.json")
         self.to_markdown(folder / "summary.md")
@@ -163,8 +165,7 @@ def evaluate(
     TrajectoryError
         If the files cannot be read or compared; the message is one line.
     """
-    if not temperature > 0:
-        raise ValueError(f"expected a temperature above 0 K, found {temperature:g}")
+    temperature = positiveIn("temperature", temperature, unit.kelvin)
     reported = read_jumps(jumps) if jumps else None
     given = {"generated_topology": generated_topology, "stride": stride, "reference_stride": reference_stride}
     one, two = read_sides(reference, generated, topology, **given, progress=progress)
