@@ -42,19 +42,20 @@ def check_output_folder(path: str | os.PathLike) -> Path:
 def check_output_file(path: str | os.PathLike) -> Path:
     """Path of a file for results; a StarMDError says why there can be none. The file is not made yet."""
     path = Path(path)
+    refusal = f"The output {path} cannot be written"
     if path.is_dir():
         raise StarMDError(f"The output {path} must be a file, but it is a folder; name a file in it.")
     if not path.parent.exists():
-        raise StarMDError(f"The output {path} cannot be written: there is no folder {path.parent}; make it first.")
-    _check_writable(path.parent, f"The output {path} cannot be written")
+        raise StarMDError(f"{refusal}: there is no folder {path.parent}; make it, or name another output (-o).")
+    _check_writable(path.parent, refusal)
     return path
 
 
 def _check_writable(folder: Path, refusal: str) -> None:
     if not folder.is_dir():
-        raise StarMDError(f"{refusal}: {folder} is a file and no folder; name another output.")
+        raise StarMDError(f"{refusal}: {folder} is a file and no folder; name another output (-o).")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StarMDError(f"{refusal}: there is no permission to write in {folder}; name another output.")
+        raise StarMDError(f"{refusal}: there is no permission to write in {folder}; name another output (-o).")
 
 
 def write_json(content, path: str | os.PathLike) -> None:

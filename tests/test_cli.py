@@ -133,7 +133,7 @@ def test_spread_values_leaves_other_options_alone():
         ("simulate AAA", 2, "Missing option '--nanoseconds'"),
         ("simulate nowhere.pdb --nanoseconds 0.01", 1, "no file nowhere.pdb"),
         ("prepare nowhere.pdb", 1, "no such file"),
-        ("prepare top.pdb -o nodir/x.pdb", 1, "nodir/x.pdb cannot be written: there is no folder nodir; make it first"),
+        ("prepare top.pdb -o nodir/x.pdb", 1, "nodir/x.pdb cannot be written: there is no folder nodir; make it"),
         ("prepare top.pdb -o .", 1, "must be a file, but it is a folder"),
         ("prepare top.pdb -o md.xtc/x.pdb", 1, "md.xtc is a file and no folder; name another output"),
         ("rollout nowhere.pdb --nanoseconds 1", 1, "no file nowhere.pdb"),

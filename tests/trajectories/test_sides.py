@@ -212,7 +212,7 @@ def test_each_misfit_is_one_line(md, pdb, build_peptide, tmp_path):
         with pytest.raises(TrajectoryError, match=message) as found:
             read_sides(*sources)
         assert "\n" not in str(found.value)
-    with pytest.raises(TrajectoryError, match="positive number of ps"):
+    with pytest.raises(TrajectoryError, match="positive, finite number of ps"):
         read_sides(md, md, stride=-1)
 
 
