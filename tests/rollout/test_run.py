@@ -372,6 +372,24 @@ def test_a_run_of_other_settings_does_not_go_on(run, peptide, tmp_path, change, 
     assert again.shape[1] == 2 and contents(tmp_path / "a") == before
 
 
+def test_a_system_that_cannot_be_written_goes_on(run, peptide):
+    """A PythonForce of a function within a function."""
+    if not hasattr(openmm, "PythonForce"):
+        pytest.skip("OpenMM before 8.5")
+
+    def with_force():
+        system = openmm.XmlSerializer.clone(peptide[2])
+        system.addForce(openmm.PythonForce(lambda state: (0.0, np.zeros((system.getNumParticles(), 3)))))
+        return system
+
+    settings = {"relaxation": Relaxation(minimizationSteps=2, dynamicsSteps=0)}
+    whole = run("whole", 4, system=with_force(), **settings)
+    run("a", 2, system=with_force(), **settings)
+    assert np.array_equal(run("a", 4, system=with_force(), **settings), whole)
+    with pytest.raises(HistoryError, match="another System;"):
+        run("a", 6, system=peptide[2], **settings)
+
+
 def test_a_run_of_another_molecule_of_the_same_start_does_not_go_on(run, peptide, tiny_model, tmp_path):
     """Two hydrogens that have changed their names."""
     run("a", 2)
