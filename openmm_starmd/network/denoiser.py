@@ -185,10 +185,11 @@ class Denoiser(nn.Module):
                 size, step = weights @ self.burial_scales[-1], self.step_size_buried(conditioning.stride, weights)
             if self.config.elastic_steps:
                 covariance = self.step_covariance(conditioning.stride, ca, static.present)
-                moved = elastic_steps.sizes(covariance)[..., None].expand(*step.shape[:-1], 1)
-                step = torch.cat([moved, step[..., 1:]], -1)
-            noise = conditioning.sigma.index_select(-1, self.parts)
-            conditioning = conditioning._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
+                moved = elastic_steps.sizes(covariance)[..., None]
+                shape = torch.broadcast_shapes(step.shape[:-1], moved.shape[:-1])
+                step = torch.cat([moved.expand(*shape, 1), step[..., 1:].expand(*shape, -1)], -1)
+            noise = conditioning.sigma.index_select(-1, self.parts).expand_as(step)
+            conditioning = conditioning._replace(levels=self.parameterization.levels(noise, step))
         if self.reversion and reference is not None:
             to_reference = reversion.to_reference(static, previous, reference, FARTHEST * size)
             residues = residues + self.residues.drawn_back(to_reference, previous, size, static.has_reference)

@@ -20,17 +20,15 @@ INDEPENDENT = 0.2  # of the variance of a residue: what it does by itself
 def step_covariance(ca: Tensor, present: Tensor | None = None) -> Tensor:
     """Covariance (B, T, 3 N, 3 N) of steps from CA (B, T, N, 3), nm; the unit is that of the springs, see `levels`.
 
-    Residues that are not ``present`` (B, 1, N) do not move.
+    Residues that are not ``present`` (B, 1, N) have nothing to do with the others.
     """
     batch, frames, n, _ = ca.shape
     there = torch.ones_like(ca[..., 0]) if present is None else present.to(ca.dtype).expand(ca.shape[:-1])
     x, there = ca.flatten(0, 1).double(), there.flatten(0, 1).double()
-    blocks, _ = covariances(x - x.mean(-2, keepdim=True), there)
+    blocks, _ = covariances(x, there)
     together = blocks.transpose(2, 3).reshape(-1, 3 * n, 3 * n)
     own = torch.diag_embed(sizes(together).square().repeat_interleave(3, -1))
     covariance = (1 - INDEPENDENT) * together + INDEPENDENT * own
-    moves = there.repeat_interleave(3, -1)
-    covariance = covariance * moves[:, :, None] * moves[:, None]
     return covariance.to(ca.dtype).unflatten(0, (batch, frames))
 
 
