@@ -77,26 +77,25 @@ def untrained(build_peptide):
     topology, positions = build_peptide("GASVLITKEA")
     tokens = ResidueTokens.from_topology(topology)
     model = StarMDModel.create(ModelConfig(NetworkConfig(**SMALL, elastic_steps=True), denoising_steps=10), seed=1)
-    model.denoiser.elastic_scales.fill_(0.02)
+    model.denoiser.elastic_scales.fill_(0.008)
     model.denoiser.step_scales.fill_(0.05)
     return model, tokens, from_positions(torch.as_tensor(positions, dtype=torch.float32), tokens)
 
 
 def test_steps_of_an_untrained_model_are_those_of_the_elastic_network(untrained):
-    """Its softest motions are as large as the network's, its stiffest as small."""
+    """Its softest motions are as large as those of the elastic network, which independent residues do not reach."""
     model, tokens, start = untrained
-    n, batch = len(start.angles), 400
+    batch = 400
     propagator = Propagator(model, tokens, 100.0, 300.0, strict=False)
     history = propagator.start(start.map(lambda x: x.expand(batch, *x.shape)))
     after = propagator.step(history, [torch.Generator().manual_seed(k) for k in range(batch)])
     before = history.last.centred()
     moved = superposed(after.centred().map(lambda x: x[:, None]), before.map(lambda x: x[:, None]))[:, 0]
     steps = (moved.frames.translations - before.frames.translations).flatten(1).double()
-    covariance = 0.02**2 * step_covariance(before.frames.translations[:1, None].double())[0, 0]
+    covariance = 0.008**2 * step_covariance(before.frames.translations[:1, None].double())[0, 0]
     values, vectors = torch.linalg.eigh(covariance)
-    seen = (steps @ vectors).square().mean(0)
-    assert float(seen[-3:].sum() / values[-3:].sum()) == pytest.approx(1, abs=0.25)
-    assert float(seen[-3:].sum() / seen[6 : n + 6].sum()) > 20
+    softest = float((steps @ vectors[:, -3:]).square().sum(-1).mean())
+    assert softest == pytest.approx(float(values[-3:].sum()), rel=0.25)
 
 
 def test_scales_of_steps_are_found_in_data():
@@ -107,7 +106,7 @@ def test_scales_of_steps_are_found_in_data():
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(frames, 3 * n, generator=generator, dtype=torch.float64) * values.clamp_min(0).sqrt()
     x = ca + 0.003 * (drawn @ vectors.T).view(frames, n, 3)
-    still = Rigid(torch.eye(3, dtype=torch.float64).expand(frames, n, 3, 3), x)
+    still = Rigid(torch.eye(3).expand(frames, n, 3, 3), x.float())
     moves = Conformation(still, torch.zeros(frames, n, 6), torch.full((frames, n), 1.95))
     trajectory = SimpleNamespace(
         name="x", interval=10.0, n_frames=frames, n_residues=n, features=None, conformations=moves
