@@ -12,8 +12,10 @@ of that name, likewise) · frozen (the starts of the model's runs, repeated).
 Rows, all against the reference: correlation of the RMSF of CA, and the ratio of its mean; RMSD of CA to the start, nm,
 at the first, middle and last jump; Jensen-Shannon divergence, in bits, of phi and psi and of chi, and hop rates (share
 of strides that turn a torsion by more than 60 degrees) with their mean absolute difference; autocorrelation of CA
-displacements from the mean structure at one stride and at five, and CA-RMSD between frames so far apart, nm; share of
-jumps that pass BioEmu's filter, and all checks (`check_positions`, strained): the share accepted at the first try.
+displacements from the mean structure at one stride and at five, and CA-RMSD between frames so far apart, nm; root mean
+square of the steps of CA, and of their part along the three largest principal components of the reference's steps, as
+ratios; share of jumps that pass BioEmu's filter, and all checks (`check_positions`, strained): the share accepted at
+the first try.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from openmm_starmd.protein.validity import STRAINED, check_positions
 TEMPERATURE = 300.0
 HOP = np.pi / 3
 LAGS = 1, 5
+PRINCIPAL = 3
 
 
 @dataclass
@@ -104,6 +107,11 @@ def summary(runs: Runs, reference: Runs, tokens: ResidueTokens) -> dict[str, flo
         pairs = own[:, :-lag].reshape(-1, *own.shape[2:]), own[:, lag:].reshape(-1, *own.shape[2:])
         few = slice(None, None, max(1, len(pairs[0]) // 200))
         rows[f"RMSD, {lag} apart"] = float(rmsd(pairs[0][few], pairs[1][few]).mean())
+    steps, expected = (np.diff(x, axis=1).reshape(-1, own.shape[2] * 3) for x in (own, others))
+    largest = np.linalg.eigh(expected.T @ expected)[1][:, -PRINCIPAL:]
+    for name, axes in {"steps": np.eye(len(largest)), "steps, principal": largest}.items():
+        squares = [((x @ axes) ** 2).sum(-1).mean() for x in (steps, expected)]
+        rows[f"{name}, ratio"] = float(np.sqrt(squares[0] / squares[1]))
     checks = check_positions(torch.as_tensor(runs.positions), tokens, limits=STRAINED)
     rows["passes BioEmu's filter"] = float(checks.passes_bioemu.double().mean())
     rows["accepted at the first try"] = float(checks.valid.double().mean())

@@ -209,6 +209,7 @@ def test_proteins_are_judged_beside_md_and_null_models(run, build_peptide, tmp_p
     assert again["RMSF r"] == pytest.approx(1) and again["JSD Ramachandran"] == pytest.approx(0, abs=1e-9)
     assert frozen["hops, side chain"] == 0 and frozen["RMSD to start, last"] < 1e-6
     assert frozen["CA autocorrelation, 1"] == pytest.approx(1)
+    assert again["steps, ratio"] == pytest.approx(1) == again["steps, principal, ratio"] and frozen["steps, ratio"] == 0
     assert model["jumps"] == 5 and {**model, "seconds a jump": 0} == {**elastic, "seconds a jump": 0}
     assert model["RMSD to start, last"] > 0.005
 

@@ -31,6 +31,9 @@ CONFIGS = {
     "reversion": ModelConfig(
         NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, neighbours=3), denoising_steps=3
     ),
+    "elastic steps": ModelConfig(
+        NetworkConfig(**SMALL, reference_structure=True, reversion=True, elastic_steps=True), denoising_steps=3
+    ),
     "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=3),
 }
 
@@ -57,6 +60,8 @@ def model_of(config):
         model.denoiser.step_scales.fill_(0.1)
         if config.network.burial:
             model.denoiser.burial_scales.copy_(0.1 + 0.1 * torch.rand(8, 8, 9, generator=generator))
+        if config.network.elastic_steps:
+            model.denoiser.elastic_scales.fill_(0.02)
     return model
 
 

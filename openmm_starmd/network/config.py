@@ -36,6 +36,9 @@ class NetworkConfig:
     fluctuations : bool
         Whether residues and pairs are told how an elastic network of the starting conformation fluctuates
         (`network.fluctuations`): with ``reference_structure``.
+    elastic_steps : bool
+        Whether the residues of a step move together as an elastic network of the previous frame has them, see
+        `network.elastic_steps`; else each by itself.
     burial : bool
         Whether the size of a step depends on how many residues are near in the previous frame, beside the stride:
         around the previous frame.
@@ -69,6 +72,7 @@ class NetworkConfig:
     reversion: bool = False
     fluctuations: bool = False
     burial: bool = False
+    elastic_steps: bool = False
     neighbours: int = 0
 
     def __post_init__(self):
@@ -92,8 +96,8 @@ class NetworkConfig:
         require(self.reference_structure or not self.fluctuations, "fluctuations need reference_structure.")
         require(self.neighbours >= 0, f"neighbours must be at least 0, not {self.neighbours}.")
         require(
-            not (self.neighbours or self.burial) or self.parameterization == "previous",
-            "neighbours and burial are of the previous frame: they need the parameterization around it.",
+            not (self.neighbours or self.burial or self.elastic_steps) or self.parameterization == "previous",
+            "neighbours, burial and elastic_steps are of the previous frame: they need the parameterization around it.",
         )
 
 

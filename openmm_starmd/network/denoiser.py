@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from openmm_starmd.geometry.torsions import wrap
-from openmm_starmd.network import reversion, rotamers
+from openmm_starmd.network import elastic_steps, reversion, rotamers
 from openmm_starmd.network.attention import KVCache, modulate, rotary_table
 from openmm_starmd.network.block import DiffusionBlock
 from openmm_starmd.network.config import NetworkConfig
@@ -68,6 +68,8 @@ class Denoiser(nn.Module):
         self.register_buffer("step_scales", torch.ones(STEP_STRIDES, 9))
         if config.burial:
             self.register_buffer("burial_scales", torch.ones(STEP_STRIDES, len(BURIAL), 9))
+        if config.elastic_steps:
+            self.register_buffer("elastic_scales", torch.ones(STEP_STRIDES, 1))
         layers = config.blocks * config.attention_layers
         offsets = torch.tensor([0.0, 1.0, 1.0] * 2 * layers + [0.0, 1.0])[:, None]
         self.register_buffer("offsets", offsets, persistent=False)  # gains and gates are learned less 1
@@ -138,6 +140,11 @@ class Denoiser(nn.Module):
         """Size (B, T, N, 9) of one step of residues by how buried they are, weights (B, T, N, 8) of `burial`."""
         return weights @ _interpolated(stride, self.burial_scales.flatten(1)).unflatten(-1, (-1, 9))
 
+    def step_covariance(self, stride: Tensor, ca: Tensor, present: Tensor | None) -> Tensor:
+        """Covariance (B, T, 3 N, 3 N), nm^2, of one step of ``stride`` (B, T or more) ps from CA (B, T, N, 3)."""
+        scale = _interpolated(stride[:, : ca.shape[1]], self.elastic_scales)
+        return scale.square()[..., None] * elastic_steps.step_covariance(ca, present)
+
     def levels(self, sigma: Tensor, stride: Tensor) -> Tensor:
         """Spread, share and unit (B, T, 9, 3) at noise levels (B, T, 4), see `Conditions`."""
         return self.parameterization.levels(sigma.index_select(-1, self.parts), self.step_size(stride))
@@ -170,13 +177,19 @@ class Denoiser(nn.Module):
         atoms, head_width = previous.backbone(), self.config.width // self.config.heads
         neighbours, to_reference = self._neighbours(atoms, static.present), None
         residues = self.residues.from_previous(static.residues, static.torsion_mask, previous)
-        size = self.step_scales[-1]
-        if self.config.burial:
-            weights = burial(atoms[..., 1, :], static.present)
-            size = weights @ self.burial_scales[-1]
-            step = self.step_size_buried(conditioning.stride, weights)
-            noise = conditioning.sigma.index_select(-1, self.parts)
-            conditioning = conditioning._replace(levels=self.parameterization.levels(noise.expand_as(step), step))
+        size, covariance, ca = self.step_scales[-1], None, atoms[..., 1, :]
+        if self.config.burial or self.config.elastic_steps:
+            step = self.step_size(conditioning.stride)[..., None, :].expand(-1, -1, ca.shape[2], -1)
+            if self.config.burial:
+                weights = burial(ca, static.present)
+                size, step = weights @ self.burial_scales[-1], self.step_size_buried(conditioning.stride, weights)
+            if self.config.elastic_steps:
+                covariance = self.step_covariance(conditioning.stride, ca, static.present)
+                moved = elastic_steps.sizes(covariance)[..., None]
+                shape = torch.broadcast_shapes(step.shape[:-1], moved.shape[:-1])
+                step = torch.cat([moved.expand(*shape, 1), step[..., 1:].expand(*shape, -1)], -1)
+            noise = conditioning.sigma.index_select(-1, self.parts).expand_as(step)
+            conditioning = conditioning._replace(levels=self.parameterization.levels(noise, step))
         if self.reversion and reference is not None:
             to_reference = reversion.to_reference(static, previous, reference, FARTHEST * size)
             residues = residues + self.residues.drawn_back(to_reference, previous, size, static.has_reference)
@@ -189,6 +202,7 @@ class Denoiser(nn.Module):
             neighbours,
             to_reference,
             self.pulls and self.pulls.from_previous(static.pull_inputs, previous),
+            covariance,
             rotary_table(static.features.residue_index, index, head_width),
             *conditioning,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openmm_starmd.network import rotamers
+from openmm_starmd.network import elastic_steps, rotamers
 from openmm_starmd.network.config import NetworkConfig
 from openmm_starmd.network.fluctuations import OWN_WIDTH
 from openmm_starmd.network.invariants import harmonics
@@ -110,11 +110,13 @@ class Conditions:
     # (B, T, N): from the previous frame to the reference structure, bounded; see `network.reversion`
     to_reference: Displacement | None
     previous_distances: Tensor | None  # (B, T, N, 3, N): distances of the previous frame, see `Pulls`
+    covariance: Tensor | None  # (B, T, 3 N, 3 N): of the translations of a step, nm^2, see `elastic_steps`
     rotary: tuple[Tensor, Tensor]  # cosine and sine of the tokens
     alpha: Tensor  # (B, T)
     sigma: Tensor  # (B, T, 1, 4): noise levels
-    # (B, T, 1, 9, 3), or (B, T, N, 9, 3) where burial matters: of translation, rotation, torsions and angle the spread
-    # about the previous frame (noise included), the share of noise in its variance and the unit of the corrections
+    # (B, T, 1, 9, 3), or (B, T, N, 9, 3) where residues have sizes of their own: of translation, rotation, torsions and
+    # angle the spread about the previous frame (noise included), the share of noise in its variance and the unit of the
+    # corrections
     levels: Tensor
     # (B, T, 1, 6 * layers + 2, C): shifts, gains and gates of every layer, shift and gain of the output
     modulation: Tensor
@@ -124,9 +126,15 @@ class Conditions:
         """At the time of position k (1,) alone."""
         return replace(self, **{name: getattr(self, name).index_select(1, k) for name in TimeConditioning._fields})
 
+    def noise_in(self, displacement: Tensor) -> Tensor:
+        """Part of displacements (B, T, N, 3) from the previous frame, nm, that is noise if steps are normal."""
+        if self.covariance is None:
+            return self.levels[..., :1, 1] * displacement
+        return elastic_steps.noise_in(displacement, self.covariance, self.sigma[..., 0])
+
     def behind(self, k: int) -> Conditions:
         """Input of the output part for the frames from position k on."""
-        behind = "previous", "to_reference", "previous_distances", *TimeConditioning._fields
+        behind = "previous", "to_reference", "previous_distances", "covariance", *TimeConditioning._fields
         parts = {name: getattr(self, name) for name in behind}
         parts = {name: None if x is None else x[:, k:] for name, x in parts.items()}
         return replace(self, **parts)

@@ -31,7 +31,7 @@ def fluctuations(frames: Rigid, present: Tensor | None = None) -> tuple[Tensor, 
     dtype = frames.translations.dtype
     ca, rotations = frames.translations.double(), frames.rotations.double()
     there = torch.ones_like(ca[..., 0]) if present is None else present.to(ca.dtype)
-    covariance, direction = _covariance(ca, there)
+    covariance, direction = covariances(ca, there)
     size = covariance.diagonal(dim1=1, dim2=2).diagonal(dim1=1, dim2=2).sum(-1).sqrt()  # (B, N)
     own = covariance.diagonal(dim1=1, dim2=2).movedim(-1, 1)  # (B, N, 3, 3)
     along = torch.einsum("bijx,bijxy,bijy->bij", direction, own[:, :, None] + own[:, None] - 2 * covariance, direction)
@@ -45,8 +45,8 @@ def fluctuations(frames: Rigid, present: Tensor | None = None) -> tuple[Tensor, 
     return (residues * there[..., None]).to(dtype), (pairs * both[..., None]).to(dtype)
 
 
-def _covariance(ca: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariances (B, N, N, 3, 3) of CA (B, N, 3) and the directions (B, N, N, 3) from one to the other."""
+def covariances(ca: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariances (B, N, N, 3, 3) of CA (B, N, 3), float64, and the directions (B, N, N, 3) from one to the other."""
     batch, n = there.shape
     eye, axes = (torch.eye(k, dtype=ca.dtype, device=ca.device) for k in (n, 3))
     apart = ca[:, :, None] - ca[:, None]

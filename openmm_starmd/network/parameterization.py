@@ -35,7 +35,7 @@ class AroundPrevious:
         delta = Displacement.between(conditions.previous, now, period)
         variance = conditions.sigma[..., TORSION, None].square()
         estimate = Displacement(
-            -share[..., :1] * delta.translation,
+            -conditions.noise_in(delta.translation),
             -share[..., 1:2] * igso3.tangent(delta.rotation, spread[..., ROTATION].expand(now.shape)),
             variance * wrapped_normal_score(delta.torsion, spread[..., 2:8], period),
             -share[..., 8] * delta.angle,

@@ -42,9 +42,10 @@ def reverted(
     reference; what it means for the denoised frame is that times the share of noise in the variance.
     """
     delta, part = conditions.to_reference, in_parts(shares * conditions.levels[..., 1])
+    moved = conditions.noise_in(shares[..., :1] * delta.translation)
     axes = conformation.frames.rotations.transpose(-1, -2) @ conditions.previous.frames.rotations
     return Displacement(
-        centred(estimate.translation + part.translation * delta.translation, conditions.static.present),
+        centred(estimate.translation + moved, conditions.static.present),
         estimate.rotation + part.rotation * (axes @ delta.rotation[..., None])[..., 0],
         estimate.torsion + part.torsion * delta.torsion,
         estimate.angle + part.angle * delta.angle,

@@ -27,7 +27,7 @@ from openmm_starmd.training.card import model_card
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.loop import INITIALISE, Run, launch, seeded
 from openmm_starmd.training.settings import TrainingConfig
-from openmm_starmd.training.step_sizes import burial_scales, step_scales
+from openmm_starmd.training.step_sizes import burial_scales, elastic_scales, step_scales
 from openmm_starmd.training.windows import Batch, steps_within
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,8 @@ def train(config: TrainingConfig, export: Callable[[Denoiser, int], None] | None
             module.step_scales.copy_(step_scales(dataset))
             if model.network.burial:
                 module.burial_scales.copy_(burial_scales(dataset))
+            if model.network.elastic_steps:
+                module.elastic_scales.copy_(elastic_scales(dataset))
     run.finish(export and (lambda average, step: export(_trained(average), step)))
     trained = _trained(run.result())
     if fabric.is_global_zero:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from openmm_starmd.errors import StarMDError
+from openmm_starmd.network.elastic_steps import sizes, step_covariance
 from openmm_starmd.network.invariants import burial
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.displacement import Displacement
+from openmm_starmd.protein.tokens import ResidueFeatures
 from openmm_starmd.training.dataset import TrajectoryDataset
 from openmm_starmd.training.windows import aligned
 from openmm_starmd.trajectories.encoding import EncodedTrajectory
@@ -40,28 +42,19 @@ def burial_scales(
     return _sizes(dataset, strides, n_windows, burial).clamp_min(LEAST_STEP)
 
 
+def elastic_scales(
+    dataset: TrajectoryDataset, strides: Sequence[float] = STEP_STRIDES, n_windows: int = 2_000
+) -> Tensor:
+    """Sizes (K, 1) of the translations of steps of CA, in units of those of `elastic_steps.step_covariance`."""
+    return _by_stride(dataset, strides, n_windows, _elastic_squares).float()
+
+
 def _sizes(dataset: TrajectoryDataset, strides: Sequence[float], n_windows: int, weights: Callable) -> Tensor:
     """Sizes (K, C, 9) of steps by classes of residues, of which ``weights`` of CA (T, N, 3) tells the shares (T, N, C).
 
     A class that the data do not have gets those of the nearest that they have.
     """
-    rows, measured = {}, dataset.trajectories[:: math.ceil(len(dataset.trajectories) / MEASURED)]
-    for k, stride in enumerate(strides):
-        total, count = torch.zeros(()), torch.zeros(())
-        for trajectory in measured:
-            step = max(1, round(stride / trajectory.interval))
-            if step < trajectory.n_frames and abs(step * trajectory.interval - stride) <= 0.2 * stride:
-                few = math.ceil(n_windows / len(measured))
-                squares, numbers = _squared_steps(trajectory, step, few, weights)
-                total, count = total + squares, count + numbers
-        if count.any():
-            rows[k] = torch.where(count >= LEAST_SAMPLES, (total / count.clamp_min(1e-9)).sqrt(), torch.nan)
-    if not rows:
-        raise StarMDError(f"No trajectory has frames at any stride of {', '.join(f'{s:g}' for s in strides)} ps.")
-    nearest = [
-        min(rows, key=lambda known, k=k: abs(math.log(strides[known] / strides[k]))) for k in range(len(strides))
-    ]
-    table = torch.stack([rows[k] for k in nearest])
+    table = _by_stride(dataset, strides, n_windows, lambda pairs, features: _squared_steps(pairs, features, weights))
     classes = range(table.shape[1])
     filled = table.clone()
     for place in classes:
@@ -70,17 +63,51 @@ def _sizes(dataset: TrajectoryDataset, strides: Sequence[float], n_windows: int,
     return filled.nan_to_num(1.0).float()
 
 
-def _squared_steps(
-    trajectory: EncodedTrajectory, step: int, n_windows: int, weights: Callable
-) -> tuple[Tensor, Tensor]:
+def _by_stride(dataset: TrajectoryDataset, strides: Sequence[float], n_windows: int, sums: Callable) -> Tensor:
+    """Root mean squares (K, ...) at each of K strides, nan where the data tell none.
+
+    ``sums`` of pairs of frames (T, 2, N) and the features of the residues gives sums of squares and what to divide
+    them by.
+    """
+    rows, measured = {}, dataset.trajectories[:: math.ceil(len(dataset.trajectories) / MEASURED)]
+    for k, stride in enumerate(strides):
+        total, count = torch.zeros(()), torch.zeros(())
+        for trajectory in measured:
+            step = max(1, round(stride / trajectory.interval))
+            if step < trajectory.n_frames and abs(step * trajectory.interval - stride) <= 0.2 * stride:
+                few = math.ceil(n_windows / len(measured))
+                squares, numbers = sums(_pairs(trajectory, step, few), trajectory.features)
+                total, count = total + squares, count + numbers
+        if count.any():
+            rows[k] = torch.where(count >= LEAST_SAMPLES, (total / count.clamp_min(1e-9)).sqrt(), torch.nan)
+    if not rows:
+        raise StarMDError(f"No trajectory has frames at any stride of {', '.join(f'{s:g}' for s in strides)} ps.")
+    nearest = [
+        min(rows, key=lambda known, k=k: abs(math.log(strides[known] / strides[k]))) for k in range(len(strides))
+    ]
+    return torch.stack([rows[k] for k in nearest])
+
+
+def _pairs(trajectory: EncodedTrajectory, step: int, few: int) -> Conformation:
+    """At most ``few`` pairs (T, 2, N) of frames ``step`` apart, the second superposed on the first."""
+    starts = torch.linspace(0, trajectory.n_frames - 1 - step, few, dtype=torch.float64).round().long().unique()
+    return aligned(Conformation.stack([trajectory.conformations[starts], trajectory.conformations[starts + step]], 1))
+
+
+def _elastic_squares(pairs: Conformation, features: ResidueFeatures) -> tuple[Tensor, Tensor]:
+    """Sums of squared translations and of the variances that an elastic network has for them; both (1,)."""
+    before, after = pairs.frames.translations.double().unbind(1)
+    expected = sizes(step_covariance(before[:, None]))
+    return (after - before).square().mean(-1).sum()[None], expected.square().sum()[None]
+
+
+def _squared_steps(pairs: Conformation, features: ResidueFeatures, weights: Callable) -> tuple[Tensor, Tensor]:
     """Sums over pairs of frames of the squared displacements, and how many numbers went into each; both (C, 9)."""
-    starts = torch.linspace(0, trajectory.n_frames - 1 - step, n_windows, dtype=torch.float64).round().long().unique()
-    pairs = aligned(Conformation.stack([trajectory.conformations[starts], trajectory.conformations[starts + step]], 1))
-    move = Displacement.between(pairs[:, 0], pairs[:, 1], trajectory.features.torsion_period)
+    move = Displacement.between(pairs[:, 0], pairs[:, 1], features.torsion_period)
     squares = [move.translation.double().square().mean(-1, keepdim=True)]
     squares += [move.rotation.double().square().mean(-1, keepdim=True)]
     squares += [move.torsion.double().square(), move.angle.double().square()[..., None]]
-    mask = torch.ones(trajectory.n_residues, 9, dtype=torch.float64)
-    mask[:, 2:8] = trajectory.features.torsion_mask
+    mask = torch.ones(pairs.shape[-1], 9, dtype=torch.float64)
+    mask[:, 2:8] = features.torsion_mask
     shares = weights(pairs[:, 0].frames.translations.double())
     return torch.einsum("tnc,tnk->ck", shares, torch.cat(squares, -1) * mask), torch.einsum("tnc,nk->ck", shares, mask)

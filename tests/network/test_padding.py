@@ -21,6 +21,7 @@ CONFIGS = {
     "neighbours": NetworkConfig(
         **SMALL, pulls=True, neighbours=4, reference_structure=True, reversion=True, fluctuations=True, burial=True
     ),
+    "elastic steps": NetworkConfig(**SMALL, reference_structure=True, reversion=True, elastic_steps=True),
     "separable": NetworkConfig(**SMALL, joint_attention=False, attention_layers=2),
     "plain": NetworkConfig(**SMALL, parameterization="plain", reference_structure=True),
 }
@@ -39,6 +40,8 @@ def denoiser_of(config, seed=0):
         denoiser.step_scales.copy_(0.05 + torch.rand(8, 9, generator=generator(seed)))
         if config.burial:
             denoiser.burial_scales.copy_(0.05 + torch.rand(8, 8, 9, generator=generator(seed)))
+        if config.elastic_steps:
+            denoiser.elastic_scales.fill_(0.02)
     return denoiser.double().eval()
 
 
