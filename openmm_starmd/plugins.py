@@ -17,6 +17,7 @@ from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel, available_models, choose_device, choose_model, load_model, models_for
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.units import wholeNumber
 
 GROUP = "openmm_starmd.propagators"
 BUILT_IN = (EntryPoint("elastic", "openmm_starmd.elastic:ElasticNetwork", GROUP),)
@@ -122,9 +123,9 @@ class NewPropagator:
         """A propagator of one system; ``settings`` that are None are left to it.
 
         A ModelDomainError says that the system lies outside of its domain, a ValueError that it does not know a
-        setting.
+        setting, or that one is no whole number of at least 1.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = {name: wholeNumber(name, value, 1) for name, value in settings.items() if value is not None}
         if isinstance(self.source, StarMDModel):
             return Propagator(self.source, tokens, stride, temperature, strict=self.strict, **given)
         create: Callable[..., JumpPropagator] = self.source

@@ -9,7 +9,15 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_starmd import ModelDomainError, Relaxation, StarMDError, StarMDIntegrator, UnsupportedTopologyError
+from openmm_starmd import (
+    HybridSchedule,
+    ModelDomainError,
+    Propagator,
+    Relaxation,
+    StarMDError,
+    StarMDIntegrator,
+    UnsupportedTopologyError,
+)
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 
@@ -133,13 +141,8 @@ def test_a_new_stride_outside_the_domain_changes_nothing(new_simulation):
         ({"stepSize": -10 * unit.picoseconds}, "stepSize"),
         ({"stepSize": float("nan")}, "stepSize"),
         ({"temperature": 0}, "temperature"),
-        ({"maxRetries": -1}, "maxRetries"),
-        ({"maxRetries": 1.5}, "maxRetries"),
         ({"randomSeed": 2**31}, "randomSeed"),
-        ({"randomSeed": -1}, "randomSeed"),
         ({"relaxation": "minimize"}, "relaxation"),
-        ({"contextFrames": 0}, "context_frames"),
-        ({"denoisingSteps": 0}, "denoising_steps"),
     ],
 )
 def test_settings_out_of_range(new_integrator, settings, told):
@@ -147,13 +150,60 @@ def test_settings_out_of_range(new_integrator, settings, told):
         new_integrator(**settings)
 
 
-@pytest.mark.parametrize("steps", [-1, 1.5, "two"])
+NO_WHOLE_NUMBERS = -1, 1.5, float("nan"), float("inf"), "two", [2], True, 2 * unit.picosecond
+
+
+@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=str)
+@pytest.mark.parametrize(
+    "setting, told, smallest",
+    [
+        ("contextFrames", "context_frames", 1),
+        ("denoisingSteps", "denoising_steps", 1),
+        ("maxRetries", "maxRetries", 0),
+        ("randomSeed", "randomSeed", 0),
+        ("biasCandidates", "biasCandidates", 1),
+    ],
+)
+def test_whole_numbers_are_asked_for_when_it_is_made(new_integrator, setting, told, smallest, value):
+    with pytest.raises(ValueError, match=f"^{told} must be an integer of at least {smallest}, not "):
+        new_integrator(**{setting: value})
+    assert new_integrator(**{setting: 1.0}) is not None
+
+
+@pytest.mark.parametrize("value", [None, 0])
+@pytest.mark.parametrize("setting", ["context_frames", "denoising_steps"])
+def test_none_is_the_models_own_and_0_is_not(tiny_model, peptide, setting, value):
+    tokens = ResidueTokens.from_topology(peptide[0])
+    if value is None:
+        assert Propagator(tiny_model, tokens, 100, 300, **{setting: None}).context_frames
+    else:
+        with pytest.raises(ValueError, match=f"{setting} must be an integer of at least 1, not 0"):
+            Propagator(tiny_model, tokens, 100, 300, **{setting: value})
+
+
+@pytest.mark.parametrize("seed", [None, "a", 1.5, -1])
+def test_a_seed_that_is_none_changes_nothing(new_simulation, seed):
+    simulation = new_simulation(randomSeed=7)
+    with pytest.raises(ValueError, match="randomSeed must be an integer of at least 0, not "):
+        simulation.integrator.setRandomNumberSeed(seed)
+    assert simulation.integrator.getRandomNumberSeed() == 7
+
+
+@pytest.mark.parametrize("steps", [*NO_WHOLE_NUMBERS, None], ids=str)
 def test_steps_that_are_no_number_of_steps(new_simulation, snapshot, steps):
     simulation = new_simulation()
     before = snapshot(simulation)
-    with pytest.raises(ValueError):
-        simulation.integrator.step(steps)
+    for move in (simulation.integrator.step, simulation.integrator.stepPhysical):
+        with pytest.raises(ValueError, match="steps must be an integer of at least 0, not "):
+            move(steps)
     assert snapshot(simulation) == before
+
+
+@pytest.mark.parametrize("value", [*NO_WHOLE_NUMBERS, None], ids=str)
+def test_a_schedule_of_what_are_no_steps(value):
+    for name in ("learnedSteps", "physicalSteps"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 0, not "):
+            HybridSchedule(**{"learnedSteps": 1, "physicalSteps": 1, name: value})
 
 
 def test_units_of_the_wrong_kind(new_integrator):
@@ -180,10 +230,15 @@ def test_a_gap_that_a_reader_bonded_over_is_said_before_a_minimisation_closes_it
     "settings, told",
     [
         ({"mode": "anneal"}, "mode"),
-        ({"minimizationSteps": -1}, "minimizationSteps"),
-        ({"dynamicsSteps": 0.5}, "dynamicsSteps"),
+        ({"minimizationSteps": -1}, "minimizationSteps must be an integer of at least 0, not -1"),
+        ({"dynamicsSteps": 0.5}, "dynamicsSteps must be an integer of at least 0, not 0.5"),
+        ({"dynamicsSteps": None}, "dynamicsSteps must be an integer of at least 0, not None"),
+        ({"steeringSteps": "a"}, "steeringSteps must be an integer of at least 0, not 'a'"),
         ({"restraintConstant": -1}, "restraintConstant"),
         ({"timeStep": 0}, "timeStep"),
+        ({"timeStep": 2}, r"at most 0.01 ps, .*; got 2 ps \(a number without a unit is in ps\)"),
+        ({"timeStep": 11 * unit.femtoseconds}, "at most 0.01 ps, .*; got 0.011 ps"),
+        ({"timeStep": float("nan")}, "timeStep"),
         ({"friction": 0}, "friction"),
     ],
 )
