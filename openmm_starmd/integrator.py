@@ -155,6 +155,7 @@ class StarMDIntegrator(BoundIntegrator):
             self._tokens.features,
             self._propagator.context_frames,
             self._propagator.identity,
+            self._propagator.device,
             self._relaxation.scratch,
         )
         store.setIntegrationForceGroups(self._bias.others)
@@ -238,12 +239,12 @@ class StarMDIntegrator(BoundIntegrator):
 
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
-        if self._tracker.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+        if self._tracker.known(checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
         while steps:
-            known = self._store.read(self._propagator.device) is not None
+            known = self._store.read() is not None
             toNextFrame = math.ceil((stride - self._store.elapsed) / (physics.getStepSize()._value or stride) - 1e-6)
             count = min(steps, max(1, toNextFrame)) if known else min(steps, LAST_STEP)
             start = context.getTime()
@@ -254,13 +255,6 @@ class StarMDIntegrator(BoundIntegrator):
                 time = (context.getTime() - start)._value
                 self._tracker.follow(self._propagator, *positions, time, context.getStepCount())
                 self._store.excess = self._gate.excess(0, self._particles.freedoms)
-
-    def checkHistory(self):
-        """Raise HistoryError if the history of past conformations is damaged, or of another model or protein.
-
-        A step does so by itself; this is for those who have just loaded a checkpoint or State.
-        """
-        self._store.read(self._propagator.device)
 
     def getIntegrationForceGroups(self):
         """Get the force groups of the physical integrator, as bits: reporters show their energy."""

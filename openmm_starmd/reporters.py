@@ -217,15 +217,13 @@ def _startAnew(simulation, checkpoint, files) -> int:
 
 
 def _load(simulation, checkpoint):
-    """Load a checkpoint and look at once whether it is whole and of this model; OpenMM reads half of one in silence."""
+    """Load a checkpoint and look at once whether it is whole; OpenMM reads half of one in silence."""
     with open(checkpoint, "rb") as file:
         data = file.read()
     try:
         simulation.context.loadCheckpoint(data)
         if len(simulation.context.createCheckpoint()) != len(data):
             raise HistoryError("The file has another length than a checkpoint of this Simulation.")
-        if isinstance(simulation.integrator, StarMDIntegrator):
-            simulation.integrator.checkHistory()
     except Exception as error:
         raise HistoryError(
             f"{checkpoint} cannot be loaded; it is damaged, or of another system, model, platform or version of OpenMM "

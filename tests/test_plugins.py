@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import warnings
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from openmm.app import Simulation
 
 from openmm_starmd import (
     Domain,
+    HistoryError,
     JumpPropagator,
     ModelDomainError,
     Relaxation,
@@ -136,11 +138,13 @@ def test_what_a_propagator_refuses(peptide, sway):
 def test_a_state_of_another_propagator_is_refused(peptide, sway, tiny_model, tmp_path):
     simulation = simulation_of(peptide, sway, relaxation=None)
     simulation.step(1)
-    simulation.saveState(str(tmp_path / "state"))
-    other = simulation_of(peptide, tiny_model, relaxation=None)
-    other.loadState(str(tmp_path / "state"))
-    with pytest.raises(StarMDError, match="another model"):
-        other.step(1)
+    for way, model in product(("State", "Checkpoint"), (tiny_model, "elastic")):
+        getattr(simulation, f"save{way}")(str(tmp_path / way))
+        other = simulation_of(peptide, model, relaxation=None)
+        before = other.context.createCheckpoint()
+        with pytest.raises(HistoryError, match="another integrator or model"):
+            getattr(other, f"load{way}")(str(tmp_path / way))
+        assert other.context.createCheckpoint() == before
 
 
 def test_names_that_lead_nowhere(peptide, install):
