@@ -14,7 +14,7 @@ from openmm_starmd.binding.context import (
     checkedPositions,
     checkSystem,
     drawVelocities,
-    refuseWater,
+    refuseOtherMolecules,
     unwatched,
     watchContexts,
 )
@@ -139,13 +139,16 @@ class StarMDIntegrator(BoundIntegrator):
             f"relaxation must be a Relaxation or None; got {relaxation!r}",
         )
         require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
+        for name in ("contextFrames", "denoisingSteps"):
+            if self._settings[name] is not None:
+                self._settings[name] = wholeNumber(name, self._settings[name], 1)
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
         refuse_missing_atoms(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
         self._propagator = self._createPropagator(stepSize, self._temperature)
         if not self._relaxation.steers:
-            refuseWater(topology)
+            refuseOtherMolecules(topology)
         self._bias = Bias.of(biasForceGroups, biasCandidates, self._relaxation.steers)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()

@@ -147,6 +147,18 @@ def test_bad_input_is_one_line_on_stderr(files, capsys, monkeypatch, arguments, 
     assert len(lines) == 1 and lines[0].startswith("starmd: ") and message in lines[0]
 
 
+def test_a_rollout_of_a_file_with_an_ion_says_how_to_remove_it(files, capsys):
+    lines = [line for line in Path("top.pdb").read_text().splitlines() if line.startswith("ATOM")]
+    ion = "HETATM  900 ZN    ZN B 201      30.000  30.000  30.000  1.00  0.00          ZN"
+    Path("ion.pdb").write_text("\n".join([*lines, "TER", ion, "END", ""]))
+    assert cli.main("rollout ion.pdb --nanoseconds 0.1 -o run".split()) == 1
+    told = capsys.readouterr().err
+    assert "holds ZN beside the protein (the first is residue ZN 201 of chain B)" in told and told.count("\n") == 1
+    assert "`starmd prepare FILE`" in told and not Path("run").exists()
+    assert cli.main("prepare ion.pdb -o start.pdb".split()) == 0
+    assert cli.main("rollout start.pdb --nanoseconds 0.01 --stride 10 --no-relax -o run".split()) == 0
+
+
 def test_models_lists_and_shows(capsys):
     assert cli.main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()

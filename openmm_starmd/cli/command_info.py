@@ -33,14 +33,14 @@ def info(
     """
     from openmm import unit
 
-    from openmm_starmd.binding.context import refuseWater
+    from openmm_starmd.binding.context import refuseOtherMolecules
     from openmm_starmd.model import embedded_domains
     from openmm_starmd.protein.tokens import ResidueTokens
     from openmm_starmd.systems.molecule import is_file, read_or_build
     from openmm_starmd.systems.prepare import prepare
 
     topology, positions, changes = prepare(molecule) if is_file(molecule) else (*read_or_build(molecule), [])
-    refuseWater(topology)
+    refuseOtherMolecules(topology)
     tokens = ResidueTokens.from_topology(topology)
     nanometers = positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
     print(f"{molecule}: {tokens.n_residues} residues, {tokens.n_atoms} atoms")

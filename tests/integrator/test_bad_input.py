@@ -17,7 +17,9 @@ from openmm_starmd import (
     StarMDError,
     StarMDIntegrator,
     UnsupportedTopologyError,
+    rollout,
 )
+from openmm_starmd.binding.context import refuseOtherMolecules
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 
@@ -155,17 +157,11 @@ NO_WHOLE_NUMBERS = -1, 1.5, float("nan"), float("inf"), "two", [2], True, 2 * un
 
 @pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=str)
 @pytest.mark.parametrize(
-    "setting, told, smallest",
-    [
-        ("contextFrames", "context_frames", 1),
-        ("denoisingSteps", "denoising_steps", 1),
-        ("maxRetries", "maxRetries", 0),
-        ("randomSeed", "randomSeed", 0),
-        ("biasCandidates", "biasCandidates", 1),
-    ],
+    "setting, smallest",
+    [("contextFrames", 1), ("denoisingSteps", 1), ("maxRetries", 0), ("randomSeed", 0), ("biasCandidates", 1)],
 )
-def test_whole_numbers_are_asked_for_when_it_is_made(new_integrator, setting, told, smallest, value):
-    with pytest.raises(ValueError, match=f"^{told} must be an integer of at least {smallest}, not "):
+def test_whole_numbers_are_asked_for_when_it_is_made(new_integrator, setting, smallest, value):
+    with pytest.raises(ValueError, match=f"^{setting} must be an integer of at least {smallest}, not "):
         new_integrator(**{setting: value})
     assert new_integrator(**{setting: 1.0}) is not None
 
@@ -272,16 +268,75 @@ def test_a_gpu_where_there_is_none(new_integrator, tiny_model, tmp_path):
             new_integrator(model=model, device="cuda")
 
 
-@pytest.mark.parametrize("name", ["HOH", "WAT", "TIP3", "SOL", "T4P"])
-def test_explicit_water(build_peptide, tiny_model, name):
-    topology, _ = build_peptide("ASG")
+def beside(topology, name, *atoms):
+    """Topology with one molecule more, of atoms of these elements in a row; None is a virtual site."""
     topology = copy.deepcopy(topology)
-    water = topology.addResidue(name, topology.addChain())
-    for atom, element in (("O", app.element.oxygen), ("H1", app.element.hydrogen), ("H2", app.element.hydrogen)):
-        topology.addAtom(atom, element, water)
-    topology.addAtom("M", None, water)
-    with pytest.raises(UnsupportedTopologyError, match=f"water.*{name}"):
-        StarMDIntegrator(topology, 300, 100, tiny_model)
+    residue, last = topology.addResidue(name, topology.addChain()), None
+    for number, symbol in enumerate(atoms):
+        element = symbol and app.Element.getBySymbol(symbol)
+        atom = topology.addAtom(f"{symbol}{number}", element, residue)
+        if last and element:
+            topology.addBond(last, atom)
+        last = atom
+    return topology
+
+
+@pytest.mark.parametrize(
+    "name, atoms, told",
+    [
+        *((name, ("H", "O", "H", None), rf"water \({name}\)") for name in ("HOH", "WAT", "TIP3", "SOL", "T4P")),
+        ("ZN", ["Zn"], "ZN"),
+        ("NA", ["Na"], "NA"),
+        ("LIG", "CCON", "LIG"),
+        ("POPC", "CCCCCCPO", "POPC"),
+        ("ACE", "CCO", "ACE"),  # bonded to nothing
+    ],
+)
+def test_other_molecules_are_refused_by_name_but_for_steering(build_peptide, tiny_model, tmp_path, name, atoms, told):
+    topology, positions = build_peptide("ASG", True, True)
+    topology = beside(topology, name, *atoms)
+    positions = np.concatenate([positions, [[9.0, 9.0, 9.0]] * (topology.getNumAtoms() - len(positions))])
+    options = {"stride": 100, "n_steps": 1, "output": tmp_path / "run"}
+    for call in (
+        lambda: StarMDIntegrator(topology, 300, 100, tiny_model),
+        lambda: StarMDIntegrator(topology, 300, 100, tiny_model, relaxation=None),
+        lambda: StarMDIntegrator(topology, 300, 100, "elastic"),
+        lambda: rollout(tiny_model, topology, positions, **options),
+    ):
+        message = rf"holds {told} beside the protein \(the first is residue {name} 6 of chain 2\).*prepare.*steer"
+        with pytest.raises(UnsupportedTopologyError, match=message):
+            call()
+    assert not (tmp_path / "run").exists()
+    StarMDIntegrator(topology, 300, 100, tiny_model, relaxation=Relaxation(mode="steer"))
+
+
+def test_several_kinds_of_molecules_are_told_together(build_peptide):
+    topology = beside(beside(beside(build_peptide("ASG")[0], "ZN", "Zn"), "HOH", "H", "O", "H"), "ZN", "Zn")
+    with pytest.raises(UnsupportedTopologyError, match=r"holds ZN, water \(HOH\) beside .* first is residue ZN 4 "):
+        refuseOtherMolecules(topology)
+
+
+def amidated(topology):
+    """The Topology with NH2 in place of NME."""
+    topology = copy.deepcopy(topology)
+    modeller = app.Modeller(topology, [(0, 0, 0)] * topology.getNumAtoms() * unit.nanometer)
+    modeller.delete([a for a in topology.atoms() if a.residue.name == "NME" and a.name in ("C", "H1", "H2", "H3")])
+    for residue in modeller.topology.residues():
+        residue.name = {"NME": "NH2"}.get(residue.name, residue.name)
+    return modeller.topology
+
+
+def test_whatever_counts_as_protein_is_no_other_molecule(build_peptide):
+    """Several chains, caps, disulfides, names of other programs, and virtual sites."""
+    capped, positions = build_peptide("ACDHE", True, True, variants={3: "HIP"})
+    modeller = app.Modeller(capped, positions * unit.nanometer)
+    for topology, others in (build_peptide("GA"), build_peptide("CA", False, True)):
+        modeller.add(topology, others * unit.nanometer)
+    renamed = copy.deepcopy(capped)
+    for residue in renamed.residues():
+        residue.name = {"HIS": "HSP", "ASP": "ASPP", "ALA": "NALA", "NME": "NMA"}.get(residue.name, residue.name)
+    for topology in (capped, modeller.topology, renamed, amidated(capped), beside(capped, "SITE", None)):
+        refuseOtherMolecules(topology)
 
 
 def test_drude_particles(peptide, new_integrator):
