@@ -11,7 +11,7 @@ import torch
 from openmm_starmd.errors import ModelDomainError, listed
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 from openmm_starmd.protein.validity import check_positions, flat_centres
 
 REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality", "fold")
@@ -64,6 +64,8 @@ class Domain:
         Largest `relative_gyration` of a structure that a run starts from.
     temperature_tolerance : float
         K beyond ``min_temperature`` and ``max_temperature`` that count as inside.
+    half_capped : bool
+        Whether one end of a chain may be capped and the other free.
     """
 
     min_length: int = 1
@@ -79,6 +81,7 @@ class Domain:
     variants: tuple[str, ...] = VARIANTS[1:]
     max_gyration: float = 10_000.0
     temperature_tolerance: float = 3.0
+    half_capped: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Domain:
@@ -146,6 +149,10 @@ class Domain:
             yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}{bridged}")
         if not self.caps and any((end == CAPPED).any() for end in (features.n_end, features.c_end)):
             yield Violation("caps", "the model has not seen capped ends")
+        elif not self.half_capped and (firsts := half_capped(features)):
+            named = listed([f"the chain from {labels[i]}" for i in firsts], SHOWN)
+            text = f"one end of {named} is capped and the other free, the model has seen both ends capped or both free"
+            yield Violation("caps", text)
 
     def _of_settings(self, length: int, stride: float, temperature: float):
         low, high, spare = self.min_temperature, self.max_temperature, self.temperature_tolerance
@@ -169,6 +176,14 @@ class Domain:
                 f"folded protein of {tokens.n_residues} residues, the model knows up to {self.max_gyration:g} times; "
                 "start from a folded structure",
             )
+
+
+def half_capped(features: ResidueFeatures) -> list[int]:
+    """Tokens at the start of the chains that are capped at one end and not at the other."""
+    chain = features.chain_index
+    firsts = torch.nonzero(chain.diff(prepend=chain[:1] - 1))[:, 0]
+    lasts = torch.nonzero(chain.diff(append=chain[-1:] + 1))[:, 0]
+    return firsts[(features.n_end[firsts] == CAPPED) != (features.c_end[lasts] == CAPPED)].tolist()
 
 
 def relative_gyration(carbons: torch.Tensor) -> float:

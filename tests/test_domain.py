@@ -5,6 +5,7 @@ import pickle
 import warnings
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import mdtraj
@@ -90,6 +91,38 @@ def test_two_molecules_in_one_chain_count_as_two(build_peptide):
     assert reasons(Domain(max_chains=2), together) == []
     capped = one_chain(two(*build_peptide("AG", True, True)))
     assert ResidueTokens.from_topology(capped).features.chain_index.tolist() == [0, 0, 1, 1]
+
+
+def half(build_peptide, sequence, cap):
+    """Peptide with one cap of the two."""
+    topology, positions = build_peptide(sequence, True, True)
+    modeller = Modeller(topology, positions * unit.nanometer)
+    modeller.delete([residue for residue in topology.residues() if residue.name in {"ACE", "NME"} - {cap}])
+    return modeller.topology
+
+
+@pytest.mark.parametrize("sequence", ["A", "DWGR"])
+@pytest.mark.parametrize("cap", ["ACE", "NME"])
+def test_one_end_capped_and_the_other_free_is_outside(build_peptide, sequence, cap):
+    tokens = ResidueTokens.from_topology(half(build_peptide, sequence, cap))
+    (told,) = PLAIN.check(tokens, 100.0, 300.0)
+    assert told.reason == "caps" and "the model has seen both ends capped or both free" in told
+    assert f"one end of the chain from {tokens.residue_labels[0]} is capped" in told
+    assert replace(PLAIN, half_capped=True).check(tokens, 100.0, 300.0) == []
+    assert replace(PLAIN, caps=False).check(tokens, 100.0, 300.0) == ["the model has not seen capped ends"]
+    with pytest.raises(ModelDomainError, match="one end of the chain from .* is capped.*--allow caps"):
+        choose_model(tokens, 100.0, 300.0, device="cpu")
+
+
+def test_caps_are_judged_chain_by_chain(build_peptide):
+    parts = {caps: build_peptide("AG", *caps) for caps in product((True, False), repeat=2)}
+    for first, second in product(parts, repeat=2):
+        modeller = Modeller(parts[first][0], parts[first][1] * unit.nanometer)
+        modeller.add(parts[second][0], parts[second][1] * unit.nanometer)
+        wrong = sum(n_cap != c_cap for n_cap, c_cap in (first, second))
+        for topology in (modeller.topology, one_chain(modeller.topology)):
+            found = replace(PLAIN, max_chains=2).check(ResidueTokens.from_topology(topology), 100.0, 300.0)
+            assert [(told.reason, told.count("chain from")) for told in found] == [("caps", wrong)] * (wrong > 0)
 
 
 def test_bonds_over_a_gap_and_d_residues_are_found_in_positions(build_peptide):
@@ -281,7 +314,7 @@ def test_embedded_models_know_what_they_saw(build_peptide, name):
     for atom in amide.atoms():  # methyl of NME as a hydrogen
         if atom.residue.name == "NME" and atom.name == "C":
             atom.element = Element.getBySymbol("H")
-    assert reasons(model.domain, amide) == ["variants"] + ([] if model.domain.caps else ["caps"])
+    assert reasons(model.domain, amide) == ["variants", "caps"]
 
 
 def test_violations_travel_between_processes():
