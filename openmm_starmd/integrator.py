@@ -39,9 +39,9 @@ from openmm_starmd.units import valueIn, wholeNumber
 class StarMDIntegrator(BoundIntegrator):
     """StarMDIntegrator advances a protein by the jumps of a learned model instead of femtosecond steps.
 
-    Each step samples the conformation one stride (10 ps to 1 ns) later from a diffusion model that is conditioned on
-    the past conformations, moves every atom of the protein accordingly and relaxes the result under the forces of the
-    System. It replaces the integrator of an ordinary script in implicit solvent::
+    Each step samples the conformation one stride later (10 to 100 ps; tetrapeptides up to 1 ns) from a diffusion model
+    that is conditioned on the past conformations, moves every atom accordingly and relaxes the result under the forces
+    of the System. It replaces the integrator of an ordinary script in implicit solvent::
 
         integrator = StarMDIntegrator(pdb.topology, 300*kelvin, 100*picoseconds)
         simulation = Simulation(pdb.topology, system, integrator)
