@@ -17,6 +17,11 @@ from openmm_starmd.protein.validity import check_positions, flat_centres
 REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality", "fold")
 """Names of the reasons for which a system can lie outside a domain, the weightiest first."""
 
+SETTINGS = {"temperature", "stride"}
+"""Reasons that lie in no molecule."""
+
+TAUTOMER = "HIE: name the residue HID in the file, and `starmd prepare` builds HID, which the model knows"
+NOTES = {"CYX": "CYX: cysteine of a disulfide", "HIE": TAUTOMER}
 LONGEST_BOND = 0.25  # nm; a peptide bond beyond it bridges a gap
 SHOWN = 5  # residues that a message names
 FOLDED_RADIUS, FOLDED_EXPONENT = 0.22, 0.38  # nm; of `relative_gyration`
@@ -128,11 +133,22 @@ class Domain:
             found += [*_of_positions(tokens, torch.as_tensor(positions)), *self._of_start(tokens, positions)]
         return sorted(found, key=lambda violation: REASONS.index(violation.reason))
 
+    @property
+    def lengths(self) -> str:
+        """Numbers of residues, for messages."""
+        return f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else f"{self.max_length}"
+
+    def nearest_settings(self, length: int, stride: float, temperature: float) -> tuple[float, float]:
+        """The stride (ps) and the temperature (K) inside that are the nearest, for proteins of a number of residues."""
+        stride = min(max(stride, self.min_stride), self.longest_stride(length))
+        nearest = min(max(temperature, self.min_temperature), self.max_temperature)
+        return stride, temperature if abs(temperature - nearest) <= self.temperature_tolerance else nearest
+
     def _of_molecule(self, tokens: ResidueTokens):
         features, labels = tokens.features, tokens.residue_labels
         if not self.min_length <= tokens.n_residues <= self.max_length:
-            known = f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else self.max_length
-            yield Violation("length", f"the model knows proteins of {known} residues, this has {tokens.n_residues}")
+            text = f"the model knows proteins of {self.lengths} residues, this has {tokens.n_residues}"
+            yield Violation("length", text)
         chains = len(features.chain_index.unique())
         if chains > self.max_chains:
             yield Violation("chains", f"the model knows up to {self.max_chains} molecule(s), this has {chains}")
@@ -145,8 +161,10 @@ class Domain:
         strange = [i for i, k in enumerate(numbers) if k and VARIANTS[k] not in self.variants]
         if strange:
             named = [f"{variant_name(types[i], numbers[i])} at {labels[i]}" for i in strange]
-            bridged = " (CYX: cysteine of a disulfide)" if any(VARIANTS[numbers[i]] == "CYX" for i in strange) else ""
-            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}{bridged}")
+            of_known_types = {VARIANTS[numbers[i]] for i in strange if types[i] in self.residue_types}
+            notes = [note for name, note in NOTES.items() if name in of_known_types]
+            told = f" ({'; '.join(notes)})" if notes else ""
+            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}{told}")
         if not self.caps and any((end == CAPPED).any() for end in (features.n_end, features.c_end)):
             yield Violation("caps", "the model has not seen capped ends")
         elif not self.half_capped and (firsts := half_capped(features)):
@@ -224,6 +242,11 @@ def warn_of_numbering(tokens: ResidueTokens) -> None:
             "missing there, a minimisation closes the gap: let `starmd prepare FILE` end or complete the chain.",
             stacklevel=3,
         )
+
+
+def essential(found: Sequence[Violation]) -> list[Violation]:
+    """What to tell of a model that is not the nearest to a system: where the length is outside, nothing else."""
+    return [violation for violation in found if violation.reason == "length"] or list(found)
 
 
 def enforced(found: Sequence[Violation], strict: bool | Mapping[str, bool]) -> list[Violation]:

@@ -235,6 +235,47 @@ def test_a_disulfide_is_refused_by_name_and_the_advice_leads_on(build_peptide):
     assert NewPropagator.of("elastic", ResidueTokens.from_topology(modeller.topology), 100.0, 300.0).name == "elastic"
 
 
+def test_every_fault_is_told_once_and_other_lengths_in_a_clause(build_peptide):
+    """A protein with a missing loop and six half-cystines, as BPTI, and one that is too long for every model."""
+    pdb = PDBFile(str(PROTEINS / "5PTI_101.pdb"))
+    modeller = Modeller(pdb.topology, pdb.positions)
+    modeller.delete(list(pdb.topology.residues())[23:28])
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(modeller.topology, 100.0, 300.0, device="cpu")
+    told = str(error.value)
+    assert told.startswith("No embedded model knows this system. starmd-protein: residues are missing between ")
+    others = "starmd-dipeptide (1 to 2), starmd-peptide (3 to 9), starmd-peptide-fast (4)"
+    assert f"This has 53 residues; for other numbers there are {others}." in told and "CYX" not in told
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(build_peptide("AGHC" + "AG" * 40, variants={2: "HIP", 3: "CYX"})[0], 100.0, 300.0, device="cpu")
+    told = str(error.value)
+    assert "starmd-protein: the model knows proteins of 10 to 80 residues, this has 84; the model has" in told
+    assert told.count("CYM at") == 1 and f"there are {others}." in told
+    assert "--allow length --allow variants" in told
+
+
+def test_what_names_of_histidines_do_is_said_where_a_model_knows_hid_alone(build_peptide):
+    advice = "(HIE: name the residue HID in the file, and `starmd prepare` builds HID, which the model knows)"
+    topology = build_peptide("DHGR", variants={1: "HIE"})[0]
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(topology, 100.0, 300.0, device="cpu")
+    assert f"starmd-peptide, starmd-peptide-fast: the model has not seen HIE at A:HIS 2 {advice}." in str(error.value)
+    with pytest.raises(ModelDomainError) as error:
+        NewPropagator.of("starmd-peptide", topology, 100.0, 300.0)(ResidueTokens.from_topology(topology), 100.0, 300.0)
+    assert advice in str(error.value)
+    tokens = ResidueTokens.from_topology(build_peptide("DHGR", variants={1: "HIP"})[0])
+    assert "HID" not in " ".join(PLAIN.check(tokens, 100.0, 300.0))
+    tokens = ResidueTokens.from_topology(topology)
+    assert "HID" not in " ".join(replace(PLAIN, residue_types=("ASP", "GLY", "ARG")).check(tokens, 100.0, 300.0))
+
+
+def test_the_nearest_settings_are_inside():
+    domain = Domain(max_stride={4: 1000.0, 9: 100.0}, temperature_tolerance=3.0)
+    assert domain.nearest_settings(4, 2000.0, 310.0) == (1000.0, 300.0)
+    assert domain.nearest_settings(9, 1.0, 298.15) == (10.0, 298.15)
+    assert domain.nearest_settings(9, 50.0, 304.0) == (50.0, 300.0)
+
+
 def test_where_only_the_settings_are_outside_they_are_what_to_change(build_peptide):
     with pytest.raises(ModelDomainError, match="Take a temperature and a stride that a model knows, or try"):
         choose_model(build_peptide("AGVD")[0], 100.0, 350.0, device="cpu")

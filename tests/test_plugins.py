@@ -193,9 +193,11 @@ def test_where_auto_finds_none_the_error_tells_what_each_lacks(build_peptide, tm
     ):
         with pytest.raises(ModelDomainError) as caught:
             call()
-        for name in _embedded():
-            lacks = rf"{name}: the model knows [^.]*, not 450 K; the model knows strides of [^.]*\."
-            assert re.search(lacks, str(caught.value))
+        told = str(caught.value)
+        for name in ("starmd-peptide", "starmd-peptide-fast"):
+            assert re.search(rf"{name}: the model knows [^.]*, not 450 K; the model knows strides of [^.]*\.", told)
+        assert "This has 4 residues; for other numbers there are starmd-dipeptide (1 to 2), starmd-p" in told
+        assert all(name in told for name in _embedded())
     assert not (tmp_path / "run").exists()
 
 
