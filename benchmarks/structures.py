@@ -69,7 +69,7 @@ def energy_of(context) -> float:
 def small_step_model() -> StarMDModel:
     """An untrained model that knows every protein and makes small steps about the last conformation."""
     network = NetworkConfig(blocks=1, width=32, pair_width=12, heads=2, query_points=2, value_points=2)
-    domain = Domain(max_length=2000, min_stride=10.0, max_stride=1000.0, max_chains=100)
+    domain = Domain(max_length=2000, min_stride=10.0, max_stride=1000.0, max_chains=100, half_capped=True)
     model = StarMDModel.create(ModelConfig(network, denoising_steps=4), domain, seed=1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # its heads start at zero, and the past would have no influence

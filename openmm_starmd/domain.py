@@ -11,12 +11,17 @@ import torch
 from openmm_starmd.errors import ModelDomainError, listed
 from openmm_starmd.protein.bond_graph import CAPPED
 from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
-from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 from openmm_starmd.protein.validity import check_positions, flat_centres
 
 REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality", "fold")
 """Names of the reasons for which a system can lie outside a domain, the weightiest first."""
 
+SETTINGS = {"temperature", "stride"}
+"""Reasons that lie in no molecule."""
+
+TAUTOMER = "HIE: name the residue HID in the file, and `starmd prepare` builds HID, which the model knows"
+NOTES = {"CYX": "CYX: cysteine of a disulfide", "HIE": TAUTOMER}
 LONGEST_BOND = 0.25  # nm; a peptide bond beyond it bridges a gap
 SHOWN = 5  # residues that a message names
 FOLDED_RADIUS, FOLDED_EXPONENT = 0.22, 0.38  # nm; of `relative_gyration`
@@ -64,6 +69,8 @@ class Domain:
         Largest `relative_gyration` of a structure that a run starts from.
     temperature_tolerance : float
         K beyond ``min_temperature`` and ``max_temperature`` that count as inside.
+    half_capped : bool
+        Whether one end of a chain may be capped and the other free.
     """
 
     min_length: int = 1
@@ -79,6 +86,7 @@ class Domain:
     variants: tuple[str, ...] = VARIANTS[1:]
     max_gyration: float = 10_000.0
     temperature_tolerance: float = 3.0
+    half_capped: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Domain:
@@ -125,11 +133,22 @@ class Domain:
             found += [*_of_positions(tokens, torch.as_tensor(positions)), *self._of_start(tokens, positions)]
         return sorted(found, key=lambda violation: REASONS.index(violation.reason))
 
+    @property
+    def lengths(self) -> str:
+        """Numbers of residues, for messages."""
+        return f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else f"{self.max_length}"
+
+    def nearest_settings(self, length: int, stride: float, temperature: float) -> tuple[float, float]:
+        """The stride (ps) and the temperature (K) inside that are the nearest, for proteins of a number of residues."""
+        stride = min(max(stride, self.min_stride), self.longest_stride(length))
+        nearest = min(max(temperature, self.min_temperature), self.max_temperature)
+        return stride, temperature if abs(temperature - nearest) <= self.temperature_tolerance else nearest
+
     def _of_molecule(self, tokens: ResidueTokens):
         features, labels = tokens.features, tokens.residue_labels
         if not self.min_length <= tokens.n_residues <= self.max_length:
-            known = f"{self.min_length} to {self.max_length}" if self.min_length < self.max_length else self.max_length
-            yield Violation("length", f"the model knows proteins of {known} residues, this has {tokens.n_residues}")
+            text = f"the model knows proteins of {self.lengths} residues, this has {tokens.n_residues}"
+            yield Violation("length", text)
         chains = len(features.chain_index.unique())
         if chains > self.max_chains:
             yield Violation("chains", f"the model knows up to {self.max_chains} molecule(s), this has {chains}")
@@ -142,10 +161,16 @@ class Domain:
         strange = [i for i, k in enumerate(numbers) if k and VARIANTS[k] not in self.variants]
         if strange:
             named = [f"{variant_name(types[i], numbers[i])} at {labels[i]}" for i in strange]
-            bridged = " (CYX: cysteine of a disulfide)" if any(VARIANTS[numbers[i]] == "CYX" for i in strange) else ""
-            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}{bridged}")
+            of_known_types = {VARIANTS[numbers[i]] for i in strange if types[i] in self.residue_types}
+            notes = [note for name, note in NOTES.items() if name in of_known_types]
+            told = f" ({'; '.join(notes)})" if notes else ""
+            yield Violation("variants", f"the model has not seen {listed(named, SHOWN)}{told}")
         if not self.caps and any((end == CAPPED).any() for end in (features.n_end, features.c_end)):
             yield Violation("caps", "the model has not seen capped ends")
+        elif not self.half_capped and (firsts := half_capped(features)):
+            named = listed([f"the chain from {labels[i]}" for i in firsts], SHOWN)
+            text = f"one end of {named} is capped and the other free, the model has seen both ends capped or both free"
+            yield Violation("caps", text)
 
     def _of_settings(self, length: int, stride: float, temperature: float):
         low, high, spare = self.min_temperature, self.max_temperature, self.temperature_tolerance
@@ -177,6 +202,14 @@ def _written(value: float, low: float, high: float, digits: int = 6) -> str:
     """A number that lies outside of two limits, with so many digits or as many more as show that it does."""
     texts = (f"{value:.{more}g}" for more in range(digits, 18))
     return next(text for text in texts if not low <= float(text) <= high)
+
+
+def half_capped(features: ResidueFeatures) -> list[int]:
+    """Tokens at the start of the chains that are capped at one end and not at the other."""
+    chain = features.chain_index
+    firsts = torch.nonzero(chain.diff(prepend=chain[:1] - 1))[:, 0]
+    lasts = torch.nonzero(chain.diff(append=chain[-1:] + 1))[:, 0]
+    return firsts[(features.n_end[firsts] == CAPPED) != (features.c_end[lasts] == CAPPED)].tolist()
 
 
 def relative_gyration(carbons: torch.Tensor) -> float:
@@ -217,6 +250,11 @@ def warn_of_numbering(tokens: ResidueTokens) -> None:
             "missing there, a minimisation closes the gap: let `starmd prepare FILE` end or complete the chain.",
             stacklevel=3,
         )
+
+
+def essential(found: Sequence[Violation]) -> list[Violation]:
+    """What to tell of a model that is not the nearest to a system: where the length is outside, nothing else."""
+    return [violation for violation in found if violation.reason == "length"] or list(found)
 
 
 def enforced(found: Sequence[Violation], strict: bool | Mapping[str, bool]) -> list[Violation]:

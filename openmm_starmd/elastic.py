@@ -17,6 +17,7 @@ import torch
 from scipy.linalg import eigh
 from scipy.sparse import coo_matrix, csr_matrix, vstack
 
+from openmm_starmd.errors import ModelDomainError
 from openmm_starmd.geometry.rigid import Rigid, exponential, logarithm, superpose
 from openmm_starmd.geometry.torsions import measure_angle, measure_dihedral, wrap
 from openmm_starmd.interface import JumpPropagator
@@ -36,6 +37,7 @@ FRICTION = 2e4  # kJ/mol ps/nm^2 of a residue; CA of Trp-cage lose memory as in 
 RIGID = 1e-8  # share of the largest eigenvalue below which a mode costs no energy
 KB = 0.00831446  # kJ/mol/K
 SITES = 3
+LEAST = 2  # residues; one alone has no springs
 PSI = TORSIONS.index("psi")
 
 
@@ -146,8 +148,8 @@ stiffness. Each normal mode is an Ornstein-Uhlenbeck process with the variance
 kT/k and the relaxation time friction/k, advanced exactly over any stride. The
 friction ({FRICTION:g} kJ/mol ps/nm^2 a residue) and the spring constant give
 C-alpha of folded parts of Trp-cage the fluctuation and the memory of 1 ns of
-MD. The propagator takes any protein, any stride and any temperature. A learned
-model of a folded protein has to beat it.
+MD. The propagator takes any protein of {LEAST} residues or more, any stride and
+any temperature. A learned model of a folded protein has to beat it.
 
 ## What it is not
 
@@ -158,6 +160,11 @@ matter to it. `model="auto"` never chooses it.
 """
 
     def __init__(self, tokens: ResidueTokens, stride: float, temperature: float, *, device="cpu"):
+        if tokens.n_residues < LEAST:
+            raise ModelDomainError(
+                f"Outside the domain of model 'elastic': it moves residues against each other, so it takes {LEAST} or "
+                f"more, this has {tokens.n_residues}. Use another model (`starmd models` lists them)."
+            )
         self.tokens, self.stride, self.temperature = tokens, float(stride), float(temperature)
         self.device = choose_device(device)
         settings = CUTOFF, GAMMA, BOND, ANGLE_AT_C, ANGLE_AT_N, OMEGA, TORSION, FRICTION, tokens.sequence

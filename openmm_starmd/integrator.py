@@ -14,7 +14,7 @@ from openmm_starmd.binding.context import (
     checkedPositions,
     checkSystem,
     drawVelocities,
-    refuseWater,
+    refuseOtherMolecules,
     unwatched,
     watchContexts,
 )
@@ -39,9 +39,9 @@ from openmm_starmd.units import positiveIn, wholeNumber
 class StarMDIntegrator(BoundIntegrator):
     """StarMDIntegrator advances a protein by the jumps of a learned model instead of femtosecond steps.
 
-    Each step samples the conformation one stride (10 ps to 1 ns) later from a diffusion model that is conditioned on
-    the past conformations, moves every atom of the protein accordingly and relaxes the result under the forces of the
-    System. It replaces the integrator of an ordinary script in implicit solvent::
+    Each step samples the conformation one stride later (10 to 100 ps; tetrapeptides up to 1 ns) from a diffusion model
+    that is conditioned on the past conformations, moves every atom accordingly and relaxes the result under the forces
+    of the System. It replaces the integrator of an ordinary script in implicit solvent::
 
         integrator = StarMDIntegrator(pdb.topology, 300*kelvin, 100*picoseconds)
         simulation = Simulation(pdb.topology, system, integrator)
@@ -138,13 +138,16 @@ class StarMDIntegrator(BoundIntegrator):
             f"relaxation must be a Relaxation or None; got {relaxation!r}",
         )
         require(isinstance(schedule, HybridSchedule), f"schedule must be a HybridSchedule; got {schedule!r}")
+        for name in ("contextFrames", "denoisingSteps"):
+            if self._settings[name] is not None:
+                self._settings[name] = wholeNumber(name, self._settings[name], 1)
         self._relaxation, self._schedule = relaxation or Relaxation(mode="none"), schedule
         refuse_missing_atoms(topology)
         self._tokens = ResidueTokens.from_topology(topology)
         self._newPropagator = NewPropagator.of(model, self._tokens, stepSize, self._temperature, device, strict)
         self._propagator = self._createPropagator(stepSize, self._temperature)
         if not self._relaxation.steers:
-            refuseWater(topology)
+            refuseOtherMolecules(topology)
         self._bias = Bias.of(biasForceGroups, biasCandidates, self._relaxation.steers)
         self._maxRetries = wholeNumber("maxRetries", maxRetries)
         self._held = (self._tokens.heavy_atoms if self._relaxation.steers else self._tokens.backbone.flatten()).numpy()
@@ -154,6 +157,7 @@ class StarMDIntegrator(BoundIntegrator):
             self._tokens.features,
             self._propagator.context_frames,
             self._propagator.identity,
+            self._propagator.device,
             self._relaxation.scratch,
         )
         store.setIntegrationForceGroups(self._bias.others)
@@ -237,12 +241,12 @@ class StarMDIntegrator(BoundIntegrator):
 
     def _moveByPhysics(self, context, steps: int):
         """Steps of the physical integrator; the history follows."""
-        if self._tracker.known(self._propagator, checkedPositions(context.getState(positions=True))) is None:
+        if self._tracker.known(checkedPositions(context.getState(positions=True))) is None:
             self.reset()
         physics, stride = self.getIntegrator(PHYSICS), self._propagator.stride
         self.setCurrentIntegrator(PHYSICS)  # and so it stays: it knows the kinetic energy of its velocities
         while steps:
-            known = self._store.read(self._propagator.device) is not None
+            known = self._store.read() is not None
             toNextFrame = math.ceil((stride - self._store.elapsed) / (physics.getStepSize()._value or stride) - 1e-6)
             count = min(steps, max(1, toNextFrame)) if known else min(steps, LAST_STEP)
             start = context.getTime()
@@ -253,13 +257,6 @@ class StarMDIntegrator(BoundIntegrator):
                 time = (context.getTime() - start)._value
                 self._tracker.follow(self._propagator, *positions, time, context.getStepCount())
                 self._store.excess = self._gate.excess(0, self._particles.freedoms)
-
-    def checkHistory(self):
-        """Raise HistoryError if the history of past conformations is damaged, or of another model or protein.
-
-        A step does so by itself; this is for those who have just loaded a checkpoint or State.
-        """
-        self._store.read(self._propagator.device)
 
     def getIntegrationForceGroups(self):
         """Get the force groups of the physical integrator, as bits: reporters show their energy."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from openmm_starmd.domain import Domain
+from openmm_starmd.errors import StarMDError
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
@@ -18,18 +21,46 @@ def float32_on(device: torch.device, x: torch.Tensor) -> torch.Tensor:
     return x.pin_memory().to(device, non_blocking=True) if x.device.type != device.type == "cuda" else x.to(device)
 
 
+def _fault(found, like: Conformation) -> str:
+    """What is wrong with what was to be a conformation like another one; empty if nothing is."""
+    if not isinstance(found, Conformation):
+        return "None" if found is None else f"a {type(found).__name__}"
+    names = "rotations", "translations", "torsions", "angles"
+    shapes = ([tuple(x.shape) for x in conformation.tensors] for conformation in (found, like))
+    unlike = (f"{name} of shape {x} in place of {y}" for name, x, y in zip(names, *shapes, strict=True) if x != y)
+    return next(unlike, "")
+
+
+def _checked(method: Callable[..., Conformation]) -> Callable[..., Conformation]:
+    """The method, which now refuses a result unlike the conformation or history that it was given."""
+
+    @functools.wraps(method)
+    def checked(self, *args, **kwargs):
+        found = method(self, *args, **kwargs)
+        given = next(x for x in (*args, *kwargs.values()) if isinstance(x, History | Conformation))
+        if fault := _fault(found, given.last if isinstance(given, History) else given):
+            raise StarMDError(
+                f"{type(self).__name__}.{method.__name__} must return a Conformation of all replicas and residues that "
+                f"it was given; it has returned {fault}."
+            )
+        return found
+
+    return checked
+
+
 class JumpPropagator(Protocol):
     """Samples the conformation one stride ahead, for B replicas of one protein at a time.
 
-    A class that inherits from the protocol needs the attributes without a default, and `step`. Its constructor is
+    A class inherits from the protocol and needs the attributes without a default, and `step`. Its constructor is
     called as ``cls(tokens, stride, temperature, *, device, **settings)``; ``settings`` are ``context_frames``
     and ``denoising_steps``, where the user gives them. An entry point of the group ``openmm_starmd.propagators`` makes
-    such a class known by name; see ``docs/propagators.md``. A class may have the method of `Resampler` besides.
+    such a class known by name; see ``docs/propagators.md``. A class may have the method of `Resampler` besides. A
+    StarMDError names the class and the method whose conformations are not those of all replicas and residues.
 
     Attributes
     ----------
     name : str
-        For messages.
+        For messages; an attribute of the class.
     identity : bytes
         At most 64 bytes that differ wherever trajectories of one seed would differ: a hash of the sequence and of all
         weights and settings besides stride, temperature and seed. Restart data of another identity are refused.
@@ -57,6 +88,11 @@ class JumpPropagator(Protocol):
     domain: Domain | None = None
     device: torch.device = torch.device("cpu")
     context_frames: int = 1
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in {"step", "context_copy", "resample"} & vars(cls).keys():
+            setattr(cls, name, _checked(vars(cls)[name]))
 
     def step(self, history: History, generator) -> Conformation:
         """Sample the next conformation (B, N); its C-alpha centroid is that of the last one.

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from openmm_starmd.diffusion.process import Process
-from openmm_starmd.domain import REASONS, Domain, Violation, enforced, how_to_allow, refuse
+from openmm_starmd.domain import REASONS, SETTINGS, Domain, Violation, enforced, essential, how_to_allow, refuse
 from openmm_starmd.errors import ModelDomainError, StarMDError, first_line
 from openmm_starmd.files import save_tensors
 from openmm_starmd.network.config import ModelConfig
@@ -153,9 +153,23 @@ def choose_model(
         If the protein cannot be described by residue tokens.
     """
     tokens = topology if isinstance(topology, ResidueTokens) else ResidueTokens.from_topology(topology)
-    described = _described()
-    domains = {name: _domain_of(metadata) for name, metadata in described.items()}
-    lacks = {name: domain.check(tokens, stride, temperature) for name, domain in domains.items()}
+    lacks = lacking(tokens, stride, temperature)
+    chosen = nearest_model(lacks, tokens, strict)
+    if enforced(lacks[chosen], strict):
+        advice = how_to_allow(lacks[chosen], _instead(lacks[chosen], tokens))
+        raise ModelDomainError(f"No embedded model knows this system. {_told(lacks, chosen, tokens)} {advice}")
+    logger.info("Model chosen for %d residues, %g ps, %g K: %s", tokens.n_residues, stride, temperature, chosen)
+    return load_model(chosen, device)
+
+
+def lacking(tokens: ResidueTokens, stride: float, temperature: float, positions=None) -> dict[str, list[Violation]]:
+    """What lies outside the domain of each embedded model, by name; see `Domain.check`."""
+    return {name: domain.check(tokens, stride, temperature, positions) for name, domain in embedded_domains().items()}
+
+
+def nearest_model(lacks: Mapping[str, Sequence[Violation]], tokens: ResidueTokens, strict=True) -> str:
+    """Name of the embedded model that `choose_model` takes, or would take if it could, by what each one `lacks`."""
+    described, domains = _described(), embedded_domains()
 
     def rank(name: str) -> tuple:
         steps, domain = ModelConfig.from_dict(json.loads(described[name]["config"])).denoising_steps, domains[name]
@@ -164,29 +178,36 @@ def choose_model(
         outside = len(enforced(lacks[name], strict)), len(lacks[name]), -weightiest, away
         return *outside, -steps, domain.max_length - domain.min_length, name
 
-    chosen = min(domains, key=rank)
-    if enforced(lacks[chosen], strict):
-        reasons = " ".join(f"{name}: {'; '.join(found)}." for name, found in sorted(lacks.items()))
-        raise ModelDomainError(
-            f"No embedded model knows this system. {reasons} {how_to_allow(lacks[chosen], _instead(lacks[chosen]))}"
-        )
-    logger.info("Model chosen for %d residues, %g ps, %g K: %s", tokens.n_residues, stride, temperature, chosen)
-    return load_model(chosen, device)
+    return min(lacks, key=rank)
 
 
-def _instead(found: Sequence[Violation]) -> str:
+def _told(lacks: Mapping[str, Sequence[Violation]], nearest: str, tokens: ResidueTokens) -> str:
+    """What each model lacks: each fault once, and of other lengths the lengths alone."""
+    names_of: dict[tuple[Violation, ...], list[str]] = {}
+    others = []
+    for name, domain in embedded_domains().items():
+        found = lacks[name] if name == nearest else essential(lacks[name])
+        if [violation.reason for violation in found] == ["length"]:
+            others.append(f"{name} ({domain.lengths})")
+        else:
+            names_of.setdefault(tuple(found), []).append(name)
+    told = [f"{', '.join(names)}: {'; '.join(found)}." for found, names in names_of.items()]
+    if others:
+        told.append(f"This has {tokens.n_residues} residues; for other numbers there are {', '.join(others)}.")
+    return " ".join(told)
+
+
+def _instead(found: Sequence[Violation], tokens: ResidueTokens) -> str:
     """Advice where no embedded model knows a system: the beginning of the sentence that `how_to_allow` ends."""
-    if {violation.reason for violation in found} <= {"temperature", "stride"}:
+    if {violation.reason for violation in found} <= SETTINGS:
         return "Take a temperature and a stride that a model knows, or"
-    return (
-        "Train a model on MD of this molecule (starmd train), take model='elastic' for motions about a folded "
-        "structure, or"
-    )
+    elastic = "take model='elastic' for motions about a folded structure, " if tokens.n_residues > 1 else ""
+    return f"Train a model on MD of this molecule (starmd train), {elastic}or"
 
 
 def models_for(tokens: ResidueTokens, stride: float, temperature: float) -> list[str]:
     """Names of the embedded models whose domain holds a protein, a stride (ps) and a temperature (K)."""
-    return [name for name, domain in embedded_domains().items() if not domain.check(tokens, stride, temperature)]
+    return [name for name, found in lacking(tokens, stride, temperature).items() if not found]
 
 
 def embedded_domains() -> dict[str, Domain]:

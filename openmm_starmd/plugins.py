@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -17,8 +19,19 @@ from openmm_starmd.interface import JumpPropagator
 from openmm_starmd.model import StarMDModel, available_models, choose_device, choose_model, load_model, models_for
 from openmm_starmd.propagator import Propagator
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.units import wholeNumber
 
 GROUP = "openmm_starmd.propagators"
+CLASS = "a class that inherits from JumpPropagator and has a name and a step of its own"
+ATTRIBUTES = {
+    "identity": bytes,
+    "tokens": ResidueTokens,
+    "stride": Real,
+    "temperature": Real,
+    "device": torch.device,
+    "context_frames": int,
+}  # of a propagator
+LONGEST_IDENTITY = hashlib.blake2b.MAX_KEY_SIZE
 BUILT_IN = (EntryPoint("elastic", "openmm_starmd.elastic:ElasticNetwork", GROUP),)
 
 
@@ -33,7 +46,7 @@ def load_propagator(name: str) -> type[JumpPropagator]:
     Raises
     ------
     StarMDError
-        If there is none, two packages bring one each, or its package cannot be imported.
+        If there is none, two packages bring one each, or its package cannot be imported or brings something else.
     """
     found = [point for point in (*BUILT_IN, *entry_points(group=GROUP)) if point.name == name]
     values = {point.value for point in found}
@@ -42,9 +55,29 @@ def load_propagator(name: str) -> type[JumpPropagator]:
     if len(values) > 1:
         raise StarMDError(f"Several packages bring a propagator {name!r} ({', '.join(sorted(values))}); remove one.")
     try:
-        return found[0].load()
+        propagator = found[0].load()
     except (ImportError, AttributeError) as error:
         raise StarMDError(f"The propagator {name!r} ({found[0].value}) cannot be imported: {error}") from error
+    if not _is_propagator(propagator):
+        raise StarMDError(f"The propagator {name!r} ({found[0].value}) must be {CLASS}; it is {propagator!r}.")
+    return propagator
+
+
+def _is_propagator(model) -> bool:
+    """True for a class that samples jumps."""
+    inherits = inspect.isclass(model) and JumpPropagator in model.__mro__
+    return inherits and model.step is not JumpPropagator.step and isinstance(getattr(model, "name", None), str)
+
+
+def _complete(propagator: JumpPropagator) -> JumpPropagator:
+    """The propagator; a StarMDError names what it lacks of the interface."""
+    kind = type(propagator).__name__
+    for name, expected in ATTRIBUTES.items():
+        if not isinstance(found := getattr(propagator, name, None), expected):
+            raise StarMDError(f"{kind}.{name} must be of the type {expected.__name__}; it is {found!r}.")
+    if not 1 <= (length := len(propagator.identity)) <= LONGEST_IDENTITY:
+        raise StarMDError(f"{kind}.identity must hold 1 to {LONGEST_IDENTITY} bytes; it holds {length}.")
+    return propagator
 
 
 def load_source(
@@ -83,13 +116,18 @@ class NewPropagator:
         """Find what a user means by a model.
 
         ``"auto"`` stands for `choose_model` by protein, stride (ps) and temperature (K); other strings for an embedded
-        model, a propagator or a model file. A StarMDError says that there is no such model, a ModelDomainError that
-        none is fit to be chosen.
+        model, a propagator or a model file. A StarMDError says what a model may be, or that there is none of that name,
+        a ModelDomainError that none is fit to be chosen.
         """
         if isinstance(model, StarMDModel):
             source = model.on(device)
-        elif inspect.isclass(model):
+        elif _is_propagator(model):
             source = model
+        elif not isinstance(model, str | os.PathLike):
+            raise StarMDError(
+                "model must be 'auto', the name of an embedded model or of a propagator, the path of a model file, a "
+                f"StarMDModel, or {CLASS}; got {model!r}."
+            )
         elif model == "auto":
             source = choose_model(tokens, stride, temperature, device=device, strict=strict)
         else:
@@ -130,13 +168,13 @@ class NewPropagator:
         """A propagator of one system; ``settings`` that are None are left to it.
 
         A ModelDomainError says that the system lies outside of its domain, a ValueError that it does not know a
-        setting.
+        setting, or that one is no whole number of at least 1, a StarMDError what the propagator lacks.
         """
-        given = {name: value for name, value in settings.items() if value is not None}
+        given = {name: wholeNumber(name, value, 1) for name, value in settings.items() if value is not None}
         if isinstance(self.source, StarMDModel):
             return Propagator(self.source, tokens, stride, temperature, strict=self.strict, **given)
         create: Callable[..., JumpPropagator] = self.source
         self.refuse(self.outside(tokens, stride, temperature))
         for name in given.keys() - inspect.signature(create).parameters:
             raise ValueError(f"The propagator {create.__name__} knows no {name}; leave it out.")
-        return create(tokens, stride, temperature, device=self.device, **given)
+        return _complete(create(tokens, stride, temperature, device=self.device, **given))

@@ -19,6 +19,7 @@ from openmm_starmd.network.embedding import Conditions, StaticInputs, TimeCondit
 from openmm_starmd.protein.conformation import Conformation
 from openmm_starmd.protein.history import History
 from openmm_starmd.protein.tokens import ResidueTokens
+from openmm_starmd.units import wholeNumber
 
 
 class Propagator(JumpPropagator):
@@ -59,13 +60,11 @@ class Propagator(JumpPropagator):
         pair: torch.Tensor | None = None,
     ):
         model.check_domain(tokens, stride, temperature, strict)
-        for name, value in (("context_frames", context_frames), ("denoising_steps", denoising_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}.")
+        frames = model.config.context_frames if context_frames is None else context_frames
+        steps = model.config.denoising_steps if denoising_steps is None else denoising_steps
+        self.context_frames, steps = wholeNumber("context_frames", frames, 1), wholeNumber("denoising_steps", steps, 1)
         self.name, self.device = model.name, model.device
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
-        self.context_frames = context_frames or model.config.context_frames
-        steps = denoising_steps or model.config.denoising_steps
         self.sampler = SAMPLERS[model.config.sampler](model.process, steps)
         self._around_last = model.config.network.parameterization == "previous"
         self._precomputed = tuple(None if x is None else x.to(model.device)[None] for x in (single, pair))

@@ -34,6 +34,7 @@ MODES = ("minimize", "steer", "none")
 IDLE, MINIMIZING, STEERING, RELEASED = range(4)
 LARGEST_MOVE = 0.02  # nm per step and axis; thermal motion stays below it
 LARGEST_TIME_STEP = 0.004  # ps; minimisation of heavy-atom bonds loses its way not far beyond it
+STABLE = 0.01  # ps; no dynamics of a protein stands a longer time step
 REFILLED = 0.048  # ps at twice the temperature; benchmarks/results/relaxation.md
 TURN = 0.2  # first share of the force in the velocity of the minimisation
 WAYPOINTS, ARRIVAL = 40, 32  # the restraints stand still at the end of their way for the atoms to catch up
@@ -112,7 +113,11 @@ class Relaxation:
             object.__setattr__(self, name, wholeNumber(name, getattr(self, name)))
         require(self.mode in MODES, f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
         require(self.restraintConstant >= 0, f"restraintConstant must be >= 0; got {self.restraintConstant}")
-        require(self.timeStep > 0, f"timeStep must be > 0; got {self.timeStep} ps")
+        require(
+            0 < self.timeStep <= STABLE,
+            f"timeStep must be above 0 and at most {STABLE} ps, beyond which no dynamics of a protein is stable; got "
+            f"{self.timeStep:g} ps (a number without a unit is in ps)",
+        )
         require(self.friction > 0, f"friction must be > 0; got {self.friction}/ps")
 
     @property

@@ -12,6 +12,7 @@ from openmm import unit
 from openmm_starmd.binding.outputs import Output, disagreements
 from openmm_starmd.errors import HistoryError, StarMDError
 from openmm_starmd.integrator import StarMDIntegrator
+from openmm_starmd.units import wholeNumber
 
 HEADERS = (
     "Step",
@@ -53,7 +54,7 @@ class StarMDReporter:
             If true, append to an existing file.  The header line is not written, since there is assumed to already be
             one at the start of the file.
         """
-        self._reportInterval = reportInterval
+        self._reportInterval = wholeNumber("reportInterval", reportInterval, 1)
         self._append, self._openedFile = append, isinstance(file, str)
         self._out = open(file, "a" if append else "w") if self._openedFile else file
         self._needsHeader = not append
@@ -72,15 +73,7 @@ class StarMDReporter:
         dict
             A dictionary describing the required information for the next report
         """
-        if not isinstance(simulation.integrator, StarMDIntegrator):
-            raise StarMDError(
-                "A StarMDReporter tells of the jumps of a StarMDIntegrator; this Simulation has a "
-                f"{type(simulation.integrator).__name__}. Remove the reporter."
-            )
-        if self._told is None:
-            self._told = simulation.integrator.getStatistics()
-            for message in disagreements(simulation):
-                warnings.warn(message, stacklevel=2)
+        self._begin(simulation)
         steps = self._reportInterval - simulation.currentStep % self._reportInterval
         return {"steps": steps, "periodic": None, "include": []}
 
@@ -94,6 +87,7 @@ class StarMDReporter:
         state : State
             The current state of the simulation
         """
+        self._begin(simulation)
         now = simulation.integrator.getStatistics()
         time = state.getTime().value_in_unit(unit.picosecond)
         fields = simulation.currentStep, time, *_since(self._told, now)
@@ -101,6 +95,18 @@ class StarMDReporter:
         self._needsHeader, self._told = False, now  # even if the disk is full: the line is kept and written later
         self._out.write(header + ",".join(map(str, fields)) + "\n")
         self._out.flush()
+
+    def _begin(self, simulation):
+        """Count the jumps from here on, unless they are counted already."""
+        if not isinstance(simulation.integrator, StarMDIntegrator):
+            raise StarMDError(
+                "A StarMDReporter tells of the jumps of a StarMDIntegrator; this Simulation has a "
+                f"{type(simulation.integrator).__name__}. Remove the reporter."
+            )
+        if self._told is None:
+            self._told = simulation.integrator.getStatistics()
+            for message in disagreements(simulation):
+                warnings.warn(message, stacklevel=3)
 
     def __del__(self):
         if getattr(self, "_out", None) is not None and self._openedFile:
@@ -211,15 +217,13 @@ def _startAnew(simulation, checkpoint, files) -> int:
 
 
 def _load(simulation, checkpoint):
-    """Load a checkpoint and look at once whether it is whole and of this model; OpenMM reads half of one in silence."""
+    """Load a checkpoint and look at once whether it is whole; OpenMM reads half of one in silence."""
     with open(checkpoint, "rb") as file:
         data = file.read()
     try:
         simulation.context.loadCheckpoint(data)
         if len(simulation.context.createCheckpoint()) != len(data):
             raise HistoryError("The file has another length than a checkpoint of this Simulation.")
-        if isinstance(simulation.integrator, StarMDIntegrator):
-            simulation.integrator.checkHistory()
     except Exception as error:
         raise HistoryError(
             f"{checkpoint} cannot be loaded; it is damaged, or of another system, model, platform or version of OpenMM "

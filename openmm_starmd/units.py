@@ -31,7 +31,10 @@ def positiveIn(name: str, value, target: unit.Unit) -> float:
 
 
 def wholeNumber(name: str, value, smallest: int = 0) -> int:
-    """``value`` as an int, if it is one and at least ``smallest``."""
-    whole = not isinstance(value, bool) and int(value) == value and value >= smallest
-    require(whole, f"{name} must be an integer >= {smallest}; got {value!r}")
+    """``value`` as an int; a ValueError refuses what is no whole number, or less than ``smallest``."""
+    try:
+        whole = not isinstance(value, bool) and int(value) == value and value >= smallest
+    except (TypeError, ValueError, OverflowError):
+        whole = False
+    require(whole, f"{name} must be an integer of at least {smallest}, not {value!r}")
     return int(value)

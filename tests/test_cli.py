@@ -198,8 +198,7 @@ def test_a_file_that_prepare_cannot_write_stays_as_it_was(files, monkeypatch):
     assert (files / "start.pdb").read_text() == "mine" and not list(files.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("command", ["rollout", "simulate"])
-def test_an_ion_beside_the_protein_leads_to_prepare(build_peptide, tmp_path, capsys, monkeypatch, command):
+def test_an_ion_beside_the_protein_of_a_simulation_leads_to_prepare(build_peptide, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     topology, positions = build_peptide("DWGR")
     modeller, sodium = Modeller(topology, Quantity(positions.tolist(), nanometer)), Topology()
@@ -207,7 +206,7 @@ def test_an_ion_beside_the_protein_leads_to_prepare(build_peptide, tmp_path, cap
     modeller.add(sodium, Quantity([[3.0, 3.0, 3.0]], nanometer))
     with open("ion.pdb", "w") as file:
         PDBFile.writeFile(modeller.topology, modeller.positions, file)
-    assert cli.main([command, "ion.pdb", "--nanoseconds", "0.1"]) == 1
+    assert cli.main(["simulate", "ion.pdb", "--nanoseconds", "0.1"]) == 1
     told = capsys.readouterr().err.strip()
     assert "ff14SB has no template for residue NA" in told and "`starmd prepare FILE` removes" in told
     assert told.count("\n") == 0
@@ -224,6 +223,18 @@ def test_simulate_tells_what_its_folder_belongs_to(tmp_path, capsys, monkeypatch
     for longer in ([], ["--nanoseconds", "0.0004"]):
         assert cli.main([*command, "--temperature", "400", *longer]) == 1
         assert "md/AG.xtc belongs to another temperature; go on with what md/AG.json tells" in capsys.readouterr().err
+
+
+def test_a_rollout_of_a_file_with_an_ion_says_how_to_remove_it(files, capsys):
+    lines = [line for line in Path("top.pdb").read_text().splitlines() if line.startswith("ATOM")]
+    ion = "HETATM  900 ZN    ZN B 201      30.000  30.000  30.000  1.00  0.00          ZN"
+    Path("ion.pdb").write_text("\n".join([*lines, "TER", ion, "END", ""]))
+    assert cli.main("rollout ion.pdb --nanoseconds 0.1 -o run".split()) == 1
+    told = capsys.readouterr().err
+    assert "holds ZN beside the protein (the first is residue ZN 201 of chain B)" in told and told.count("\n") == 1
+    assert "`starmd prepare FILE`" in told and not Path("run").exists()
+    assert cli.main("prepare ion.pdb -o start.pdb".split()) == 0
+    assert cli.main("rollout start.pdb --nanoseconds 0.01 --stride 10 --no-relax -o run".split()) == 0
 
 
 def test_models_lists_and_shows(capsys):
@@ -272,18 +283,72 @@ def test_info_tells_models_changes_and_speed(quick_probe, build_peptide, tmp_pat
     assert len(told.splitlines()) <= 24
 
 
+def following(told):
+    """Commands that `starmd info` ends with."""
+    return [line.strip() for line in told.partition("\nNext")[2].splitlines() if line.startswith("  starmd")]
+
+
 def test_info_of_what_no_model_knows_names_what_is_left(quick_probe, capsys):
-    assert cli.main("info GGGGGGGG --stride 500".split()) == 0
+    assert cli.main("info ace-DWGR --stride 50 --temperature 302".split()) == 0
     told = capsys.readouterr().out
-    assert "this has 8" in told and "not 500 ps" in told and "Nothing to prepare" in told
-    assert "a jump" not in told and "--model elastic" in told
+    assert "Nothing to prepare" in told and "a jump" not in told and "is capped and the" in told
+    assert following(told) == [
+        "starmd train, on MD of this molecule (see the documentation)",
+        "starmd rollout ace-DWGR --model elastic --nanoseconds 100 --stride 50 --temperature 302 -o run",
+    ]
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("--stride 2000", "--stride 1000"),
+        ("--temperature 310", "--stride 100"),
+        ("--stride 5 --temperature 302", "--stride 10 --temperature 302"),
+    ],
+)
+def test_info_of_settings_that_no_model_knows_gives_those_that_one_knows(quick_probe, capsys, given, wanted):
+    """As the error of `choose_model` says; a tetrapeptide needs no training and has no fold."""
+    assert cli.main(f"info DWGR {given}".split()) == 0
+    told = capsys.readouterr().out
+    assert "Next, with a stride and a temperature that starmd-peptide knows:" in told
+    assert following(told) == [f"starmd rollout DWGR --nanoseconds 100 {wanted} -o run"]
+
+
+def test_info_repeats_what_it_was_given(quick_probe, capsys):
+    assert cli.main("info DWGR --stride 50 --temperature 298.15".split()) == 0
+    (command,) = following(capsys.readouterr().out)
+    assert command == "starmd rollout DWGR --nanoseconds 100 --stride 50 --temperature 298.15 -o run"
+
+
+def test_info_of_one_residue_has_no_elastic_network(quick_probe, capsys):
+    assert cli.main("info ace-A-nme --stride 500 --temperature 310".split()) == 0
+    assert following(capsys.readouterr().out) == ["starmd rollout ace-A-nme --nanoseconds 100 --stride 240 -o run"]
+
+
+def test_info_says_how_to_name_a_histidine_and_that_helps(quick_probe, build_peptide, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    topology, positions = build_peptide("DHGR")
+    modeller = Modeller(topology, Quantity(positions.tolist(), nanometer))
+    modeller.delete([atom for atom in topology.atoms() if atom.element.symbol == "H"])
+    with open("dhgr.pdb", "w") as file:
+        PDBFile.writeFile(modeller.topology, modeller.positions, file)
+    assert cli.main("info dhgr.pdb".split()) == 0
+    told = capsys.readouterr().out
+    assert "name the residue HID in the file, and `starmd prepare` builds HID" in " ".join(told.split())
+    assert following(told)[0] == (
+        "starmd info dhgr.pdb --stride 100, once the residues are named HID in the file; or, with HIE,"
+    )
+    Path("named.pdb").write_text(Path("dhgr.pdb").read_text().replace("HIS", "HID"))
+    assert cli.main("info named.pdb".split()) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"● +starmd-peptide +knows this molecule", told) and "HID: named HID in the file" in told
 
 
 def test_info_of_an_unfolded_chain_asks_for_a_fold(quick_probe, capsys):
     assert cli.main("info AKLVDEGHTPWQRSNAKLVD".split()) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "the start is not folded" in told and "a jump" not in told
-    assert "starmd info FOLDED.pdb: starmd-protein takes a folded structure of this molecule" in told
+    assert "starmd info FOLDED.pdb --stride 100: starmd-protein takes a folded structure of this molecule" in told
 
 
 def test_the_probe_leaves_out_the_first_jump_and_counts_the_jumps_that_are_tried_again(peptide, monkeypatch):

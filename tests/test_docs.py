@@ -20,6 +20,7 @@ from mdtraj.formats import XTCTrajectoryFile
 from openmm import LangevinMiddleIntegrator
 from openmm.app import PDBFile, Simulation
 
+from openmm_starmd.model import embedded_domains
 from openmm_starmd.systems import peptide_system
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,6 +199,17 @@ def test_every_command_is_in_the_docs():
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     assert names and not [name for name in names if f"`starmd {name}`" not in page]
+
+
+def test_the_strides_that_the_pages_promise_are_those_of_the_models():
+    """Every length takes 10 to 100 ps, tetrapeptides alone take 1 ns."""
+    domains = embedded_domains().values()
+    longest = {n: max(d.longest_stride(n) for d in domains if d.min_length <= n <= d.max_length) for n in range(1, 81)}
+    assert min(longest.values()) >= 100 and {d.min_stride for d in domains} == {10}
+    assert [n for n, stride in longest.items() if stride >= 1000] == [4] and longest[4] == 1000
+    for page in (ROOT / name for name in ("README.md", "CITATION.cff", "docs/index.md", "docs/glossary.md")):
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        assert re.search(r"10 to 100 ps[^.]*1 ns", text) and "10 ps to 1 ns" not in text, page.name
 
 
 def test_the_readme_shows_the_changed_line():

@@ -6,6 +6,7 @@ import re
 import warnings
 from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import mdtraj
@@ -91,6 +92,38 @@ def test_two_molecules_in_one_chain_count_as_two(build_peptide):
     assert reasons(Domain(max_chains=2), together) == []
     capped = one_chain(two(*build_peptide("AG", True, True)))
     assert ResidueTokens.from_topology(capped).features.chain_index.tolist() == [0, 0, 1, 1]
+
+
+def half(build_peptide, sequence, cap):
+    """Peptide with one cap of the two."""
+    topology, positions = build_peptide(sequence, True, True)
+    modeller = Modeller(topology, positions * unit.nanometer)
+    modeller.delete([residue for residue in topology.residues() if residue.name in {"ACE", "NME"} - {cap}])
+    return modeller.topology
+
+
+@pytest.mark.parametrize("sequence", ["A", "DWGR"])
+@pytest.mark.parametrize("cap", ["ACE", "NME"])
+def test_one_end_capped_and_the_other_free_is_outside(build_peptide, sequence, cap):
+    tokens = ResidueTokens.from_topology(half(build_peptide, sequence, cap))
+    (told,) = PLAIN.check(tokens, 100.0, 300.0)
+    assert told.reason == "caps" and "the model has seen both ends capped or both free" in told
+    assert f"one end of the chain from {tokens.residue_labels[0]} is capped" in told
+    assert replace(PLAIN, half_capped=True).check(tokens, 100.0, 300.0) == []
+    assert replace(PLAIN, caps=False).check(tokens, 100.0, 300.0) == ["the model has not seen capped ends"]
+    with pytest.raises(ModelDomainError, match="one end of the chain from .* is capped.*--allow caps"):
+        choose_model(tokens, 100.0, 300.0, device="cpu")
+
+
+def test_caps_are_judged_chain_by_chain(build_peptide):
+    parts = {caps: build_peptide("AG", *caps) for caps in product((True, False), repeat=2)}
+    for first, second in product(parts, repeat=2):
+        modeller = Modeller(parts[first][0], parts[first][1] * unit.nanometer)
+        modeller.add(parts[second][0], parts[second][1] * unit.nanometer)
+        wrong = sum(n_cap != c_cap for n_cap, c_cap in (first, second))
+        for topology in (modeller.topology, one_chain(modeller.topology)):
+            found = replace(PLAIN, max_chains=2).check(ResidueTokens.from_topology(topology), 100.0, 300.0)
+            assert [(told.reason, told.count("chain from")) for told in found] == [("caps", wrong)] * (wrong > 0)
 
 
 def test_bonds_over_a_gap_and_d_residues_are_found_in_positions(build_peptide):
@@ -206,6 +239,47 @@ def test_a_disulfide_is_refused_by_name_and_the_advice_leads_on(build_peptide):
     assert NewPropagator.of("elastic", ResidueTokens.from_topology(modeller.topology), 100.0, 300.0).name == "elastic"
 
 
+def test_every_fault_is_told_once_and_other_lengths_in_a_clause(build_peptide):
+    """A protein with a missing loop and six half-cystines, as BPTI, and one that is too long for every model."""
+    pdb = PDBFile(str(PROTEINS / "5PTI_101.pdb"))
+    modeller = Modeller(pdb.topology, pdb.positions)
+    modeller.delete(list(pdb.topology.residues())[23:28])
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(modeller.topology, 100.0, 300.0, device="cpu")
+    told = str(error.value)
+    assert told.startswith("No embedded model knows this system. starmd-protein: residues are missing between ")
+    others = "starmd-dipeptide (1 to 2), starmd-peptide (3 to 9), starmd-peptide-fast (4)"
+    assert f"This has 53 residues; for other numbers there are {others}." in told and "CYX" not in told
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(build_peptide("AGHC" + "AG" * 40, variants={2: "HIP", 3: "CYX"})[0], 100.0, 300.0, device="cpu")
+    told = str(error.value)
+    assert "starmd-protein: the model knows proteins of 10 to 80 residues, this has 84; the model has" in told
+    assert told.count("CYM at") == 1 and f"there are {others}." in told
+    assert "--allow length --allow variants" in told
+
+
+def test_what_names_of_histidines_do_is_said_where_a_model_knows_hid_alone(build_peptide):
+    advice = "(HIE: name the residue HID in the file, and `starmd prepare` builds HID, which the model knows)"
+    topology = build_peptide("DHGR", variants={1: "HIE"})[0]
+    with pytest.raises(ModelDomainError) as error:
+        choose_model(topology, 100.0, 300.0, device="cpu")
+    assert f"starmd-peptide, starmd-peptide-fast: the model has not seen HIE at A:HIS 2 {advice}." in str(error.value)
+    with pytest.raises(ModelDomainError) as error:
+        NewPropagator.of("starmd-peptide", topology, 100.0, 300.0)(ResidueTokens.from_topology(topology), 100.0, 300.0)
+    assert advice in str(error.value)
+    tokens = ResidueTokens.from_topology(build_peptide("DHGR", variants={1: "HIP"})[0])
+    assert "HID" not in " ".join(PLAIN.check(tokens, 100.0, 300.0))
+    tokens = ResidueTokens.from_topology(topology)
+    assert "HID" not in " ".join(replace(PLAIN, residue_types=("ASP", "GLY", "ARG")).check(tokens, 100.0, 300.0))
+
+
+def test_the_nearest_settings_are_inside():
+    domain = Domain(max_stride={4: 1000.0, 9: 100.0}, temperature_tolerance=3.0)
+    assert domain.nearest_settings(4, 2000.0, 310.0) == (1000.0, 300.0)
+    assert domain.nearest_settings(9, 1.0, 298.15) == (10.0, 298.15)
+    assert domain.nearest_settings(9, 50.0, 304.0) == (50.0, 300.0)
+
+
 def test_where_only_the_settings_are_outside_they_are_what_to_change(build_peptide):
     with pytest.raises(ModelDomainError, match="Take a temperature and a stride that a model knows, or try"):
         choose_model(build_peptide("AGVD")[0], 100.0, 350.0, device="cpu")
@@ -285,7 +359,7 @@ def test_embedded_models_know_what_they_saw(build_peptide, name):
     for atom in amide.atoms():  # methyl of NME as a hydrogen
         if atom.residue.name == "NME" and atom.name == "C":
             atom.element = Element.getBySymbol("H")
-    assert reasons(model.domain, amide) == ["variants"] + ([] if model.domain.caps else ["caps"])
+    assert reasons(model.domain, amide) == ["variants", "caps"]
 
 
 @pytest.mark.parametrize(

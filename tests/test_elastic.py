@@ -2,14 +2,15 @@
 
 from types import SimpleNamespace
 
+import mdtraj
 import numpy as np
 import pytest
 import torch
-from openmm import LocalEnergyMinimizer, Platform
+from openmm import LocalEnergyMinimizer, Platform, unit
 from openmm.app import Simulation
 
-from openmm_starmd import StarMDIntegrator
-from openmm_starmd.elastic import KB, ElasticNetwork, Modes
+from openmm_starmd import ModelDomainError, StarMDIntegrator, rollout
+from openmm_starmd.elastic import KB, LEAST, ElasticNetwork, Modes
 from openmm_starmd.protein.conformation import from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
@@ -86,3 +87,23 @@ def test_relaxed_jumps_through_the_integrator(molecule):
     end = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
     assert np.abs(end - molecule.positions).max() > 0.02
     assert check_positions(torch.from_numpy(end), molecule.tokens).valid.all()
+
+
+def test_one_residue_has_no_springs(tmp_path):
+    topology, positions = build_peptide("A", True, True, 1)
+    for call in (
+        lambda: StarMDIntegrator(topology, 300, 100, "elastic", strict=False),
+        lambda: rollout("elastic", topology, positions, stride=100, n_steps=1, output=tmp_path / "run"),
+    ):
+        with pytest.raises(ModelDomainError, match="takes 2 or more, this has 1"):
+            call()
+    assert not (tmp_path / "run").exists() and f"any protein of {LEAST} residues" in ElasticNetwork.card
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_two_residues_move(tmp_path, capped):
+    topology, positions = build_peptide("AG", capped, capped, 1)
+    positions = positions.value_in_unit(unit.nanometer)
+    (path,) = rollout("elastic", topology, positions, stride=100, n_steps=3, output=tmp_path / "run")
+    frames = mdtraj.load(str(path), top=str(tmp_path / "run" / "topology.pdb")).xyz
+    assert np.isfinite(frames).all() and 0.005 < np.abs(frames - positions).max() < 1

@@ -4,7 +4,9 @@ import hashlib
 import logging
 import re
 import warnings
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from openmm.app import Simulation
 
 from openmm_starmd import (
     Domain,
+    HistoryError,
     JumpPropagator,
     ModelDomainError,
     Relaxation,
@@ -27,7 +30,7 @@ from openmm_starmd import (
 )
 from openmm_starmd.geometry.rigid import Rigid
 from openmm_starmd.model import _embedded
-from openmm_starmd.protein.conformation import Conformation
+from openmm_starmd.protein.conformation import Conformation, from_positions
 from openmm_starmd.protein.tokens import ResidueTokens
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "propagators.md"
@@ -135,11 +138,13 @@ def test_what_a_propagator_refuses(peptide, sway):
 def test_a_state_of_another_propagator_is_refused(peptide, sway, tiny_model, tmp_path):
     simulation = simulation_of(peptide, sway, relaxation=None)
     simulation.step(1)
-    simulation.saveState(str(tmp_path / "state"))
-    other = simulation_of(peptide, tiny_model, relaxation=None)
-    other.loadState(str(tmp_path / "state"))
-    with pytest.raises(StarMDError, match="another model"):
-        other.step(1)
+    for way, model in product(("State", "Checkpoint"), (tiny_model, "elastic")):
+        getattr(simulation, f"save{way}")(str(tmp_path / way))
+        other = simulation_of(peptide, model, relaxation=None)
+        before = other.context.createCheckpoint()
+        with pytest.raises(HistoryError, match="another integrator or model"):
+            getattr(other, f"load{way}")(str(tmp_path / way))
+        assert other.context.createCheckpoint() == before
 
 
 def test_names_that_lead_nowhere(peptide, install):
@@ -188,10 +193,115 @@ def test_where_auto_finds_none_the_error_tells_what_each_lacks(build_peptide, tm
     ):
         with pytest.raises(ModelDomainError) as caught:
             call()
-        for name in _embedded():
-            lacks = rf"{name}: the model knows [^.]*, not 450 K; the model knows strides of [^.]*\."
-            assert re.search(lacks, str(caught.value))
+        told = str(caught.value)
+        for name in ("starmd-peptide", "starmd-peptide-fast"):
+            assert re.search(rf"{name}: the model knows [^.]*, not 450 K; the model knows strides of [^.]*\.", told)
+        assert "This has 4 residues; for other numbers there are starmd-dipeptide (1 to 2), starmd-p" in told
+        assert all(name in told for name in _embedded())
     assert not (tmp_path / "run").exists()
+
+
+class Nameless(JumpPropagator):
+    def step(self, history, generator):
+        return history.last
+
+
+class Stepless(JumpPropagator):
+    name = "stepless"
+
+
+@pytest.mark.parametrize(
+    "model", [5, None, b"elastic", [], JumpPropagator, Nameless, Stepless, SimpleNamespace, Sway.step]
+)
+def test_what_is_no_model_is_told_what_a_model_may_be(peptide, tmp_path, model):
+    for call in (
+        lambda: StarMDIntegrator(peptide[0], 300, 100, model),
+        lambda: rollout(model, peptide[0], peptide[1], stride=100, n_steps=1, output=tmp_path / "run"),
+    ):
+        with pytest.raises(StarMDError, match="model must be 'auto', .* inherits from JumpPropagator .*; got "):
+            call()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_entry_point_that_is_no_propagator_is_named(peptide, install):
+    install("idle", "idle = idle:Idle", "class Idle:\n    name = 'idle'\n")
+    with pytest.raises(StarMDError, match=r"'idle' \(idle:Idle\) must be a class that inherits from JumpPropagator"):
+        StarMDIntegrator(peptide[0], 300, 100, "idle")
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("identity", None, "must be of the type bytes; it is None"),
+        ("identity", "a str", "must be of the type bytes; it is 'a str'"),
+        ("identity", b"", "must hold 1 to 64 bytes; it holds 0"),
+        ("identity", bytes(65), "must hold 1 to 64 bytes; it holds 65"),
+        ("tokens", None, "must be of the type ResidueTokens"),
+        ("stride", "100", "must be of the type Real; it is '100'"),
+        ("device", "cpu", "must be of the type device; it is 'cpu'"),
+        ("context_frames", 1.5, "must be of the type int; it is 1.5"),
+    ],
+)
+def test_what_a_propagator_lacks_is_named_when_it_is_made(peptide, tmp_path, name, value, told):
+    class Lacking(Sway):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            setattr(self, name, value)
+
+    for call in (
+        lambda: StarMDIntegrator(peptide[0], 300, 100, Lacking),
+        lambda: rollout(Lacking, peptide[0], peptide[1], stride=100, n_steps=1, output=tmp_path / "run"),
+    ):
+        with pytest.raises(StarMDError, match=rf"Lacking\.{name} {told}"):
+            call()
+    assert not (tmp_path / "run").exists()
+
+
+RESULTS = {
+    "nothing": (lambda x: None, "None"),
+    "a tuple": (lambda x: x.tensors, "a tuple"),
+    "too few residues": (lambda x: x[:, :2], r"rotations of shape \(1, 2, 3, 3\) in place of \(1, 3, 3, 3\)"),
+    "no replica": (lambda x: x[0], r"rotations of shape \(3, 3, 3\) in place of \(1, 3, 3, 3\)"),
+    "too few torsions": (
+        lambda x: Conformation(x.frames, x.torsions[..., :4], x.angles),
+        r"torsions of shape \(1, 3, 4\) in place of \(1, 3, 6\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.parametrize("method", ["step", "context_copy"])
+def test_a_result_that_is_no_conformation_of_the_molecule_is_named_and_nothing_moves(peptide, tmp_path, method, kind):
+    spoil, told = RESULTS[kind]
+
+    class Failing(Sway):
+        def step(self, history, generator):
+            after = super().step(history, generator)
+            return spoil(after) if method == "step" else after
+
+        def context_copy(self, conformation, generator):
+            return spoil(conformation) if method == "context_copy" else conformation
+
+    simulation = simulation_of(peptide, Failing, relaxation=None)
+    before = simulation.context.createCheckpoint()
+    message = rf"Failing\.{method} must return a Conformation of all replicas and residues .*; it has returned {told}\."
+    with pytest.raises(StarMDError, match=message):
+        simulation.step(1)
+    assert simulation.context.createCheckpoint() == before
+    with pytest.raises(StarMDError, match=message):
+        rollout(Failing, peptide[0], peptide[1], stride=100, n_steps=1, output=tmp_path / "run")
+
+
+def test_a_repair_that_is_no_conformation_is_named(peptide):
+    class Failing(Sway):
+        def resample(self, history, conformation, residues, generator):
+            return conformation[:, :1]
+
+    tokens = ResidueTokens.from_topology(peptide[0])
+    propagator, positions = Failing(tokens, 100, 300), torch.from_numpy(peptide[1]._value.copy())
+    start = from_positions(positions, tokens)[None]
+    with pytest.raises(StarMDError, match=r"Failing\.resample must return a Conformation .* in place of"):
+        propagator.resample(propagator.start(start), start, None, generator=None)
 
 
 def test_auto_that_is_not_strict_takes_the_nearest_with_a_warning(build_peptide):

@@ -119,10 +119,30 @@ def test_every_line_is_on_disk_at_once_and_the_header_there_once(jumping, tmp_pa
 
 def test_another_integrator_is_refused_before_a_step(tmp_path):
     simulation = chain(12)
-    simulation.reporters.append(StarMDReporter(str(tmp_path / "starmd.csv"), 1))
-    with pytest.raises(StarMDError, match="VerletIntegrator"):
-        simulation.step(1)
+    reporter = StarMDReporter(str(tmp_path / "starmd.csv"), 1)
+    simulation.reporters.append(reporter)
+    for call in (lambda: simulation.step(1), lambda: reporter.report(simulation, simulation.context.getState())):
+        with pytest.raises(StarMDError, match="VerletIntegrator"):
+            call()
     assert simulation.currentStep == 0
+
+
+@pytest.mark.parametrize("interval", [0, -1, 1.5, None, "5"])
+def test_an_interval_that_is_none_is_refused_and_the_file_stays(tmp_path, interval):
+    (tmp_path / "starmd.csv").write_text("kept")
+    with pytest.raises(ValueError, match="reportInterval must be an integer of at least 1, not "):
+        StarMDReporter(str(tmp_path / "starmd.csv"), interval)
+    assert (tmp_path / "starmd.csv").read_text() == "kept"
+
+
+def test_a_report_before_the_first_step_tells_of_no_jump(jumping):
+    simulation, text = jumping(), io.StringIO()
+    reporter = StarMDReporter(text, 1)
+    reporter.report(simulation, simulation.context.getState())
+    simulation.step(1)
+    reporter.report(simulation, simulation.context.getState())
+    rows = rows_of(text.getvalue())
+    assert [(row[0], row[8]) for row in rows] == [("0", "0"), ("1", "1")]
 
 
 def chain(atoms, platform=REFERENCE, dt=0.002):

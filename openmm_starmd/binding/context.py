@@ -10,8 +10,9 @@ import openmm
 from openmm import CompoundIntegrator, Context, CustomIntegrator, unit
 
 from openmm_starmd.binding.store import TAG
-from openmm_starmd.errors import StarMDError, UnsupportedTopologyError
-from openmm_starmd.protein.bond_graph import label
+from openmm_starmd.errors import StarMDError, UnsupportedTopologyError, listed
+from openmm_starmd.protein.bond_graph import label, symbol_of
+from openmm_starmd.protein.residues import canonical_name
 from openmm_starmd.protein.tokens import ResidueTokens
 
 KB = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoules_per_mole / unit.kelvin)
@@ -94,14 +95,25 @@ def isWater(residue: openmm.app.topology.Residue) -> bool:
     return elements in (["H", "H", "O"], ["O"])
 
 
-def refuseWater(topology: openmm.app.Topology):
-    """Raise UnsupportedTopologyError for explicit water, which is recognised by its atoms, whatever its name."""
-    for residue in topology.residues():
-        if isWater(residue):
-            raise UnsupportedTopologyError(
-                f"Explicit water ({label(residue)}) must make way for a jump: use "
-                'relaxation=Relaxation(mode="steer"), or an implicit solvent such as implicit/obc2.xml.'
-            )
+def refuseOtherMolecules(topology: openmm.app.Topology):
+    """Raise UnsupportedTopologyError for molecules beside the protein and its caps, such as water, ions and ligands.
+
+    They would have to make way for a jump. What holds virtual sites alone is no molecule.
+    """
+    protein = {residue for residue in topology.residues() if canonical_name(residue.name)}
+    bonds = [{a.residue, b.residue} for a, b in topology.bonds()]
+    protein = protein.union(*(bond for bond in bonds if bond & protein))
+    others = [r for r in topology.residues() if r not in protein and any(map(symbol_of, r.atoms()))]
+    if others:
+        kinds = dict.fromkeys(f"water ({r.name})" if isWater(r) else r.name for r in others)
+        raise UnsupportedTopologyError(
+            f"The Topology holds {listed(list(kinds), 5)} beside the protein (the first is {label(others[0])}), which "
+            "would have to make way for a jump: remove all but the protein, as `starmd prepare FILE` does, and take an "
+            'implicit solvent, or use StarMDIntegrator with relaxation=Relaxation(mode="steer").'
+        )
+
+
+refuseWater = refuseOtherMolecules  # the name that rollout and its command import
 
 
 def checkSystem(system: openmm.System, numAtoms: int, tokens: ResidueTokens):

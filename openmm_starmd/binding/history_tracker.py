@@ -38,7 +38,7 @@ class HistoryTracker:
 
         Molecules are whole in the positions; by ``shifts`` (A, 3) they differ from those in the Context.
         """
-        known = self.known(propagator, positions - shifts)
+        known = self.known(positions - shifts)
         if known is None:
             return propagator.start(self.measured(positions))
         if not self._store.elapsed:
@@ -46,9 +46,9 @@ class HistoryTracker:
         noise = self._generator(propagator, "physical", 0)
         return propagator.replace(known, self.measured(positions), self._store.elapsed, noise)
 
-    def known(self, propagator: JumpPropagator, stored: np.ndarray) -> History | None:
+    def known(self, stored: np.ndarray) -> History | None:
         """History in the store, if the backbone is still where it was then; ``stored`` positions are the Context's."""
-        known = self._store.read(propagator.device)
+        known = self._store.read()
         if known is None:
             return None
         history, backbone = known
@@ -61,7 +61,7 @@ class HistoryTracker:
 
     def follow(self, propagator: JumpPropagator, positions, shifts, time: float, step: int):
         """Let what the store holds go on by ``time`` (ps) of physical steps, up to step number ``step``."""
-        history, _ = self._store.read(propagator.device)
+        history, _ = self._store.read()
         elapsed = self._store.elapsed + time
         if elapsed >= propagator.stride * (1 - 1e-6):
             noise = self._generator(propagator, "physical", step)

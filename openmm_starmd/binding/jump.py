@@ -136,7 +136,7 @@ class JumpKernel:
             context.computeVirtualSites()
         positions, shifts = self.particles.wholeMolecules(context.getState(positions=True))
         base = self._energy(context.getState(energy=True, groups=self.groups))
-        if self.tracker.known(self.propagator, positions - shifts) is None:
+        if self.tracker.known(positions - shifts) is None:
             refuse_wrong_unit(positions, self.propagator.tokens.backbone)
             check(positions)
         else:

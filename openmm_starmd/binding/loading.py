@@ -59,6 +59,10 @@ class Loader:
             expected = len(context.createCheckpoint())
             if len(source) != expected:
                 raise HistoryError(_refusal(source, f"it holds {len(source)} bytes; expected {expected}"))
+        try:
+            self._store.read()
+        except HistoryError as error:
+            raise HistoryError(_refusal(source, "its history is of another model or protein, or damaged")) from error
 
 
 def _refusal(source: State | bytes, found: str) -> str:

@@ -32,16 +32,17 @@ class HistoryStore(CustomIntegrator):
     fills anew: so the relaxation costs nothing in a checkpoint.
 
     The step size is in ps, ``numParticles`` that of the System, ``features`` are those of the protein. The longest
-    history has ``maxFrames`` frames. ``identity`` is a hash of model and protein; a history of another identity is
-    refused.
+    history has ``maxFrames`` frames, on the ``device``. ``identity`` is a hash of model and protein; a history of
+    another identity is refused.
     """
 
-    def __init__(self, stepSize, numParticles, features: ResidueFeatures, maxFrames, identity: bytes, scratch=0):
+    def __init__(self, stepSize, numParticles, features: ResidueFeatures, maxFrames, identity: bytes, device, scratch):
         super().__init__(stepSize)
         self.addGlobalVariable(AT_WORK, 0)
         for name in ("tag", "frames", "elapsed", "phase", "excess", *WIDE):
             self.addGlobalVariable(PREFIX + name, 0)
         self._torsionMask, self._maxFrames, self._identity = features.torsion_mask, maxFrames, identity
+        self._device = device
         size = -(-sum(self._lengths(maxFrames)) // (3 * numParticles))
         self._shape = (max(size, scratch), numParticles, 3)
         for index in range(self._shape[0]):
@@ -88,14 +89,14 @@ class HistoryStore(CustomIntegrator):
         self._set("elapsed", 0)
         self._known = tag, (history, backbone.astype(np.float32))
 
-    def read(self, device="cpu") -> tuple[History, np.ndarray] | None:
+    def read(self) -> tuple[History, np.ndarray] | None:
         """History written last, or before the checkpoint or State that was loaded since; None if there is nothing.
 
         A HistoryError says that the numbers do not belong together, or to another model or protein.
         """
         tag = self._get("tag")
         if tag != self._known[0]:
-            self._known = tag, self._unpack(tag, device) if tag else None
+            self._known = tag, self._unpack(tag) if tag else None
         return self._known[1]
 
     def clear(self):
@@ -103,7 +104,7 @@ class HistoryStore(CustomIntegrator):
         self._set("tag", 0)
         self._set("elapsed", 0)
 
-    def _unpack(self, tag: int, device) -> tuple[History, np.ndarray]:
+    def _unpack(self, tag: int) -> tuple[History, np.ndarray]:
         frames = self._get("frames")
         if 0 < frames <= self._maxFrames:
             lengths = self._lengths(frames)
@@ -112,7 +113,7 @@ class HistoryStore(CustomIntegrator):
             if self._tagOf(record) == tag:
                 packed, backbone, clock = np.split(record, np.cumsum(lengths)[:-1])
                 *times, dropped = clock.astype(np.uint16).view(np.float64)
-                vector, times = torch.from_numpy(packed).to(device), torch.tensor(times, dtype=torch.float64)
+                vector, times = torch.from_numpy(packed).to(self._device), torch.tensor(times, dtype=torch.float64)
                 history = History.unpack(vector, self._torsionMask, times, int(dropped))
                 return history, backbone.reshape(-1, 3, 3)
         raise HistoryError(

@@ -14,7 +14,9 @@ from openmm_starmd.progress import duration
 
 if TYPE_CHECKING:
     from openmm_starmd.domain import Violation
+    from openmm_starmd.protein.tokens import ResidueTokens
 
+TEMPERATURE = 300.0  # K
 SHOWN = 8  # changes, so that all fits one screen
 BUSY = 1.5  # from this ratio of wall time to CPU time on, other jobs slow the probe down
 
@@ -25,7 +27,7 @@ def info(
         typer.Argument(help="PDB or mmCIF file, or one-letter codes as in ace-DWGR-nme.", show_default=False),
     ],
     stride: Annotated[float, typer.Option(help="ps of one step.")] = 100.0,
-    temperature: Annotated[float, typer.Option(help="K.")] = 300.0,
+    temperature: Annotated[float, typer.Option(help="K.")] = TEMPERATURE,
 ) -> None:
     """Tell which model suits a molecule, what `starmd prepare` would change, and how fast a run is here.
 
@@ -33,8 +35,7 @@ def info(
     """
     from openmm import unit
 
-    from openmm_starmd.binding.context import refuseWater
-    from openmm_starmd.model import embedded_domains
+    from openmm_starmd.model import lacking, nearest_model
     from openmm_starmd.protein.tokens import ResidueTokens
     from openmm_starmd.systems.molecule import is_file, read_or_build
     from openmm_starmd.systems.prepare import prepare
@@ -43,18 +44,16 @@ def info(
     stride = positiveIn("stride", stride, unit.picoseconds)
     temperature = positiveIn("temperature", temperature, unit.kelvin)
     topology, positions, changes = prepare(molecule) if is_file(molecule) else (*read_or_build(molecule), [])
-    refuseWater(topology)
     tokens = ResidueTokens.from_topology(topology)
     nanometers = positions.value_in_unit(unit.nanometer) if unit.is_quantity(positions) else positions
     print(f"{molecule}: {tokens.n_residues} residues, {tokens.n_atoms} atoms")
     _print_changes(changes)
-    outside = {
-        name: domain.check(tokens, stride, temperature, nanometers) for name, domain in embedded_domains().items()
-    }
-    _print_models(outside, stride, temperature)
+    outside = lacking(tokens, stride, temperature, nanometers)
+    nearest = nearest_model(outside, tokens)
+    _print_models(outside, nearest, stride, temperature)
     if not all(outside.values()):
         _print_speed(topology, positions, stride, temperature)
-    _print_next(molecule, bool(changes), outside, stride)
+    _print_next(molecule, bool(changes), outside, tokens, stride, temperature)
 
 
 def _print_changes(changes: list[str]) -> None:
@@ -68,10 +67,12 @@ def _print_changes(changes: list[str]) -> None:
         print(f"  and {len(changes) - SHOWN} changes more")
 
 
-def _print_models(outside: dict[str, list[Violation]], stride: float, temperature: float) -> None:
+def _print_models(outside: dict[str, list[Violation]], nearest: str, stride: float, temperature: float) -> None:
+    from openmm_starmd.domain import essential
+
     table = plain_table()
     for name, found in outside.items():
-        told = "; ".join(found) or "knows this molecule"
+        told = "; ".join(found if name == nearest else essential(found)) or "knows this molecule"
         table.add_row(LIGHTS["red" if found else "green"], name, Text(told))
     print(f"\nModels, jumps of {stride:g} ps at {temperature:g} K:")
     Console().print(table)
@@ -100,18 +101,37 @@ def _speed(seconds: float, stride: float) -> str:
     return f"{seconds:.2g} s a jump, {a_day:,.0f} ns/day, {of_100_ns} for 100 ns."
 
 
-def _print_next(molecule: str, changed: bool, outside: dict[str, list[Violation]], stride: float) -> None:
-    start = "start.pdb" if changed else shlex.quote(molecule)
-    print("\nNext:")
+def _print_next(
+    molecule: str,
+    changed: bool,
+    outside: dict[str, list[Violation]],
+    tokens: ResidueTokens,
+    stride: float,
+    temperature: float,
+) -> None:
+    """Print the commands to go on with, which hold all that this one was given."""
+    from openmm_starmd.domain import SETTINGS, TAUTOMER
+    from openmm_starmd.elastic import LEAST
+    from openmm_starmd.model import embedded_domains, nearest_model
+
+    nearest, suited, told = nearest_model(outside, tokens), not all(outside.values()), ""
+    if not suited and {violation.reason for violation in outside[nearest]} <= SETTINGS:
+        stride, temperature = embedded_domains()[nearest].nearest_settings(tokens.n_residues, stride, temperature)
+        suited, told = True, f", with a stride and a temperature that {nearest} knows"
+    print(f"\nNext{told}:")
+    molecule, start = shlex.quote(molecule), "start.pdb" if changed else shlex.quote(molecule)
+    given = f"--stride {stride:g}" + (f" --temperature {temperature:g}" if temperature != TEMPERATURE else "")
+    if not suited and any(TAUTOMER in violation for violation in outside[nearest]):
+        print(f"  starmd info {molecule} {given}, once the residues are named HID in the file; or, with HIE,")
     if changed:
-        print(f"  starmd prepare {shlex.quote(molecule)} -o start.pdb")
+        print(f"  starmd prepare {molecule} -o start.pdb")
     for name, found in outside.items():
         if [violation.reason for violation in found] == ["fold"]:
-            print(f"  starmd info FOLDED.pdb: {name} takes a folded structure of this molecule")
-    if not all(outside.values()):
-        print(f"  starmd rollout {start} --nanoseconds 100 --stride {stride:g} -o run")
-    else:
-        print(
-            "  starmd train (on MD of this molecule, see the documentation), or, for motions about a folded structure,"
-        )
-        print(f"  starmd rollout {start} --model elastic --nanoseconds 100 --stride {stride:g} -o run")
+            print(f"  starmd info FOLDED.pdb {given}: {name} takes a folded structure of this molecule")
+    if suited:
+        print(f"  starmd rollout {start} --nanoseconds 100 {given} -o run")
+        return
+    print("  starmd train, on MD of this molecule (see the documentation)")
+    if tokens.n_residues >= LEAST:
+        print("  or, for motions about a folded structure,")
+        print(f"  starmd rollout {start} --model elastic --nanoseconds 100 {given} -o run")

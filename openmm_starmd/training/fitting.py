@@ -15,7 +15,7 @@ from openmm_starmd.diffusion.distillation import Distillation, distillation_loss
 from openmm_starmd.diffusion.loss import denoising_loss
 from openmm_starmd.diffusion.process import Process
 from openmm_starmd.diffusion.sampler import Ancestral
-from openmm_starmd.domain import Domain
+from openmm_starmd.domain import Domain, half_capped
 from openmm_starmd.errors import StarMDError, require
 from openmm_starmd.model import StarMDModel, load_model
 from openmm_starmd.network.config import ModelConfig
@@ -188,6 +188,7 @@ def trained_model(
         force_field=default.force_field,
         variants=tuple(VARIANTS[k] for k in torch.cat([f.variant for f in features]).unique().tolist() if k),
         temperature_tolerance=default.temperature_tolerance,
+        half_capped=any(map(half_capped, features)),
     )
     return StarMDModel(denoiser, model, domain, "", Path(config.output).name)
 

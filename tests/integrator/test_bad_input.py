@@ -9,7 +9,17 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_starmd import ModelDomainError, Relaxation, StarMDError, StarMDIntegrator, UnsupportedTopologyError
+from openmm_starmd import (
+    HybridSchedule,
+    ModelDomainError,
+    Propagator,
+    Relaxation,
+    StarMDError,
+    StarMDIntegrator,
+    UnsupportedTopologyError,
+    rollout,
+)
+from openmm_starmd.binding.context import refuseOtherMolecules
 from openmm_starmd.protein.tokens import ResidueTokens
 from openmm_starmd.protein.validity import check_positions
 
@@ -144,13 +154,8 @@ def test_a_new_stride_or_temperature_that_is_none_changes_nothing(new_simulation
         ({"stepSize": float("inf"), "strict": False}, "stepSize must be above 0 ps and finite; got inf ps"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": float("inf"), "strict": False}, "temperature must be above 0 K and finite; got inf K"),
-        ({"maxRetries": -1}, "maxRetries"),
-        ({"maxRetries": 1.5}, "maxRetries"),
         ({"randomSeed": 2**31}, "randomSeed"),
-        ({"randomSeed": -1}, "randomSeed"),
         ({"relaxation": "minimize"}, "relaxation"),
-        ({"contextFrames": 0}, "context_frames"),
-        ({"denoisingSteps": 0}, "denoising_steps"),
     ],
 )
 def test_settings_out_of_range(new_integrator, settings, told):
@@ -158,13 +163,54 @@ def test_settings_out_of_range(new_integrator, settings, told):
         new_integrator(**settings)
 
 
-@pytest.mark.parametrize("steps", [-1, 1.5, "two"])
+NO_WHOLE_NUMBERS = -1, 1.5, float("nan"), float("inf"), "two", [2], True, 2 * unit.picosecond
+
+
+@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=str)
+@pytest.mark.parametrize(
+    "setting, smallest",
+    [("contextFrames", 1), ("denoisingSteps", 1), ("maxRetries", 0), ("randomSeed", 0), ("biasCandidates", 1)],
+)
+def test_whole_numbers_are_asked_for_when_it_is_made(new_integrator, setting, smallest, value):
+    with pytest.raises(ValueError, match=f"^{setting} must be an integer of at least {smallest}, not "):
+        new_integrator(**{setting: value})
+    assert new_integrator(**{setting: 1.0}) is not None
+
+
+@pytest.mark.parametrize("value", [None, 0])
+@pytest.mark.parametrize("setting", ["context_frames", "denoising_steps"])
+def test_none_is_the_models_own_and_0_is_not(tiny_model, peptide, setting, value):
+    tokens = ResidueTokens.from_topology(peptide[0])
+    if value is None:
+        assert Propagator(tiny_model, tokens, 100, 300, **{setting: None}).context_frames
+    else:
+        with pytest.raises(ValueError, match=f"{setting} must be an integer of at least 1, not 0"):
+            Propagator(tiny_model, tokens, 100, 300, **{setting: value})
+
+
+@pytest.mark.parametrize("seed", [None, "a", 1.5, -1])
+def test_a_seed_that_is_none_changes_nothing(new_simulation, seed):
+    simulation = new_simulation(randomSeed=7)
+    with pytest.raises(ValueError, match="randomSeed must be an integer of at least 0, not "):
+        simulation.integrator.setRandomNumberSeed(seed)
+    assert simulation.integrator.getRandomNumberSeed() == 7
+
+
+@pytest.mark.parametrize("steps", [*NO_WHOLE_NUMBERS, None], ids=str)
 def test_steps_that_are_no_number_of_steps(new_simulation, snapshot, steps):
     simulation = new_simulation()
     before = snapshot(simulation)
-    with pytest.raises(ValueError):
-        simulation.integrator.step(steps)
+    for move in (simulation.integrator.step, simulation.integrator.stepPhysical):
+        with pytest.raises(ValueError, match="steps must be an integer of at least 0, not "):
+            move(steps)
     assert snapshot(simulation) == before
+
+
+@pytest.mark.parametrize("value", [*NO_WHOLE_NUMBERS, None], ids=str)
+def test_a_schedule_of_what_are_no_steps(value):
+    for name in ("learnedSteps", "physicalSteps"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 0, not "):
+            HybridSchedule(**{"learnedSteps": 1, "physicalSteps": 1, name: value})
 
 
 def test_units_of_the_wrong_kind(new_integrator):
@@ -191,10 +237,15 @@ def test_a_gap_that_a_reader_bonded_over_is_said_before_a_minimisation_closes_it
     "settings, told",
     [
         ({"mode": "anneal"}, "mode"),
-        ({"minimizationSteps": -1}, "minimizationSteps"),
-        ({"dynamicsSteps": 0.5}, "dynamicsSteps"),
+        ({"minimizationSteps": -1}, "minimizationSteps must be an integer of at least 0, not -1"),
+        ({"dynamicsSteps": 0.5}, "dynamicsSteps must be an integer of at least 0, not 0.5"),
+        ({"dynamicsSteps": None}, "dynamicsSteps must be an integer of at least 0, not None"),
+        ({"steeringSteps": "a"}, "steeringSteps must be an integer of at least 0, not 'a'"),
         ({"restraintConstant": -1}, "restraintConstant"),
         ({"timeStep": 0}, "timeStep"),
+        ({"timeStep": 2}, r"at most 0.01 ps, .*; got 2 ps \(a number without a unit is in ps\)"),
+        ({"timeStep": 11 * unit.femtoseconds}, "at most 0.01 ps, .*; got 0.011 ps"),
+        ({"timeStep": float("nan")}, "timeStep"),
         ({"friction": 0}, "friction"),
     ],
 )
@@ -228,16 +279,75 @@ def test_a_gpu_where_there_is_none(new_integrator, tiny_model, tmp_path):
             new_integrator(model=model, device="cuda")
 
 
-@pytest.mark.parametrize("name", ["HOH", "WAT", "TIP3", "SOL", "T4P"])
-def test_explicit_water(build_peptide, tiny_model, name):
-    topology, _ = build_peptide("ASG")
+def beside(topology, name, *atoms):
+    """Topology with one molecule more, of atoms of these elements in a row; None is a virtual site."""
     topology = copy.deepcopy(topology)
-    water = topology.addResidue(name, topology.addChain())
-    for atom, element in (("O", app.element.oxygen), ("H1", app.element.hydrogen), ("H2", app.element.hydrogen)):
-        topology.addAtom(atom, element, water)
-    topology.addAtom("M", None, water)
-    with pytest.raises(UnsupportedTopologyError, match=f"water.*{name}"):
-        StarMDIntegrator(topology, 300, 100, tiny_model)
+    residue, last = topology.addResidue(name, topology.addChain()), None
+    for number, symbol in enumerate(atoms):
+        element = symbol and app.Element.getBySymbol(symbol)
+        atom = topology.addAtom(f"{symbol}{number}", element, residue)
+        if last and element:
+            topology.addBond(last, atom)
+        last = atom
+    return topology
+
+
+@pytest.mark.parametrize(
+    "name, atoms, told",
+    [
+        *((name, ("H", "O", "H", None), rf"water \({name}\)") for name in ("HOH", "WAT", "TIP3", "SOL", "T4P")),
+        ("ZN", ["Zn"], "ZN"),
+        ("NA", ["Na"], "NA"),
+        ("LIG", "CCON", "LIG"),
+        ("POPC", "CCCCCCPO", "POPC"),
+        ("ACE", "CCO", "ACE"),  # bonded to nothing
+    ],
+)
+def test_other_molecules_are_refused_by_name_but_for_steering(build_peptide, tiny_model, tmp_path, name, atoms, told):
+    topology, positions = build_peptide("ASG", True, True)
+    topology = beside(topology, name, *atoms)
+    positions = np.concatenate([positions, [[9.0, 9.0, 9.0]] * (topology.getNumAtoms() - len(positions))])
+    options = {"stride": 100, "n_steps": 1, "output": tmp_path / "run"}
+    for call in (
+        lambda: StarMDIntegrator(topology, 300, 100, tiny_model),
+        lambda: StarMDIntegrator(topology, 300, 100, tiny_model, relaxation=None),
+        lambda: StarMDIntegrator(topology, 300, 100, "elastic"),
+        lambda: rollout(tiny_model, topology, positions, **options),
+    ):
+        message = rf"holds {told} beside the protein \(the first is residue {name} 6 of chain 2\).*prepare.*steer"
+        with pytest.raises(UnsupportedTopologyError, match=message):
+            call()
+    assert not (tmp_path / "run").exists()
+    StarMDIntegrator(topology, 300, 100, tiny_model, relaxation=Relaxation(mode="steer"))
+
+
+def test_several_kinds_of_molecules_are_told_together(build_peptide):
+    topology = beside(beside(beside(build_peptide("ASG")[0], "ZN", "Zn"), "HOH", "H", "O", "H"), "ZN", "Zn")
+    with pytest.raises(UnsupportedTopologyError, match=r"holds ZN, water \(HOH\) beside .* first is residue ZN 4 "):
+        refuseOtherMolecules(topology)
+
+
+def amidated(topology):
+    """The Topology with NH2 in place of NME."""
+    topology = copy.deepcopy(topology)
+    modeller = app.Modeller(topology, [(0, 0, 0)] * topology.getNumAtoms() * unit.nanometer)
+    modeller.delete([a for a in topology.atoms() if a.residue.name == "NME" and a.name in ("C", "H1", "H2", "H3")])
+    for residue in modeller.topology.residues():
+        residue.name = {"NME": "NH2"}.get(residue.name, residue.name)
+    return modeller.topology
+
+
+def test_whatever_counts_as_protein_is_no_other_molecule(build_peptide):
+    """Several chains, caps, disulfides, names of other programs, and virtual sites."""
+    capped, positions = build_peptide("ACDHE", True, True, variants={3: "HIP"})
+    modeller = app.Modeller(capped, positions * unit.nanometer)
+    for topology, others in (build_peptide("GA"), build_peptide("CA", False, True)):
+        modeller.add(topology, others * unit.nanometer)
+    renamed = copy.deepcopy(capped)
+    for residue in renamed.residues():
+        residue.name = {"HIS": "HSP", "ASP": "ASPP", "ALA": "NALA", "NME": "NMA"}.get(residue.name, residue.name)
+    for topology in (capped, modeller.topology, renamed, amidated(capped), beside(capped, "SITE", None)):
+        refuseOtherMolecules(topology)
 
 
 def test_drude_particles(peptide, new_integrator):

@@ -107,33 +107,59 @@ def test_reinitialize(new_simulation, seen_histories, peptide, preserve):
     assert seen == [1, 2, 3 if preserve else 1]
 
 
-def test_a_state_of_another_model_is_refused(new_simulation, tiny_model, snapshot, tmp_path):
-    simulation = new_simulation()
-    simulation.step(1)
-    simulation.saveState(str(tmp_path / "saved"))
+@pytest.mark.parametrize("way", CONTINUE)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_what_was_made_under_another_model_is_refused_and_the_run_goes_on(
+    new_simulation, tiny_model, snapshot, tmp_path, way, steps
+):
+    """Models of as many context frames, whose histories are of one size; other weights and another propagator."""
+    save, load = CONTINUE[way]
     stranger = StarMDModel.create(tiny_model.config, tiny_model.domain, seed=2)
     stranger.denoiser.step_scales[:] = tiny_model.denoiser.step_scales
-    other = new_simulation(model=stranger)
-    other.loadState(str(tmp_path / "saved"))
-    before = snapshot(other)
-    with pytest.raises(HistoryError, match="another model"):
-        other.step(1)
-    assert snapshot(other) == before
-    other.integrator.reset()
-    other.step(1)
-    assert other.currentStep == 2
+    models = {"tiny": (tiny_model, 1), "stranger": (stranger, 1), "elastic": ("elastic", None)}
+    settings = {name: {"model": model, "contextFrames": frames} for name, (model, frames) in models.items()}
+    for name in models:
+        simulation = new_simulation(**settings[name])
+        simulation.step(1)
+        getattr(simulation, save)(str(tmp_path / name))
+    for name in models:
+        run, whole = (new_simulation(**settings[name]) for _ in range(2))
+        for simulation in (run, whole):
+            simulation.step(steps)
+        before = snapshot(run)
+        for other in models.keys() - {name}:
+            with pytest.raises(HistoryError, match="made under another integrator or model.*Nothing was changed"):
+                getattr(run, load)(str(tmp_path / other))
+            assert snapshot(run) == before
+        for simulation in (run, whole):
+            simulation.step(1)
+        assert snapshot(run) == snapshot(whole)
 
 
 @pytest.mark.parametrize("variable, value", [("frames", 0), ("frames", 1e6), ("tag", 5)])
-def test_a_damaged_history_is_refused(new_simulation, tmp_path, variable, value):
+def test_a_damaged_history_is_refused(new_simulation, snapshot, tmp_path, variable, value):
     simulation = new_simulation()
     simulation.step(1)
     simulation.integrator.getIntegrator(1).setGlobalVariableByName(f"starmd_{variable}", value)
     simulation.saveCheckpoint(str(tmp_path / "saved"))
     rest = new_simulation()
-    rest.loadCheckpoint(str(tmp_path / "saved"))
+    before = snapshot(rest)
     with pytest.raises(HistoryError, match="damaged"):
-        rest.step(1)
+        rest.loadCheckpoint(str(tmp_path / "saved"))
+    assert snapshot(rest) == before
+
+
+def test_a_history_that_is_damaged_in_place_is_refused_by_the_next_step(new_simulation, snapshot):
+    simulation = new_simulation()
+    simulation.step(1)
+    simulation.integrator.getIntegrator(1).setGlobalVariableByName("starmd_tag", 5)
+    before = snapshot(simulation)
+    with pytest.raises(HistoryError, match="damaged.*call reset"):
+        simulation.step(1)
+    assert snapshot(simulation) == before
+    simulation.integrator.reset()
+    simulation.step(1)
+    assert simulation.currentStep == 2
 
 
 COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}

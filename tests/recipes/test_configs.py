@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from openmm_starmd.domain import half_capped
+from openmm_starmd.model import embedded_cards, embedded_domains
 from openmm_starmd.training import TrainingConfig, TrajectoryDataset, toml
 from openmm_starmd.trajectories.sources import Packed, as_source
 
@@ -39,3 +41,25 @@ def test_every_packed_protein_has_one_family():
     assert len(members) == len(set(members))
     packed = TrajectoryDataset(Packed(PROTEINS / "proteins"))
     assert {t.name.rpartition("_")[0] for t in packed.trajectories} <= set(members)
+
+
+@pytest.mark.parametrize("data", ["starmd-dipeptide/peptides", "starmd-protein/proteins", "starmd-peptide/starts"])
+def test_packed_chains_are_capped_at_both_ends_or_at_none(data):
+    """As the domains of the embedded models say."""
+    packed = TrajectoryDataset(Packed(RECIPES / data))
+    assert not any(half_capped(t.features) for t in packed.trajectories)
+    assert not any(domain.half_capped for domain in embedded_domains().values())
+
+
+def test_the_card_of_the_dipeptides_counts_its_data():
+    names = toml.read(RECIPES / "starmd-dipeptide" / "config.toml")["validation_sequences"]
+    trajectories = TrajectoryDataset(Packed(RECIPES / "starmd-dipeptide" / "peptides")).trajectories
+    used = [t for t in trajectories if t.sequence not in names]
+    counts = []
+    for chosen in (trajectories, used):
+        peptides = len({(t.sequence, t.features.n_end[0].item()) for t in chosen})
+        counts.append((f"{sum(t.n_frames * t.interval for t in chosen) / 1000:g} ns", peptides))
+    card = " ".join(embedded_cards()["starmd-dipeptide"].split())
+    (whole, all_of_them), (trained, seen) = counts
+    assert f"{whole} of MD of {all_of_them} peptides" in card and f"{trained} of {seen} were trained on" in card
+    assert f"{whole} of {all_of_them} peptides" in (RECIPES / "README.md").read_text(encoding="utf-8")

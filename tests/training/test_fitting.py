@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,11 +26,12 @@ pytest.importorskip("lightning_fabric")
 from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.model import StarMDModel, load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig, paper  # noqa: E402
+from openmm_starmd.network.denoiser import Denoiser  # noqa: E402
 from openmm_starmd.propagator import Propagator  # noqa: E402
 from openmm_starmd.protein.conformation import from_positions  # noqa: E402
 from openmm_starmd.protein.tokens import ResidueTokens  # noqa: E402
 from openmm_starmd.systems import build_peptide  # noqa: E402
-from openmm_starmd.training import fitting, train  # noqa: E402
+from openmm_starmd.training import TrajectoryDataset, fitting, train  # noqa: E402
 from openmm_starmd.training.settings import TrainingConfig  # noqa: E402
 from openmm_starmd.trajectories import ATLAS, Files, Folder, MdCATH  # noqa: E402
 
@@ -42,14 +44,19 @@ def folder(tmp_path_factory):
     """Short trajectories of jittering peptides of two lengths."""
     path = tmp_path_factory.mktemp("data")
     for seed, sequence in enumerate(("AKF", "GPSD", "SVE")):
-        topology, positions = build_peptide(sequence, seed=seed)
-        with open(path / f"{sequence}.pdb", "w") as file:
-            PDBFile.writeFile(topology, positions, file)
-        x = np.array(positions.value_in_unit(unit.nanometer))
-        frames = x + np.random.default_rng(seed).normal(0, 0.01, (30, *x.shape))
-        with mdtraj.formats.XTCTrajectoryFile(str(path / f"{sequence}.xtc"), "w") as file:
-            file.write(frames.astype(np.float32), time=10 * np.arange(30, dtype=np.float32))
+        write_jittering(path, sequence, seed)
     return path
+
+
+def write_jittering(path, sequence, seed, *caps):
+    """Write a short trajectory of a peptide to a folder, and its topology."""
+    topology, positions = build_peptide(sequence, *caps, seed=seed)
+    with open(path / f"{sequence}.pdb", "w") as file:
+        PDBFile.writeFile(topology, positions, file)
+    x = np.array(positions.value_in_unit(unit.nanometer))
+    frames = x + np.random.default_rng(seed).normal(0, 0.01, (30, *x.shape))
+    with mdtraj.formats.XTCTrajectoryFile(str(path / f"{sequence}.xtc"), "w") as file:
+        file.write(frames.astype(np.float32), time=10 * np.arange(30, dtype=np.float32))
 
 
 def config_of(folder, output, **settings):
@@ -125,6 +132,17 @@ def test_what_a_toml_file_must_not_hold_is_named(tmp_path, line, words):
     with pytest.raises(StarMDError, match=words) as error:
         TrainingConfig.from_toml(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("n_cap, c_cap", [(False, False), (True, True), (True, False), (False, True)])
+def test_the_domain_knows_the_ends_of_its_data(folder, tmp_path, n_cap, c_cap):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    write_jittering(data, "AGS", 5, n_cap, c_cap)
+    model = ModelConfig(NETWORK)
+    dataset = TrajectoryDataset(data, cache=tmp_path / "cache", n_frames=3)
+    found = fitting.trained_model(Denoiser(NETWORK), config_of(data, tmp_path / "run"), model, dataset).domain
+    assert (found.caps, found.half_capped) == (n_cap or c_cap, n_cap != c_cap)
 
 
 def test_needed_settings_and_files_are_named(tmp_path):
