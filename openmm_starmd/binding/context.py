@@ -113,9 +113,6 @@ def refuseOtherMolecules(topology: openmm.app.Topology):
         )
 
 
-refuseWater = refuseOtherMolecules  # the name that rollout and its command import
-
-
 def checkSystem(system: openmm.System, numAtoms: int, tokens: ResidueTokens):
     """Compare a System with the Topology of ``numAtoms`` atoms that the tokens were made from.
 

@@ -47,7 +47,7 @@ def rollout(
     tls_key: Key = None,
 ) -> None:
     """Sample trajectories of a learned model; a stopped run goes on where it was, with the same command."""
-    from openmm_starmd.binding.context import refuseWater
+    from openmm_starmd.binding.context import refuseOtherMolecules
     from openmm_starmd.domain import allowing
     from openmm_starmd.files import check_output_folder
     from openmm_starmd.plugins import NewPropagator
@@ -65,7 +65,7 @@ def rollout(
     strict, described = allowing(allow or []), (ResidueTokens.from_topology(topology), stride, temperature)
     new_propagator = NewPropagator.of(model, *described, device if scheduler is None else "cpu", strict)
     new_propagator.require(*described)
-    refuseWater(topology)
+    refuseOtherMolecules(topology)
     made = 0
     with dask(scheduler, tls_ca_file, tls_cert, tls_key) as client, progress(nanoseconds * replicas) as report:
 

@@ -13,7 +13,7 @@ import numpy as np
 from openmm import System, unit
 from openmm.app import PDBFile, Topology
 
-from openmm_starmd.binding.context import refuseNotFinite, refuseWater
+from openmm_starmd.binding.context import refuseNotFinite, refuseOtherMolecules
 from openmm_starmd.binding.statistics import acceptance
 from openmm_starmd.domain import warn_of_numbering
 from openmm_starmd.errors import JumpRejectedError, StarMDError, require
@@ -173,7 +173,7 @@ def rollout(
         workers=wholeNumber("workers", workers, 1),
     )
     ensemble.check()
-    refuseWater(topology)
+    refuseOtherMolecules(topology)
     sampler = ensemble.sampler()  # finds what else is wrong, before there are files
     steps = _prepare(ensemble, resume)
     if any(steps):
