@@ -353,7 +353,7 @@ def stiffer(system):
         ({"relaxation": Relaxation(minimizationSteps=2, dynamicsSteps=1)}, "relaxation"),
         ({"start": 0.01, "system": stiffer, "seed": 4}, "seed, System and start"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_run_of_other_settings_does_not_go_on(run, peptide, tmp_path, change, told):
     _, positions, system = peptide
