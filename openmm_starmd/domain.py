@@ -18,7 +18,7 @@ REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperatu
 """Names of the reasons for which a system can lie outside a domain, the weightiest first."""
 
 SETTINGS = {"temperature", "stride"}
-"""Reasons that lie in no molecule."""
+"""Reasons that lie in what is asked for, not in the molecule."""
 
 TAUTOMER = "HIE: name the residue HID in the file, and `starmd prepare` builds HID, which the model knows"
 NOTES = {"CYX": "CYX: cysteine of a disulfide", "HIE": TAUTOMER}

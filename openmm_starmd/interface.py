@@ -91,6 +91,7 @@ class JumpPropagator(Protocol):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        # what a class of another package returns is checked here, whoever calls it: integrator, rollout, repair
         for name in {"step", "context_copy", "resample"} & vars(cls).keys():
             setattr(cls, name, _checked(vars(cls)[name]))
 

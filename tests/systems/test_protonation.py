@@ -154,6 +154,15 @@ def test_a_named_histidine_with_hydrogens_keeps_its_state_at_any_ph(write, build
         assert hydrogens(topology, 2) & {"HD1", "HE2"} == state and changes == []
 
 
+def test_a_histidine_that_is_renamed_changes_its_hydrogens(write, build_peptide):
+    """As errors of domains advise where a model knows HID alone."""
+    topology, positions = build_peptide("AHA", variants={1: "HIE"})
+    path = write(Modeller(topology, positions * unit.nanometer))
+    path.write_text(path.read_text().replace("HIS A", "HID A"))
+    topology, _, changes = prepare(path)
+    assert hydrogens(topology, 2) & {"HD1", "HE2"} == {"HD1"} and "removed HE2 of HIS 2 of chain A" in changes
+
+
 @pytest.mark.parametrize("ph", [float("nan"), -1.0, 30.0])
 def test_a_ph_that_is_none_is_refused(write, peptide, ph):
     with pytest.raises(ValueError, match="ph: expected a number from 0 to 14, found"):
