@@ -13,9 +13,9 @@ FLOORS = [
     "protein.length_unit protein.bond_graph protein.tokens protein.conformation protein.displacement "
     "protein.validity protein.clashes protein.history",
     "systems trajectories",
-    "network.config network.fluctuations network.elastic_steps network.invariants network.rotamers network.pulls network.embedding "
-    "network.attention network.pair_embedding network.ipa network.masks network.block network.parameterization "
-    "network.reversion network.denoiser",
+    "network.config network.fluctuations network.elastic_steps network.invariants network.rotamers network.pulls "
+    "network.embedding network.attention network.pair_embedding network.ipa network.masks network.block "
+    "network.parameterization network.reversion network.denoiser",
     "diffusion.process diffusion.loss diffusion.denoising_state diffusion.sampler diffusion.tape diffusion.replay "
     "diffusion.execution diffusion.distillation",
     "domain model interface context_window propagator plugins elastic",
