@@ -80,7 +80,7 @@ def test_tables_name_their_weights_and_which_are_not_embedded(script, embedded):
         if settings["weights"] != today:
             assert "not embedded today" in settings["weights"], path.name
             old.add(path.stem)
-    assert old == {"compare_md", "training", "training-copies", "proteins-100"}
+    assert old == {"compare_md", "training", "training-copies"}
 
 
 @pytest.fixture
