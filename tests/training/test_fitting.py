@@ -14,12 +14,10 @@ from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
-import mdtraj
 import numpy as np
 import pytest
 import torch
 from openmm import unit
-from openmm.app import PDBFile
 
 pytest.importorskip("lightning_fabric")
 
@@ -37,26 +35,6 @@ from openmm_starmd.trajectories import ATLAS, Files, Folder, MdCATH  # noqa: E40
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = NetworkConfig(blocks=1, width=32, pair_width=8, heads=2, query_points=1, value_points=1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Short trajectories of jittering peptides of two lengths."""
-    path = tmp_path_factory.mktemp("data")
-    for seed, sequence in enumerate(("AKF", "GPSD", "SVE")):
-        write_jittering(path, sequence, seed)
-    return path
-
-
-def write_jittering(path, sequence, seed, *caps):
-    """Write a short trajectory of a peptide to a folder, and its topology."""
-    topology, positions = build_peptide(sequence, *caps, seed=seed)
-    with open(path / f"{sequence}.pdb", "w") as file:
-        PDBFile.writeFile(topology, positions, file)
-    x = np.array(positions.value_in_unit(unit.nanometer))
-    frames = x + np.random.default_rng(seed).normal(0, 0.01, (30, *x.shape))
-    with mdtraj.formats.XTCTrajectoryFile(str(path / f"{sequence}.xtc"), "w") as file:
-        file.write(frames.astype(np.float32), time=10 * np.arange(30, dtype=np.float32))
 
 
 def config_of(folder, output, **settings):
@@ -135,7 +113,7 @@ def test_what_a_toml_file_must_not_hold_is_named(tmp_path, line, words):
 
 
 @pytest.mark.parametrize("n_cap, c_cap", [(False, False), (True, True), (True, False), (False, True)])
-def test_the_domain_knows_the_ends_of_its_data(folder, tmp_path, n_cap, c_cap):
+def test_the_domain_knows_the_ends_of_its_data(folder, write_jittering, tmp_path, n_cap, c_cap):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     write_jittering(data, "AGS", 5, n_cap, c_cap)

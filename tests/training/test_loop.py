@@ -9,12 +9,8 @@ import threading
 from contextlib import nullcontext
 from dataclasses import replace
 
-import mdtraj
-import numpy as np
 import pytest
 import torch
-from openmm import unit
-from openmm.app import PDBFile
 from torch import nn
 
 pytest.importorskip("lightning_fabric")
@@ -24,7 +20,6 @@ from openmm_starmd.errors import StarMDError  # noqa: E402
 from openmm_starmd.model import load_model  # noqa: E402
 from openmm_starmd.network.config import ModelConfig, NetworkConfig  # noqa: E402
 from openmm_starmd.protein.displacement import per_replica  # noqa: E402
-from openmm_starmd.systems import build_peptide  # noqa: E402
 from openmm_starmd.training import fitting, graphed, logs, loop  # noqa: E402
 from openmm_starmd.training.settings import TrainingConfig  # noqa: E402
 
@@ -359,21 +354,6 @@ def test_seeds_differ_in_every_part():
 def test_bad_settings_are_refused_by_name(tmp_path, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(TrainingConfig("data", tmp_path), **change)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Short trajectories of jittering peptides of two lengths."""
-    path = tmp_path_factory.mktemp("data")
-    for seed, sequence in enumerate(("AKF", "GPSD", "SVE")):
-        topology, positions = build_peptide(sequence, seed=seed)
-        with open(path / f"{sequence}.pdb", "w") as file:
-            PDBFile.writeFile(topology, positions, file)
-        x = np.array(positions.value_in_unit(unit.nanometer))
-        frames = x + np.random.default_rng(seed).normal(0, 0.01, (30, *x.shape))
-        with mdtraj.formats.XTCTrajectoryFile(str(path / f"{sequence}.xtc"), "w") as file:
-            file.write(frames.astype(np.float32), time=10 * np.arange(30, dtype=np.float32))
-    return path
 
 
 @pytest.mark.slow
