@@ -32,7 +32,8 @@ CONFIGS = {
         NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, neighbours=3), denoising_steps=3
     ),
     "elastic steps": ModelConfig(
-        NetworkConfig(**SMALL, reference_structure=True, reversion=True, elastic_steps=True), denoising_steps=3
+        NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, elastic_steps=True),
+        denoising_steps=3,
     ),
     "half precision": ModelConfig(NetworkConfig(**SMALL), denoising_steps=3),
 }

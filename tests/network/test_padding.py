@@ -21,7 +21,7 @@ CONFIGS = {
     "neighbours": NetworkConfig(
         **SMALL, pulls=True, neighbours=4, reference_structure=True, reversion=True, fluctuations=True, burial=True
     ),
-    "elastic steps": NetworkConfig(**SMALL, reference_structure=True, reversion=True, elastic_steps=True),
+    "elastic steps": NetworkConfig(**SMALL, reference_structure=True, reversion=True, burial=True, elastic_steps=True),
     "separable": NetworkConfig(**SMALL, joint_attention=False, attention_layers=2),
     "plain": NetworkConfig(**SMALL, parameterization="plain", reference_structure=True),
 }
