@@ -108,8 +108,8 @@ def summary(runs: Runs, reference: Runs, tokens: ResidueTokens) -> dict[str, flo
         few = slice(None, None, max(1, len(pairs[0]) // 200))
         rows[f"RMSD, {lag} apart"] = float(rmsd(pairs[0][few], pairs[1][few]).mean())
     steps, expected = (np.diff(x, axis=1).reshape(-1, own.shape[2] * 3) for x in (own, others))
-    largest = np.linalg.eigh(expected.T @ expected)[1][:, -PRINCIPAL:]
-    for name, axes in {"steps": np.eye(len(largest)), "steps, principal": largest}.items():
+    components = np.linalg.eigh(expected.T @ expected)[1]
+    for name, axes in {"steps": components, "steps, principal": components[:, -PRINCIPAL:]}.items():
         squares = [((x @ axes) ** 2).sum(-1).mean() for x in (steps, expected)]
         rows[f"{name}, ratio"] = float(np.sqrt(squares[0] / squares[1]))
     checks = check_positions(torch.as_tensor(runs.positions), tokens, limits=STRAINED)

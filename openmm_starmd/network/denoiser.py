@@ -179,10 +179,11 @@ class Denoiser(nn.Module):
         residues = self.residues.from_previous(static.residues, static.torsion_mask, previous)
         size, covariance, ca = self.step_scales[-1], None, atoms[..., 1, :]
         if self.config.burial or self.config.elastic_steps:
-            step = self.step_size(conditioning.stride)[..., None, :].expand(-1, -1, ca.shape[2], -1)
             if self.config.burial:
                 weights = burial(ca, static.present)
                 size, step = weights @ self.burial_scales[-1], self.step_size_buried(conditioning.stride, weights)
+            else:
+                step = self.step_size(conditioning.stride)[..., None, :].expand(-1, -1, ca.shape[2], -1)
             if self.config.elastic_steps:
                 covariance = self.step_covariance(conditioning.stride, ca, static.present)
                 moved = elastic_steps.sizes(covariance)[..., None]
