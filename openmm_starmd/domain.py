@@ -253,7 +253,7 @@ def warn_of_numbering(tokens: ResidueTokens) -> None:
 
 
 def essential(found: Sequence[Violation]) -> list[Violation]:
-    """What to tell of a model that is not the nearest to a system: where the length is outside, nothing else."""
+    """The violation of the length alone where there is one, else all: enough for a model that is not the nearest."""
     return [violation for violation in found if violation.reason == "length"] or list(found)
 
 

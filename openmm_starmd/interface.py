@@ -22,7 +22,7 @@ def float32_on(device: torch.device, x: torch.Tensor) -> torch.Tensor:
 
 
 def _fault(found, like: Conformation) -> str:
-    """What is wrong with what was to be a conformation like another one; empty if nothing is."""
+    """Why an object is no conformation of the shapes of another one; empty if it is one."""
     if not isinstance(found, Conformation):
         return "None" if found is None else f"a {type(found).__name__}"
     names = "rotations", "translations", "torsions", "angles"

@@ -163,7 +163,7 @@ def choose_model(
 
 
 def lacking(tokens: ResidueTokens, stride: float, temperature: float, positions=None) -> dict[str, list[Violation]]:
-    """What lies outside the domain of each embedded model, by name; see `Domain.check`."""
+    """Violations of the domain of each embedded model, by name; see `Domain.check`."""
     return {name: domain.check(tokens, stride, temperature, positions) for name, domain in embedded_domains().items()}
 
 
@@ -182,7 +182,7 @@ def nearest_model(lacks: Mapping[str, Sequence[Violation]], tokens: ResidueToken
 
 
 def _told(lacks: Mapping[str, Sequence[Violation]], nearest: str, tokens: ResidueTokens) -> str:
-    """What each model lacks: each fault once, and of other lengths the lengths alone."""
+    """Sentences that tell each violation once, and the lengths alone of models of other lengths."""
     names_of: dict[tuple[Violation, ...], list[str]] = {}
     others = []
     for name, domain in embedded_domains().items():

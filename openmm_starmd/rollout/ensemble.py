@@ -78,7 +78,7 @@ class Ensemble:
 
     @cached_property
     def _settings(self) -> dict:
-        """What all replicas are made with."""
+        """Settings that all replicas are made with, their starts left out."""
         propagator = self._create_propagator()
         return {
             "model or protein": propagator.identity.hex(),

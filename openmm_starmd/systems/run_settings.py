@@ -1,4 +1,4 @@
-"""What a run is made with: settings by name, kept with its files and compared before it goes on."""
+"""Settings of a run by name: kept with its files, and compared before it goes on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hash_of_system(system: System) -> str:
 
 
 def _text(force: Force) -> str:
-    """XML of a force; kind and name of one that has none, or another in every process as the pickle in PythonForce."""
+    """XML of a force, or its kind and name: a PythonForce has a pickle in its XML that differs between processes."""
     kind = type(force).__name__
     try:
         written = "" if kind == "PythonForce" else XmlSerializer.serialize(force)

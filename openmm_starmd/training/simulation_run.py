@@ -130,7 +130,7 @@ class SimulationRun:
 
     @property
     def _settings(self) -> dict:
-        """What the trajectory is made with, for NAME.json."""
+        """Settings that the trajectory is made with, the content of NAME.json."""
         start = {"molecule": file_name(self.molecule), "start": "built"}
         if self.structure:
             pdb = self._read()
