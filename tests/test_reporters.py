@@ -204,7 +204,8 @@ def test_torn_ends_are_cut_wherever_they_are_torn(tmp_path, atoms):
     files = run(chain(atoms), tmp_path, 10)
     kept = [Path(file).read_bytes() for file in files]
     checkpoint = (tmp_path / "run.chk").read_bytes()
-    run(chain(atoms), tmp_path, 20)
+    simulation = chain(atoms)  # goes on, since a new DCD file would tell another time of its creation
+    run(simulation, tmp_path, 20, resume(simulation, str(tmp_path / "run.chk"), *files))
     later = [Path(file).read_bytes() for file in files]
     (tmp_path / "run.chk").write_bytes(checkpoint)
     simulation = chain(atoms)
