@@ -14,10 +14,22 @@ from openmm_starmd.protein.residues import RESIDUE_TYPES, VARIANTS, variant_name
 from openmm_starmd.protein.tokens import ResidueFeatures, ResidueTokens
 from openmm_starmd.protein.validity import check_positions, flat_centres
 
-REASONS = ("length", "chains", "gap", "residues", "variants", "caps", "temperature", "stride", "chirality", "fold")
+REASONS = (
+    "length",
+    "chains",
+    "gap",
+    "residues",
+    "variants",
+    "caps",
+    "temperature",
+    "stride",
+    "context",
+    "chirality",
+    "fold",
+)
 """Names of the reasons for which a system can lie outside a domain, the weightiest first."""
 
-SETTINGS = {"temperature", "stride"}
+SETTINGS = {"temperature", "stride", "context"}
 """Reasons that lie in what is asked for, not in the molecule."""
 
 TAUTOMER = "HIE: name the residue HID in the file, and `starmd prepare` builds HID, which the model knows"
@@ -71,6 +83,8 @@ class Domain:
         K beyond ``min_temperature`` and ``max_temperature`` that count as inside.
     half_capped : bool
         Whether one end of a chain may be capped and the other free.
+    max_context : int
+        Past conformations that a step may see.
     """
 
     min_length: int = 1
@@ -87,6 +101,7 @@ class Domain:
     max_gyration: float = 10_000.0
     temperature_tolerance: float = 3.0
     half_capped: bool = False
+    max_context: int = 10_000
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Domain:
@@ -109,7 +124,9 @@ class Domain:
         known = [limit for limit in sorted(self.max_stride) if limit >= length]
         return self.max_stride[known[0] if known else max(self.max_stride)]
 
-    def check(self, tokens: ResidueTokens, stride: float, temperature: float, positions=None) -> list[Violation]:
+    def check(
+        self, tokens: ResidueTokens, stride: float, temperature: float, positions=None, context_frames: int = 0
+    ) -> list[Violation]:
         """List everything about a system that lies outside, the most important first.
 
         Parameters
@@ -122,6 +139,8 @@ class Domain:
         positions : array, shape (A, 3), optional
             Of whole molecules, nm; with them chirality is checked, bonds over gaps, and whether all is as compact as a
             fold.
+        context_frames : int
+            Past conformations that a step is to see.
 
         Returns
         -------
@@ -129,6 +148,9 @@ class Domain:
             Empty where all is inside.
         """
         found = [*self._of_molecule(tokens), *self._of_settings(tokens.n_residues, stride, temperature)]
+        if context_frames > self.max_context:
+            text = f"the model has seen up to {self.max_context} past conformation(s) at a time, not {context_frames}"
+            found.append(Violation("context", text))
         if positions is not None:
             found += [*_of_positions(tokens, torch.as_tensor(positions)), *self._of_start(tokens, positions)]
         return sorted(found, key=lambda violation: REASONS.index(violation.reason))

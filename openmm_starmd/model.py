@@ -88,13 +88,17 @@ class StarMDModel:
             digest.update(name.encode() + weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.digest()
 
-    def check_domain(self, tokens: ResidueTokens, stride: float, temperature: float, strict=True) -> None:
+    def check_domain(
+        self, tokens: ResidueTokens, stride: float, temperature: float, strict=True, context_frames: int = 0
+    ) -> None:
         """Raise ModelDomainError, or warn as far as ``strict`` says, where a system lies outside the domain.
 
         The stride is in ps, the temperature in K; ``strict`` is that of `domain.refuse`.
         """
-        found = self.domain.check(tokens, stride, temperature)
-        refuse(self.name, found, strict, models_for(tokens, stride, temperature) if enforced(found, strict) else [])
+        found, others = self.domain.check(tokens, stride, temperature, None, context_frames), []
+        if enforced(found, strict):
+            others = [name for name in models_for(tokens, stride, temperature) if name != self.name]
+        refuse(self.name, found, strict, others)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: weights, and configuration, domain and card as its metadata."""

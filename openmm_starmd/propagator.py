@@ -43,7 +43,7 @@ class Propagator(JumpPropagator):
     Raises
     ------
     ModelDomainError
-        If system, stride or temperature lie outside the model's domain.
+        If system, stride, temperature or number of past frames lie outside the model's domain.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Propagator(JumpPropagator):
         single: torch.Tensor | None = None,
         pair: torch.Tensor | None = None,
     ):
-        model.check_domain(tokens, stride, temperature, strict)
         frames = model.config.context_frames if context_frames is None else context_frames
         steps = model.config.denoising_steps if denoising_steps is None else denoising_steps
         self.context_frames, steps = wholeNumber("context_frames", frames, 1), wholeNumber("denoising_steps", steps, 1)
+        model.check_domain(tokens, stride, temperature, strict, self.context_frames)
         self.name, self.device = model.name, model.device
         self.model, self.tokens, self.stride, self.temperature = model, tokens, float(stride), float(temperature)
         self.sampler = SAMPLERS[model.config.sampler](model.process, steps)

@@ -16,7 +16,7 @@ import torch
 from openmm import unit
 from openmm.app import Element, Modeller, PDBFile, Topology
 
-from openmm_starmd import available_models, choose_model, load_model
+from openmm_starmd import StarMDIntegrator, available_models, choose_model, load_model
 from openmm_starmd.domain import REASONS, Domain, allowing, refuse, relative_gyration, warn_of_numbering
 from openmm_starmd.errors import ModelDomainError
 from openmm_starmd.plugins import NewPropagator
@@ -189,6 +189,31 @@ def test_longest_stride_goes_by_length(build_peptide):
     assert reasons(domain, build_peptide("ALA")[0], 500.0) == ["stride"]
     assert reasons(domain, build_peptide("ALAG")[0], 500.0) == []
     assert Domain.from_dict(json.loads(json.dumps(domain.to_dict()))) == domain
+
+
+def test_more_past_conformations_than_were_seen_are_refused(build_peptide):
+    tokens, domain = ResidueTokens.from_topology(build_peptide("ALA")[0]), Domain(max_context=2)
+    assert domain.check(tokens, 100.0, 300.0, context_frames=2) == []
+    (told,) = domain.check(tokens, 100.0, 300.0, context_frames=3)
+    assert told.reason == "context" and "up to 2 past" in told and told.endswith("not 3")
+    assert Domain.from_dict(json.loads(json.dumps(domain.to_dict()))) == domain
+
+
+@pytest.mark.parametrize("name, sequence", [("starmd-dipeptide", "AG"), ("starmd-peptide", "AGVD")])
+def test_an_integrator_tells_how_many_past_conformations_its_model_knows(build_peptide, name, sequence):
+    topology, _ = build_peptide(sequence)
+    settings = dict(model=name, relaxation=None)
+    StarMDIntegrator(topology, 300, 100, contextFrames=load_model(name, "cpu").config.context_frames, **settings)
+    with pytest.raises(ModelDomainError, match=r"past conformation.*not 4 \[context\].*--allow context"):
+        StarMDIntegrator(topology, 300, 100, contextFrames=4, **settings)
+    with pytest.warns(UserWarning, match="past conformation"):
+        StarMDIntegrator(topology, 300, 100, contextFrames=4, strict={"context": False}, **settings)
+
+
+def test_embedded_models_see_no_more_past_frames_than_they_know():
+    for name in available_models():
+        model = load_model(name, "cpu")
+        assert model.config.context_frames <= model.domain.max_context < 10, name
 
 
 def test_everything_outside_is_listed_in_order_of_weight(build_peptide):

@@ -149,7 +149,7 @@ class ModelConfig:
     network : NetworkConfig
     process : ProcessConfig
     context_frames : int
-        Context frames that the model was trained with.
+        Past frames that a step sees; training lowers it to what its windows show, ``frames`` - 1.
     denoising_steps : int
         Default number of denoising steps.
     sampler : {"ancestral", "multistep", "euler-maruyama"}

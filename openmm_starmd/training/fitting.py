@@ -189,7 +189,9 @@ def trained_model(
         variants=tuple(VARIANTS[k] for k in torch.cat([f.variant for f in features]).unique().tolist() if k),
         temperature_tolerance=default.temperature_tolerance,
         half_capped=any(map(half_capped, features)),
+        max_context=config.frames - 1,
     )
+    model = replace(model, context_frames=min(model.context_frames, domain.max_context))
     return StarMDModel(denoiser, model, domain, "", Path(config.output).name)
 
 

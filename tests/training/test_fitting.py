@@ -123,6 +123,15 @@ def test_the_domain_knows_the_ends_of_its_data(folder, write_jittering, tmp_path
     assert (found.caps, found.half_capped) == (n_cap or c_cap, n_cap != c_cap)
 
 
+@pytest.mark.parametrize("frames, context, sees", [(2, 3, 1), (4, 3, 3), (5, 1, 1)])
+def test_a_model_sees_no_more_past_frames_than_its_windows_showed(folder, tmp_path, frames, context, sees):
+    model = ModelConfig(NETWORK, context_frames=context)
+    config = replace(config_of(folder, tmp_path / "run"), frames=frames)
+    dataset = TrajectoryDataset(folder, cache=tmp_path / "cache", n_frames=frames)
+    trained = fitting.trained_model(Denoiser(NETWORK), config, model, dataset)
+    assert (trained.config.context_frames, trained.domain.max_context) == (sees, frames - 1)
+
+
 def test_needed_settings_and_files_are_named(tmp_path):
     (tmp_path / "config.toml").write_text('data = ["md"]')
     with pytest.raises(StarMDError, match="output is missing"):
