@@ -14,10 +14,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 PROTEINS = RECIPES / "starmd-protein"
 
 
-CONFIGS = [*sorted(RECIPES.glob("*/config.toml")), PROTEINS / "elastic_steps.toml"]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/config.toml")), ids=lambda path: path.parent.name)
 def test_the_data_of_a_recipe_are_there(path):
     config = TrainingConfig.from_toml(path)
     names = [file.name for source in config.data for file in as_source(source).find()]
