@@ -11,7 +11,7 @@ from openmm_starmd.cli.terminal import logged
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML file; see the README.", show_default=False)],
+    config: Annotated[Path, typer.Argument(help="TOML file; docs/guide/training.md describes it.", show_default=False)],
 ) -> None:
     """Train or fine-tune a model on trajectories; a killed run goes on where it was, with the same command."""
     from openmm_starmd.training import TrainingConfig
