@@ -150,7 +150,7 @@ class Domain:
         found = [*self._of_molecule(tokens), *self._of_settings(tokens.n_residues, stride, temperature)]
         if context_frames > self.max_context:
             text = f"the model has seen up to {self.max_context} past conformation(s) at a time, not {context_frames}"
-            found.append(Violation("context", text))
+            found.append(Violation("context", f"{text}; ask for no more, or leave the number out"))
         if positions is not None:
             found += [*_of_positions(tokens, torch.as_tensor(positions)), *self._of_start(tokens, positions)]
         return sorted(found, key=lambda violation: REASONS.index(violation.reason))
@@ -319,8 +319,11 @@ def how_to_allow(errors: Sequence[Violation], instead: str = "") -> str:
     """Sentence that says how violations become warnings, after what to do ``instead``."""
     reasons = list(dict.fromkeys(violation.reason for violation in errors))
     switches = ", ".join(f"{reason!r}: False" for reason in reasons)
-    options = " ".join(f"--allow {reason}" for reason in reasons)
+    options = " ".join(
+        f"--allow {reason}" for reason in reasons if reason != "context"
+    )  # which commands cannot ask for
+    command = f" (command line: {options})" if options else ""
     return (
-        f"{f'{instead} try' if instead else 'Try'} all the same with strict={{{switches}}} (command line: {options}); "
-        "nothing is known of the result."
+        f"{f'{instead} try' if instead else 'Try'} all the same with strict={{{switches}}}{command}; nothing is known "
+        "of the result."
     )

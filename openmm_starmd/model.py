@@ -96,8 +96,8 @@ class StarMDModel:
         The stride is in ps, the temperature in K; ``strict`` is that of `domain.refuse`.
         """
         found, others = self.domain.check(tokens, stride, temperature, None, context_frames), []
-        if enforced(found, strict):
-            others = [name for name in models_for(tokens, stride, temperature) if name != self.name]
+        if any(violation.reason != "context" for violation in enforced(found, strict)):
+            others = models_for(tokens, stride, temperature)
         refuse(self.name, found, strict, others)
 
     def save(self, path: str | Path) -> None:

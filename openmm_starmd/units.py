@@ -18,7 +18,7 @@ def valueIn(value, target: unit.Unit) -> float:
         except TypeError:
             raise TypeError(f"expected a Quantity in {target.get_name()} or the like; got {value}") from None
     try:
-        return float(value)
+        return float(value + 0)  # a text is no number, even "100"
     except (TypeError, ValueError):
         raise ValueError(f"expected a number in {target.get_name()}, or a Quantity; got {value!r}") from None
 

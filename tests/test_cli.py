@@ -349,6 +349,7 @@ def test_info_of_an_unfolded_chain_asks_for_a_fold(quick_probe, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "the start is not folded" in told and "a jump" not in told
     assert "starmd info FOLDED.pdb --stride 100: starmd-protein takes a folded structure of this molecule" in told
+    assert "starmd rollout FOLDED.pdb --model elastic" in told
 
 
 def test_the_probe_leaves_out_the_first_jump_and_counts_the_jumps_that_are_tried_again(peptide, monkeypatch):

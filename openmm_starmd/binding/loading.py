@@ -62,17 +62,20 @@ class Loader:
         try:
             self._store.read()
         except HistoryError as error:
-            raise HistoryError(_refusal(source, "its history is of another model or protein, or damaged")) from error
+            raise HistoryError(
+                _refusal(source, "its history is of another model, protein or contextFrames, or damaged")
+            ) from error
 
 
 def _refusal(source: State | bytes, found: str) -> str:
+    other = "another integrator, model, version of its weights or contextFrames"
     if isinstance(source, State):
         return (
-            f"This State was made under another integrator or model, or of another System ({found}). Nothing was "
-            "changed. Go on from its positions: context.setPositions(state.getPositions())."
+            f"This State was made under {other}, or of another System ({found}). Nothing was changed. Go on from its "
+            "positions: context.setPositions(state.getPositions())."
         )
     return (
-        f"This checkpoint was made under another integrator or model, of another System, or by another platform or "
-        f"version of OpenMM, or is damaged ({found}). Nothing was changed. Load it where it was made, and go on from "
-        "the positions there: context.setPositions(other.getState(positions=True).getPositions())."
+        f"This checkpoint was made under {other}, of another System, or by another platform or version of OpenMM, or "
+        f"is damaged ({found}). Nothing was changed. Load it where it was made, and go on from the positions there: "
+        "context.setPositions(other.getState(positions=True).getPositions())."
     )

@@ -107,6 +107,12 @@ def test_temperature_and_stride_outside_the_domain(new_integrator, settings, tol
         new_integrator(**settings, strict=False)
 
 
+@pytest.mark.parametrize("settings", [{"temperature": "300"}, {"stepSize": "100"}])
+def test_a_text_is_no_number(new_integrator, settings):
+    with pytest.raises(ValueError, match="expected a number in .* got '"):
+        new_integrator(**settings)
+
+
 def test_d_residues_are_outside_of_the_domain_and_stay_what_they_are(new_simulation, peptide):
     simulation = new_simulation()
     simulation.context.setPositions(-peptide[1])
