@@ -142,7 +142,7 @@ def test_a_state_of_another_propagator_is_refused(peptide, sway, tiny_model, tmp
         getattr(simulation, f"save{way}")(str(tmp_path / way))
         other = simulation_of(peptide, model, relaxation=None)
         before = other.context.createCheckpoint()
-        with pytest.raises(HistoryError, match="another integrator or model"):
+        with pytest.raises(HistoryError, match="another integrator, model"):
             getattr(other, f"load{way}")(str(tmp_path / way))
         assert other.context.createCheckpoint() == before
 

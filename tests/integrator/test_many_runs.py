@@ -165,7 +165,7 @@ def test_what_another_integrator_made_is_refused_whole(
     for run in runs:
         run.step(2)
     before = snapshot(runs[0])
-    with pytest.raises(HistoryError, match=r"another integrator .* Nothing was changed.* context.setPositions\("):
+    with pytest.raises(HistoryError, match=r"another integrator, .* Nothing was changed.* context.setPositions\("):
         getattr(runs[0], load)(str(tmp_path / "saved"))
     assert snapshot(runs[0]) == before
     for run in runs:
