@@ -2,8 +2,8 @@
 
     python recipes/starmd-peptide/simulate_starts.py OUTPUT [--processes 2] [--frames 50] [--many | --charged]
 
-With --many the peptides are those of prepare_blocks.py, some 1,600 of 1 to 12 residues, with --charged 90 tetrapeptides with
-opposite charges; a frame is 10 ps.
+With --many the peptides are those of prepare_blocks.py, some 1,600 of 1 to 12 residues, with --charged 90
+tetrapeptides with opposite charges; a frame is 10 ps.
 Each replica starts from 40 ps at 600 K and 60 ps at 300 K, so that states which half a nanosecond from one built
 conformation does not come to are among the starts. Made by lanes.py; the sequences are the short ones of
 `simulate_peptides.py`, the first ones that the model was trained on, and new ones.
