@@ -97,12 +97,16 @@ def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
 def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     """Geometric mean of the mean first passage times between the reference's two metastable sets, there and back.
 
-    Of two matrices of counts at one lag, generated over reference; nan where one side does not go there and back.
+    Of two matrices of counts at one lag, generated over reference; nan where one side does not go there and back, or the
+    reference has no two sets.
     """
     known, found = MarkovChain.of(reference), MarkovChain.of(generated)
     if not (known.moves and found.moves) or known.model.n_states < 2:
         return float("nan")
-    there_and_back = known.own_passages, markov.first_passage_times(found.model, known.two_sets)
+    try:
+        there_and_back = known.own_passages, markov.first_passage_times(found.model, known.two_sets)
+    except AssertionError:  # PCCA+ of deeptime 0.5 where few transitions tell no two sets apart
+        return float("nan")
     one, two = (times[[0, 1], [1, 0]] for times in there_and_back)
     if not np.isfinite([one, two]).all():
         return float("nan")
