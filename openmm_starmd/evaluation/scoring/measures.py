@@ -97,8 +97,8 @@ def timescale_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
 def passage_ratio(reference: np.ndarray, generated: np.ndarray) -> float:
     """Geometric mean of the mean first passage times between the reference's two metastable sets, there and back.
 
-    Of two matrices of counts at one lag, generated over reference; nan where one side does not go there and back, or the
-    reference has no two sets.
+    Of two matrices of counts at one lag, generated over reference; nan where one side does not go there and back, or
+    the reference has no two sets.
     """
     known, found = MarkovChain.of(reference), MarkovChain.of(generated)
     if not (known.moves and found.moves) or known.model.n_states < 2:
