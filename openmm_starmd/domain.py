@@ -147,10 +147,7 @@ class Domain:
         list of Violation
             Empty where all is inside.
         """
-        found = [*self._of_molecule(tokens), *self._of_settings(tokens.n_residues, stride, temperature)]
-        if context_frames > self.max_context:
-            text = f"the model has seen up to {self.max_context} past conformation(s) at a time, not {context_frames}"
-            found.append(Violation("context", f"{text}; ask for no more, or leave the number out"))
+        found = [*self._of_molecule(tokens), *self._of_settings(tokens.n_residues, stride, temperature, context_frames)]
         if positions is not None:
             found += [*_of_positions(tokens, torch.as_tensor(positions)), *self._of_start(tokens, positions)]
         return sorted(found, key=lambda violation: REASONS.index(violation.reason))
@@ -194,7 +191,7 @@ class Domain:
             text = f"one end of {named} is capped and the other free, the model has seen both ends capped or both free"
             yield Violation("caps", text)
 
-    def _of_settings(self, length: int, stride: float, temperature: float):
+    def _of_settings(self, length: int, stride: float, temperature: float, context_frames: int = 0):
         low, high, spare = self.min_temperature, self.max_temperature, self.temperature_tolerance
         if not low - spare <= temperature <= high + spare:
             known = f"{low:g}" if low == high else f"{low:g} to {high:g}"
@@ -206,6 +203,9 @@ class Domain:
             of = f" for {nearest} residues" if isinstance(self.max_stride, Mapping) else ""
             known, found = f"{self.min_stride:g} to {longest:g} ps{of}", _written(stride, self.min_stride, longest)
             yield Violation("stride", f"the model knows strides of {known}, not {found} ps")
+        if context_frames > self.max_context:
+            text = f"the model has seen up to {self.max_context} past conformation(s) at a time, not {context_frames}"
+            yield Violation("context", f"{text}; ask for no more, or leave the number out")
 
     def _of_start(self, tokens: ResidueTokens, positions):
         """Violation of a start (A, 3) that is not as compact as what the model was trained on."""
@@ -319,10 +319,8 @@ def how_to_allow(errors: Sequence[Violation], instead: str = "") -> str:
     """Sentence that says how violations become warnings, after what to do ``instead``."""
     reasons = list(dict.fromkeys(violation.reason for violation in errors))
     switches = ", ".join(f"{reason!r}: False" for reason in reasons)
-    options = " ".join(
-        f"--allow {reason}" for reason in reasons if reason != "context"
-    )  # which commands cannot ask for
-    command = f" (command line: {options})" if options else ""
+    options = [f"--allow {reason}" for reason in reasons if reason != "context"]  # no command asks for past frames
+    command = f" (command line: {' '.join(options)})" if options else ""
     return (
         f"{f'{instead} try' if instead else 'Try'} all the same with strict={{{switches}}}{command}; nothing is known "
         "of the result."

@@ -125,7 +125,6 @@ def _print_next(
         print(f"  starmd info {molecule} {given}, once the residues are named HID in the file; or, with HIE,")
     if changed:
         print(f"  starmd prepare {molecule} -o start.pdb")
-    unfolded = any(violation.reason == "fold" for violation in outside[nearest])
     for name, found in outside.items():
         if [violation.reason for violation in found] == ["fold"]:
             print(f"  starmd info FOLDED.pdb {given}: {name} takes a folded structure of this molecule")
@@ -134,7 +133,6 @@ def _print_next(
         return
     print("  starmd train, on MD of this molecule (see the documentation)")
     if tokens.n_residues >= LEAST:
+        fold = "FOLDED.pdb" if any(violation.reason == "fold" for violation in outside[nearest]) else start
         print("  or, for motions about a folded structure,")
-        print(
-            f"  starmd rollout {'FOLDED.pdb' if unfolded else start} --model elastic --nanoseconds 100 {given} -o run"
-        )
+        print(f"  starmd rollout {fold} --model elastic --nanoseconds 100 {given} -o run")

@@ -143,12 +143,15 @@ def implied_timescales(states: States, lags: Sequence[int], n_timescales: int = 
 def metastable_sets(msm: MarkovStateModel, n_sets: int, n_states: int) -> np.ndarray:
     """Set 0 to ``n_sets`` - 1 of each state by PCCA+, (n_states,); -1 for states that the model does not connect.
 
-    A ValueError refuses more sets than the model has states.
+    A ValueError refuses more sets than the model has states, and states in which PCCA+ finds none: they may alternate.
     """
     if not 2 <= n_sets <= msm.n_states:
         raise ValueError(f"expected 2 to {msm.n_states} metastable sets, one a connected state at most, found {n_sets}")
     sets = np.full(n_states, -1)
-    sets[msm.count_model.state_symbols] = msm.pcca(n_sets).assignments
+    try:
+        sets[msm.count_model.state_symbols] = msm.pcca(n_sets).assignments
+    except AssertionError as error:  # of deeptime 0.5, where an eigenvalue of -1 comes before that of equilibrium
+        raise ValueError(f"PCCA+ finds no {n_sets} metastable sets") from error
     return sets
 
 

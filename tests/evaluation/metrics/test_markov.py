@@ -80,6 +80,11 @@ def test_a_frozen_trajectory_has_no_timescale():
         markov.metastable_sets(fit(still), 2, 5)
 
 
+def test_states_that_only_alternate_have_no_metastable_sets():
+    with pytest.raises(ValueError, match="PCCA\\+ finds no 2 metastable sets"):
+        markov.metastable_sets(fit(np.arange(100) % 2), 2, 5)
+
+
 def test_states_of_separate_clusters(rng):
     centres = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
     labels = rng.integers(0, 3, 600)

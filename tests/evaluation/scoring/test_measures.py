@@ -88,6 +88,9 @@ def test_rates_are_unknown_where_states_do_not_reach_each_other(ratio):
     for wrong in (apart, np.diag([5.0, 0, 0, 0]), np.diag([5.0, 3.0, 0, 0])):
         assert np.isnan(ratio(counts, wrong)) and np.isnan(ratio(wrong, counts))
     assert np.isnan(measures.passage_ratio(counts, stuck))  # the other well is never reached
+    alternating = np.zeros((4, 4))
+    alternating[0, 1] = alternating[1, 0] = 5.0
+    assert np.isnan(measures.passage_ratio(alternating, counts))  # what only alternates has no two sets
     assert np.isfinite(ratio(counts, counts))
     assert measures.timescale_ratio(counts, np.full((4, 4), 1e3)) == pytest.approx(0, abs=1e-2)  # no memory
 
